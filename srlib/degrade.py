@@ -1,0 +1,329 @@
+"""Degradation of audio: low-pass filter, noise and gaps, every random choice of which can be replayed from a record.
+
+The order is low-pass, then noise, then gaps; `noise_first` swaps the first two. Filters run forwards and backwards
+(zero phase), so the whole response is |H|^2: `cutoff_hz` is the design frequency handed to scipy, and the measured
+`f_3db` and `f_20db` say where the band really ends. numpy and scipy only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+
+import numpy as np
+from scipy import optimize, signal
+
+from srlib.errors import SrlibError
+
+FILTER_TYPES = ("cheby1", "ellip", "butter", "boxcar")
+NOISE_TYPES = ("none", "tone", "white")
+FILTER_ORDERS = range(2, 11)
+RIPPLE_DB = 0.1  # pass band of cheby1 and ellip, one way
+STOP_BAND_DB = 60.0  # ellip, one way
+BOXCAR_N_FFT = 2048  # samples
+BOXCAR_HOP_LENGTH = 512  # samples
+
+
+def stft(wav: np.ndarray, n_fft: int = 2048, hop_length: int = 512, pad_mode: str = "constant") -> np.ndarray:
+    """Centred STFT with a periodic Hann window, not normalised.
+
+    wav [..., samples] -> complex [..., frames, n_fft // 2 + 1]; frame t is centred on sample t * hop_length.
+    """
+    pad = [(0, 0)] * (wav.ndim - 1) + [(n_fft // 2, n_fft // 2)]
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(wav, pad, mode=pad_mode), n_fft, axis=-1)
+    return np.fft.rfft(frames[..., ::hop_length, :] * signal.get_window("hann", n_fft), axis=-1)
+
+
+def istft(spectrum: np.ndarray, length: int, n_fft: int = 2048, hop_length: int = 512) -> np.ndarray:
+    """Inverse of `stft` by weighted overlap-add (least squares for an edited spectrum): -> [..., length]."""
+    window = signal.get_window("hann", n_fft)
+    frames = np.fft.irfft(spectrum, n_fft, axis=-1) * window
+    count = spectrum.shape[-2]
+    total = np.zeros((*spectrum.shape[:-2], max((count - 1) * hop_length + n_fft, length + n_fft)))
+    weight = np.zeros(total.shape[-1])
+    for t in range(count):
+        start = t * hop_length
+        total[..., start : start + n_fft] += frames[..., t, :]
+        weight[start : start + n_fft] += window**2
+    inner = slice(n_fft // 2, n_fft // 2 + length)
+    return total[..., inner] / np.maximum(weight[inner], 1e-8)
+
+
+def filter_sos(filter_type: str, order: int, cutoff_hz: float, sample_rate: int) -> np.ndarray:
+    """Second-order sections [sections, 6] of one pass of an IIR family (boxcar is an STFT mask and has none)."""
+    if filter_type == "cheby1":
+        return signal.cheby1(order, RIPPLE_DB, cutoff_hz, output="sos", fs=sample_rate)
+    if filter_type == "ellip":
+        return signal.ellip(order, RIPPLE_DB, STOP_BAND_DB, cutoff_hz, output="sos", fs=sample_rate)
+    if filter_type == "butter":
+        return signal.butter(order, cutoff_hz, output="sos", fs=sample_rate)
+    raise SrlibError(f"no filter sections for {filter_type!r}: choose one of cheby1, ellip, butter")
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """What is done to a recording. Frozen, hashable, and enough to repeat it to the same bits."""
+
+    cutoff_hz: float | None = None  # design frequency, Hz; None = no filter
+    filter_type: str = "cheby1"
+    filter_order: int = 8
+    noise_type: str = "none"
+    noise_amplitude: float = 0.0  # linear: peak of the tone, standard deviation of the white noise
+    tone_hz: float | None = None
+    gaps: tuple[tuple[float, float], ...] = ()  # (start, end), seconds
+    seed: int = 0  # of the tone's phase and of the white noise
+    noise_first: bool = False  # noise before the filter, as the figures of the source report show
+
+    def __post_init__(self) -> None:
+        try:  # plain Python numbers, whatever numpy or JSON handed over
+            plain = {
+                "cutoff_hz": None if self.cutoff_hz is None else float(self.cutoff_hz),
+                "noise_amplitude": float(self.noise_amplitude),
+                "tone_hz": None if self.tone_hz is None else float(self.tone_hz),
+                "gaps": tuple((float(start), float(end)) for start, end in self.gaps),
+                "filter_order": operator.index(self.filter_order),
+                "seed": operator.index(self.seed),
+            }
+        except (TypeError, ValueError) as error:
+            raise SrlibError(
+                f"a degradation takes numbers, whole ones for order and seed, and gaps as (start, end) pairs: {error}"
+            ) from error
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        for problem, wrong in self._problems():
+            if wrong:
+                raise SrlibError(problem)
+
+    def _problems(self) -> list[tuple[str, bool]]:
+        """Every rule that does not depend on the file: (sentence, is it broken)."""
+        cutoff, tone, order = self.cutoff_hz, self.tone_hz, self.filter_order
+        return [
+            (f"cutoff_hz is {cutoff}: give a positive frequency in Hz", cutoff is not None and not _positive(cutoff)),
+            (
+                f"unknown filter {self.filter_type!r}: choose one of {', '.join(FILTER_TYPES)}",
+                self.filter_type not in FILTER_TYPES,
+            ),
+            (f"filter order {order} is not a whole number from 2 to 10", order not in FILTER_ORDERS),
+            (
+                f"unknown noise {self.noise_type!r}: choose one of {', '.join(NOISE_TYPES)}",
+                self.noise_type not in NOISE_TYPES,
+            ),
+            (
+                f"noise_amplitude is {self.noise_amplitude}: give a finite number, zero or more",
+                not 0 <= self.noise_amplitude < math.inf,
+            ),
+            ("a tone needs tone_hz: give its frequency in Hz", self.noise_type == "tone" and tone is None),
+            (f"tone_hz is {tone}: give a positive frequency in Hz", tone is not None and not _positive(tone)),
+            (
+                f"the gaps {self.gaps} hold one that ends before it starts, or starts before the file: "
+                "give 0 <= start < end in seconds",
+                not all(0 <= start < end < math.inf for start, end in self.gaps),
+            ),
+            (f"the seed {self.seed!r} is not a whole number, zero or more", self.seed < 0),
+        ]
+
+    @property
+    def does_nothing(self) -> bool:
+        """True if `apply` would return its input."""
+        silent = self.noise_type == "none" or self.noise_amplitude == 0
+        return self.cutoff_hz is None and silent and not self.gaps
+
+    def check(self, sample_rate: int, samples: int | None = None) -> None:
+        """Raise SrlibError if this cannot be done to a file of this rate (Hz) and length (samples)."""
+        nyquist = sample_rate / 2
+        if self.cutoff_hz is not None and self.cutoff_hz >= nyquist:
+            raise SrlibError(
+                f"cutoff_hz {self.cutoff_hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it"
+            )
+        if self.noise_type == "tone" and self.tone_hz >= nyquist:
+            raise SrlibError(f"tone_hz {self.tone_hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it")
+        for start, end in self.gaps if samples is not None else ():
+            if round(end * sample_rate) > samples:
+                seconds = samples / sample_rate
+                raise SrlibError(f"the gap {start:g}:{end:g} s lies outside the file, which has {seconds:.3f} s")
+
+    def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
+        """Degrade wav [samples] or [channels, samples]; returns float32 of the same shape, the input untouched."""
+        wav = np.asarray(wav)
+        if wav.ndim not in (1, 2) or wav.size == 0:
+            raise SrlibError(f"the audio has shape {wav.shape}: give [samples] or [channels, samples], not empty")
+        if not np.isfinite(wav).all():
+            raise SrlibError("the audio holds NaN or infinite samples: repair the file first")
+        self.check(sample_rate, wav.shape[-1])
+        degraded = wav.astype(np.float64)
+        steps = [self._filter, self._add_noise]
+        for step in reversed(steps) if self.noise_first else steps:
+            degraded = step(degraded, sample_rate)
+        for start, end in self.gaps:
+            degraded[..., round(start * sample_rate) : round(end * sample_rate)] = 0.0
+        return degraded.astype(np.float32)
+
+    def _filter(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
+        if self.cutoff_hz is None:
+            return wav
+        if self.filter_type == "boxcar":
+            spectrum = stft(wav, BOXCAR_N_FFT, BOXCAR_HOP_LENGTH)
+            spectrum[..., _boxcar_kept(self.cutoff_hz, sample_rate) :] = 0.0
+            return istft(spectrum, wav.shape[-1], BOXCAR_N_FFT, BOXCAR_HOP_LENGTH)
+        sos = filter_sos(self.filter_type, self.filter_order, self.cutoff_hz, sample_rate)
+        long_enough = wav.shape[-1] > 3 * (2 * len(sos) + 1)  # for scipy's own padding
+        return signal.sosfiltfilt(sos, wav, axis=-1, padlen=None if long_enough else wav.shape[-1] - 1)
+
+    def _add_noise(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
+        rng = np.random.default_rng(self.seed)
+        samples = wav.shape[-1]
+        if self.noise_type == "tone":  # one tone, the same in all channels
+            time = np.arange(samples) / sample_rate
+            return wav + self.noise_amplitude * np.sin(2 * np.pi * self.tone_hz * time + self.tone_phase)
+        if self.noise_type == "white":  # time first: a longer file gets the same noise and more of it
+            noise = rng.standard_normal((samples, wav.size // samples)).T.reshape(wav.shape)
+            return wav + self.noise_amplitude * noise
+        return wav
+
+    @property
+    def tone_phase(self) -> float:
+        """Phase of the inserted sine at the first sample, radians: the first draw of the seed."""
+        return float(np.random.default_rng(self.seed).uniform(0, 2 * np.pi))
+
+    def f_3db(self, sample_rate: int) -> float | None:
+        """Frequency (Hz) where the whole response falls to -3 dB; None without a filter."""
+        return _crossing(self, -3.0, sample_rate)
+
+    def f_20db(self, sample_rate: int) -> float | None:
+        """Frequency (Hz) above which the whole response stays under -20 dB; None without a filter."""
+        return _crossing(self, -20.0, sample_rate)
+
+    def record(self, sample_rate: int) -> dict:
+        """All fields, and what was measured from them; `from_json` reads it back."""
+        self.check(sample_rate)
+        measured = {"f_3db": self.f_3db(sample_rate), "f_20db": self.f_20db(sample_rate)}
+        return asdict(self) | {"sample_rate": int(sample_rate)} | measured
+
+    def to_json(self, sample_rate: int) -> str:
+        return json.dumps(self.record(sample_rate), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, record: str | Mapping) -> Degradation:
+        """From the text of a record or from its dict; the measured values in it are not needed."""
+        try:
+            record = json.loads(record) if isinstance(record, str) else dict(record)
+        except ValueError as error:
+            raise SrlibError(f"the record is not JSON ({error}): give the one written beside the audio") from error
+        if not isinstance(record, dict):
+            raise SrlibError("the record is not a JSON object: give the one written beside the audio")
+        names = [f.name for f in fields(cls)]
+        unknown = sorted(set(record) - {*names, "sample_rate", "f_3db", "f_20db"})
+        if unknown:
+            raise SrlibError(f"the record has unknown keys {', '.join(unknown)}: is it the record of a degradation?")
+        return cls(**{name: record[name] for name in names if name in record})
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _boxcar_kept(cutoff_hz: float, sample_rate: int) -> int:
+    """Number of STFT bins at or below the cutoff."""
+    return math.floor(cutoff_hz * BOXCAR_N_FFT / sample_rate) + 1
+
+
+def zero_phase_response(degradation: Degradation, freqs_hz: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Real gain of the whole filter (both passes) at freqs_hz [n] -> [n]; ones without a filter.
+
+    For boxcar it is 1 below and 0 above, but for the two bins either side of the cutoff over which the STFT window
+    spreads a sinusoid: the share of the window's power that falls in bins that are kept.
+    """
+    freqs_hz = np.asarray(freqs_hz, dtype=np.float64)
+    if degradation.cutoff_hz is None:
+        return np.ones_like(freqs_hz)
+    degradation.check(sample_rate)
+    if degradation.filter_type != "boxcar":
+        sos = filter_sos(degradation.filter_type, degradation.filter_order, degradation.cutoff_hz, sample_rate)
+        return np.abs(signal.freqz_sos(sos, worN=freqs_hz.ravel(), fs=sample_rate)[1].reshape(freqs_hz.shape)) ** 2
+    position = freqs_hz * BOXCAR_N_FFT / sample_rate
+    bins = np.floor(position)[..., None] + np.arange(-7, 9)
+    offset = position[..., None] - bins
+    # spectrum of a Hann window: a sinc and half of its two neighbours
+    power = (np.sinc(offset) + (np.sinc(offset - 1) + np.sinc(offset + 1)) / 2) ** 2
+    kept = bins < _boxcar_kept(degradation.cutoff_hz, sample_rate)
+    return (power * kept).sum(axis=-1) / power.sum(axis=-1)
+
+
+@lru_cache(maxsize=4096)
+def _crossing(degradation: Degradation, level_db: float, sample_rate: int) -> float | None:
+    """The one frequency where the whole response passes level_db: no family ripples near -3 or -20 dB."""
+    if degradation.cutoff_hz is None:
+        return None
+    nyquist = sample_rate / 2
+
+    def above(freq_hz: float) -> float:
+        return float(zero_phase_response(degradation, np.array([freq_hz]), sample_rate)[0]) - 10 ** (level_db / 20)
+
+    if above(nyquist) >= 0:  # a boxcar that keeps every bin
+        return nyquist
+    return float(optimize.brentq(above, 0.0, nyquist, xtol=1e-3))
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    """Ranges that `sample` draws from, uniformly (source report, section on preprocessing)."""
+
+    cutoff_hz: tuple[float, float] = (2000.0, 16000.0)
+    filter_types: tuple[str, ...] = FILTER_TYPES
+    filter_order: tuple[int, int] = (2, 10)  # both ends included
+    noise_weights: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0, "tone": 1.0, "white": 1.0})
+    tone_amplitude: tuple[float, float] = (0.001, 0.2)
+    tone_hz: tuple[float, float] = (100.0, 15000.0)
+    white_amplitude: tuple[float, float] = (0.001, 0.02)
+    gap_probability: float = 0.0
+    gap_seconds: tuple[float, float] = (0.05, 0.5)  # training; (0.25, 0.25) is the report's gap
+    segment_seconds: float = 10.24  # length of the audio that the gap must fit into
+    noise_first: bool = False
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, tuple) and f.name != "filter_types" and not 0 <= value[0] <= value[1]:
+                raise SrlibError(f"{f.name} is {value}: give (low, high), neither negative")
+        weights = self.noise_weights
+        if set(weights) - set(NOISE_TYPES) or min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
+            raise SrlibError(
+                f"noise_weights is {dict(weights)}: give weights for {', '.join(NOISE_TYPES)}, not all zero"
+            )
+        if not 0 <= self.gap_probability <= 1 or self.gap_seconds[1] > self.segment_seconds:
+            raise SrlibError("gap_probability lies outside 0..1, or gap_seconds is longer than segment_seconds")
+
+    def for_sample_rate(self, sample_rate: int) -> DegradationConfig:
+        """The same ranges with frequencies kept under 0.45 of the sample rate."""
+        low, high = 0.04 * sample_rate, 0.45 * sample_rate
+        limits = {name: getattr(self, name) for name in ("cutoff_hz", "tone_hz")}
+        return replace(self, **{name: (min(a, low), min(b, high)) for name, (a, b) in limits.items()})
+
+
+def sample(rng: np.random.Generator, config: DegradationConfig | None = None) -> Degradation:
+    """Draw one degradation. Every call draws equally often: two configs with one seed differ only where they say."""
+    config = config or DegradationConfig()
+    cutoff_hz = rng.uniform(*config.cutoff_hz)
+    filter_type = config.filter_types[rng.integers(len(config.filter_types))]
+    filter_order = rng.integers(config.filter_order[0], config.filter_order[1] + 1)
+    weights = np.array([config.noise_weights.get(name, 0.0) for name in NOISE_TYPES])
+    noise_type = NOISE_TYPES[np.searchsorted(np.cumsum(weights) / weights.sum(), rng.uniform(), side="right")]
+    tone_amplitude, tone_hz = rng.uniform(*config.tone_amplitude), rng.uniform(*config.tone_hz)
+    white_amplitude = rng.uniform(*config.white_amplitude)
+    gap, length, position = rng.uniform(), rng.uniform(*config.gap_seconds), rng.uniform()
+    start = position * (config.segment_seconds - length)
+    return Degradation(
+        cutoff_hz=cutoff_hz,
+        filter_type=filter_type,
+        filter_order=int(filter_order),
+        noise_type=noise_type,
+        noise_amplitude={"none": 0.0, "tone": tone_amplitude, "white": white_amplitude}[noise_type],
+        tone_hz=tone_hz if noise_type == "tone" else None,
+        gaps=((start, start + length),) if gap < config.gap_probability else (),
+        seed=int(rng.integers(2**32)),
+        noise_first=config.noise_first,
+    )
