@@ -1,0 +1,149 @@
+"""What the first cell of every notebook calls: seeds, style, device, profile, and the `run` that saves artefacts.
+
+`srlib.reproduce.CHAIN` names what each notebook makes: saving anything else, or ending without all of it, is an error.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from srlib import artifacts, config
+from srlib.errors import SrlibError
+from srlib.reproduce import fingerprint, notebook
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from srlib.data import Track
+    from srlib.pipeline import RestorationPipeline
+
+
+class Run:
+    """One execution of a notebook: what it may read, and where what it makes goes.
+
+    Attributes:
+        profile: the `config.Profile` that sets the size of everything.
+        rng: numpy generator seeded with the notebook's `seed`.
+        device: "cuda" where there is one, else "cpu".
+    """
+
+    def __init__(self, notebook_id: str, profile: config.Profile, parameters: Mapping[str, Any], device: str) -> None:
+        self.notebook = notebook(notebook_id)
+        self.profile = profile
+        self.parameters = dict(parameters)
+        self.seed = int(parameters.get("seed", 0))
+        self.rng = np.random.default_rng(self.seed)
+        self.device = device
+        self._pipelines: dict[str | None, RestorationPipeline] = {}
+        self._inputs: dict[str, str] = {}
+        self._saved: set[str] = set()
+        self._start = time.perf_counter()
+
+    def pipeline(self, variant: str | None = None) -> RestorationPipeline:
+        """The profile's restoration pipeline, loaded once; `variant="lowpass"` is the one trained without noise."""
+        if variant not in self._pipelines:
+            from srlib import pipeline
+
+            if self.profile.model == "tiny":
+                loaded = pipeline.build("tiny", seed=0)
+            else:
+                loaded = pipeline.RestorationPipeline.from_pretrained(self.profile.model, variant=variant)
+            loaded.set_progress_bar_config(disable=True)
+            self._pipelines[variant] = loaded.to(self.device)
+        return self._pipelines[variant]
+
+    def tracks(self, split: str) -> list[Track]:
+        """The profile's tracks of one split: "train", "valid" or "test"."""
+        from srlib import data
+
+        return data.for_profile(self.profile, split)
+
+    def excerpt(self, track: Track) -> np.ndarray:
+        """The fixed evaluation excerpt of a track, float32 [samples], mono 48 kHz."""
+        from srlib import data
+
+        return data.excerpt(track, self.profile)
+
+    def save_figure(self, fig: Figure, name: str) -> Figure:
+        """Save a declared figure and hand it back, so that a cell's last line both saves and shows it."""
+        kind = self._declared(name, ("png", "svg"))
+        artifacts.save_figure(fig, name, self.profile.name, self.notebook.id, kind, self._context())
+        return fig
+
+    def save_table(self, table: pd.DataFrame, name: str, settings: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Save a declared table with the settings of its columns, and hand it back."""
+        self._declared(name, ("csv",))
+        artifacts.save_table(table, name, self.profile.name, self.notebook.id, settings, self._context())
+        return table
+
+    def save_number(self, name: str, value: float, unit: str = "", fmt: str = ".3g") -> None:
+        """Save a declared number that prose will quote."""
+        self._declared(name, ("",))
+        artifacts.save_number(name, value, self.profile.name, self.notebook.id, unit, fmt, self._context())
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """A table that an earlier notebook made; it must stand among this notebook's declared inputs."""
+        if f"{name}.csv" not in self.notebook.inputs:
+            raise SrlibError(f"{self.notebook.id} reads table {name!r}, not declared in srlib.reproduce.CHAIN.")
+        self._inputs[name] = fingerprint((f"{name}.csv",), self.profile.name)[f"{name}.csv"]
+        return artifacts.read_table(name, self.profile.name)
+
+    def done(self) -> None:
+        """List what was written, with size and hash; fails if a declared artefact is missing."""
+        missing = [output for output in self.notebook.outputs if output not in self._saved]
+        if missing:
+            raise SrlibError(f"{self.notebook.id} declares {', '.join(missing)} but did not save it.")
+        folders = {"csv": artifacts.tables_dir, "png": artifacts.figures_dir, "svg": artifacts.figures_dir}
+        numbers = artifacts.read_numbers(self.profile.name) if any("." not in o for o in self.notebook.outputs) else {}
+        for output in self.notebook.outputs:
+            name, _, kind = output.partition(".")
+            if kind:
+                path = folders[kind](self.profile.name) / output
+                print(f"{output:<34} {path.stat().st_size / 1000:8.1f} kB   sha256 {artifacts.sha256(path)[:12]}")
+            else:
+                print(f"{name:<34} {numbers[name]['text']} {numbers[name]['unit']}")
+        print(f"{time.perf_counter() - self._start:.1f} s")
+
+    def _declared(self, name: str, kinds: tuple[str, ...]) -> str:
+        for kind in kinds:
+            output = f"{name}.{kind}" if kind else name
+            if output in self.notebook.outputs:
+                self._saved.add(output)
+                return kind
+        raise SrlibError(f"{self.notebook.id} saves {name!r} but does not declare it in srlib.reproduce.CHAIN.")
+
+    def _context(self) -> dict[str, Any]:
+        seconds = round(time.perf_counter() - self._start, 2)
+        return {"parameters": self.parameters, "device": self.device, "inputs": self._inputs, "seconds": seconds}
+
+
+def notebook_setup(notebook_id: str, namespace: Mapping[str, Any]) -> Run:
+    """Set seeds, figure style and device, resolve the profile, and return the notebook's `Run`.
+
+    Args:
+        notebook_id: file name without suffix, e.g. "03_vae".
+        namespace: the notebook's `globals()`: its literals are the parameters.
+    """
+    import matplotlib.pyplot as plt  # with the inline backend this import teaches IPython to show figures
+    import torch
+
+    from srlib.plots import STYLE
+
+    kinds = (bool, int, float, str, type(None), list, tuple)
+    parameters = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, kinds)}
+    profile = config.profile(parameters.get("profile"))
+    seed = int(parameters.get("seed", 0))
+    random.seed(seed)
+    np.random.seed(seed)  # some libraries still draw from the global generator
+    torch.manual_seed(seed)
+    plt.rcParams.update(STYLE)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"notebook {notebook_id}\nprofile  {profile.name}, model {profile.model}, data {profile.dataset}")
+    print(f"seed     {seed}\ndevice   {device}")
+    return Run(notebook_id, profile, parameters, device)

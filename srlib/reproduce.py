@@ -1,0 +1,207 @@
+"""The chain of notebooks over papermill: what each reads and makes, and which of them must run again.
+
+A notebook is skipped when nothing that could change its result has changed: its cells, its parameters, the package with
+its weights and demo music, and the artefacts it reads; and when what it made is still there, unedited. Times of files
+play no part. After a failure the next call therefore continues at the failed notebook.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srlib import artifacts, config
+from srlib.errors import SrlibError
+
+_NOT_USED_BY_NOTEBOOKS = {"__main__.py", "report.py"}  # a change here leaves every result as it was
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A link of the chain; `inputs` and `outputs` are artefacts: name.png, .svg or .csv, or a number's bare name."""
+
+    id: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+# Notebook 07 saves one number of each kind for each of these conditions.
+LSD_NUMBERS = ("lsd19_ours", "ratio_ours", "lsd19_unprocessed", "lsd19_ridge", "lsd19_oracle")
+LSD_NUMBER_CONDITIONS = ("clean_4k", "clean_8k", "clean_16k", "tone_8k", "white_8k")
+
+
+def _link(name: str, *outputs: str, inputs: str = "") -> Notebook:
+    """A link from space-separated artefact names."""
+    return Notebook(name, tuple(inputs.split()), tuple(" ".join(outputs).split()))
+
+
+CHAIN = (
+    _link("00_overview", "architecture_audioldm.png architecture_audiosr_noise.png overview.png"),
+    _link(
+        "01_data",
+        "data_split.csv data_tracks.csv data_bandwidth.svg",
+        "data_train_tracks data_valid_tracks data_test_tracks data_minutes",
+    ),
+    _link(
+        "02_degradation",
+        "filters.csv filter_responses.svg degradation_examples.png filter_f3db_min filter_f3db_max",
+    ),
+    _link(
+        "03_vae",
+        "vae.csv vae_reconstruction.png gt_mel.csv vocoder_gt_mel.png vae_log_mel_l1 gt_mel_lsd gt_mel_lsd_19k",
+    ),
+    _link("04_latent_diffusion", "models.csv noise_schedule.svg denoising_steps.png model_parameters_total"),
+    _link(
+        "05_training",
+        "live_training.svg training_runs.csv loss_curve.svg lsd_vs_step.svg",
+        "training_minutes_total training_steps_ldm live_loss_first live_loss_last",
+    ),
+    _link(
+        "06_results",
+        "triptych_clean.png triptych_tone_early.png triptych_tone_late.png triptych_white_early.png",
+        "triptych_white_late.png merge_comparison.png results_examples.csv",
+        "example_tone_suppression_db example_white_snr_gain_db",
+    ),
+    _link(
+        "07_lsd_tables",
+        "lsd.csv lsd_summary.csv lsd_by_condition.svg lsd_published.csv test_tracks_evaluated seconds_per_track",
+        *(f"{prefix}_{condition}" for prefix in LSD_NUMBERS for condition in LSD_NUMBER_CONDITIONS),
+    ),
+)
+
+
+def notebook(name: str) -> Notebook:
+    """The link called `name`: its id, or the number or any other prefix that only one has."""
+    found = [link for link in CHAIN if link.id.startswith(name)] if name else []
+    if len(found) != 1:
+        raise SrlibError(f"There is no single notebook {name!r}: choose one of {', '.join(link.id for link in CHAIN)}.")
+    return found[0]
+
+
+def reproduce(
+    profile: str | None = None,
+    start: str | None = None,
+    only: str | None = None,
+    force: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+) -> dict[str, float | None]:
+    """Run the chain where it is not up to date; returns {notebook id: seconds, or None if skipped}.
+
+    Args:
+        start: begin at this notebook ("05" is enough); those before it are left as they are.
+        only: run this notebook alone.
+        force: run even what is up to date.
+        parameters: values for parameters of the notebooks besides `profile`; an unknown one is an error.
+    """
+    name = config.profile(profile).name
+    links = [notebook(only)] if only else list(CHAIN[CHAIN.index(notebook(start)) if start else 0 :])
+    values = {"profile": name, **(parameters or {})}
+    for link in links:
+        _check_parameters(link, values)
+    seconds: dict[str, float | None] = {}
+    for link in links:
+        seconds[link.id] = _run_if_needed(link, name, values, force)
+        took = seconds[link.id]
+        print(f"{link.id:<22} {'up to date' if took is None else f'{took:7.1f} s'}", flush=True)
+    print(f"{'total':<22} {sum(took or 0.0 for took in seconds.values()):7.1f} s", flush=True)
+    return seconds
+
+
+def fingerprint(names: Iterable[str], profile: str) -> dict[str, str]:
+    """SHA-256 of each artefact in `names`; a missing one is an error that says which notebook makes it."""
+    found = {}
+    for name in names:
+        stem, _, kind = name.partition(".")
+        if not kind:
+            number = json.dumps(artifacts.read_number(stem, profile), sort_keys=True)
+            found[name] = hashlib.sha256(number.encode()).hexdigest()
+        elif kind == "csv":
+            artifacts.read_table(stem, profile)
+            found[name] = artifacts.sha256(artifacts.tables_dir(profile) / name)
+        else:
+            found[name] = artifacts.sha256(artifacts.find_figure(stem, profile))
+    return found
+
+
+def _run_if_needed(link: Notebook, profile: str, values: Mapping[str, Any], force: bool) -> float | None:
+    folder = artifacts.build_dir(profile) / "notebooks"
+    state_file = folder / f"{link.id}.state.json"
+    key = _key(link, profile, values)
+    if not force and state_file.is_file() and _is_current(json.loads(state_file.read_text()), key, link, profile):
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    state_file.unlink(missing_ok=True)
+    start = time.perf_counter()
+    _execute(link, folder / f"{link.id}.ipynb", values)
+    took = time.perf_counter() - start
+    state = {"key": key, "outputs": fingerprint(link.outputs, profile), "seconds": round(took, 2)}
+    part = state_file.with_suffix(".part")
+    part.write_text(json.dumps(state, indent=1))
+    os.replace(part, state_file)
+    return took
+
+
+def _is_current(state: Mapping[str, Any], key: str, link: Notebook, profile: str) -> bool:
+    try:
+        return state["key"] == key and state["outputs"] == fingerprint(link.outputs, profile)
+    except SrlibError:  # an artefact was deleted
+        return False
+
+
+def _execute(link: Notebook, output: Path, values: Mapping[str, Any]) -> None:
+    import papermill
+
+    try:
+        papermill.execute_notebook(
+            _source(link), output, dict(values), kernel_name="python3", cwd=str(artifacts.root()), progress_bar=False,
+            request_save_on_cell_execute=True,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise SrlibError(
+            f"Notebook {link.id} stopped at its cell {error.exec_count} with {error.ename}: {error.evalue} "
+            f"(executed copy: {output}). The next run of the chain continues there."
+        ) from error
+
+
+def _check_parameters(link: Notebook, values: Mapping[str, Any]) -> None:
+    """Papermill only warns about a parameter that a notebook does not have; a typing error must not pass."""
+    import papermill
+
+    known = papermill.inspect_notebook(_source(link))
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise SrlibError(f"Notebook {link.id} has no parameter {', '.join(unknown)}; it has {', '.join(known)}.")
+
+
+def _source(link: Notebook) -> Path:
+    path = artifacts.root() / "notebooks" / f"{link.id}.ipynb"
+    if not path.is_file():
+        raise SrlibError(f"{path} is missing: run from a checkout of the project, or point SRLIB_ROOT at one.")
+    return path
+
+
+def _key(link: Notebook, profile: str, values: Mapping[str, Any]) -> str:
+    """Hash of everything that the notebook's result depends on."""
+    cells = json.loads(_source(link).read_text(encoding="utf-8"))["cells"]
+    source = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    parts = [source, sorted(values.items()), _package_hash(), fingerprint(link.inputs, profile)]
+    parts.append(os.environ.get("MUSDB_ROOT") if config.profile(profile).dataset == "musdb" else None)
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+@functools.cache
+def _package_hash() -> str:
+    """Hash of the package's code, weights and demo music."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        if path.name not in _NOT_USED_BY_NOTEBOOKS:
+            digest.update(f"{path.relative_to(folder)} {artifacts.sha256(path)}\n".encode())
+    return digest.hexdigest()
