@@ -1,0 +1,310 @@
+"""What the verbs of the command line do: check everything, call the library, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from srlib import audio
+from srlib.config import SAMPLE_RATE
+from srlib.degrade import Degradation
+from srlib.errors import SrlibError
+
+OUTPUT_SUFFIXES = (".wav", ".flac")
+
+
+def restore(args: argparse.Namespace) -> None:
+    """Restore one file into a file, or several into a folder."""
+    inputs = [Path(name) for name in args.inputs]
+    outputs = _restored_paths(inputs, args.out)
+    for out in outputs:
+        _check_output(out, inputs, args.overwrite)
+    for path in inputs:  # all of them before the first is written
+        _read_restorable(path, args.cutoff_hz, args.gap)
+    pipe = _load_pipeline(args.model, args.device)
+    for path, out in zip(inputs, outputs, strict=True):
+        started = time.perf_counter()
+        wav, sample_rate = audio.read(path)
+        result = pipe(
+            wav,
+            sample_rate,
+            num_inference_steps=args.steps,
+            num_samples=args.samples,
+            generator=args.seed,
+            guidance_scale=args.guidance,
+            eta=args.eta,
+            scheduler=args.scheduler,
+            cutoff_hz=args.cutoff_hz,
+            merge=args.merge,
+            gaps=tuple(args.gap),
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        audio.write(out, result.audio, SAMPLE_RATE)
+        seconds = wav.shape[-1] / sample_rate
+        print(f"{out}: {seconds:.1f} s restored in {time.perf_counter() - started:.1f} s")
+
+
+def _restored_paths(inputs: list[Path], out: str) -> list[Path]:
+    """OUT itself for one input and a file name; else stem + .wav in the folder OUT."""
+    folder = Path(out)
+    if len(inputs) == 1 and folder.suffix.lower() in OUTPUT_SUFFIXES and not folder.is_dir():
+        return [folder]
+    if folder.suffix and not folder.is_dir() and not out.endswith(os.sep):
+        want = "one of .wav, .flac" if len(inputs) == 1 else "a folder, since there are several inputs"
+        raise SrlibError(f"{out}: the output has to be {want}.")
+    outputs = [folder / f"{path.stem}.wav" for path in inputs]
+    for i, path in enumerate(outputs):
+        if path in outputs[:i]:
+            raise SrlibError(f"{path}: two inputs would be written there; restore them into different folders.")
+    return outputs
+
+
+def _check_output(out: Path, inputs: list[Path], overwrite: bool) -> None:
+    """Refuse an output that is an input, exists already, or is of a kind that is not written."""
+    if out.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise SrlibError(f"{out}: the output has to be one of {', '.join(OUTPUT_SUFFIXES)}.")
+    if any(path.exists() and out.exists() and out.samefile(path) for path in inputs):
+        raise SrlibError(f"{out}: this is an input, which is never overwritten; name another output.")
+    if out.is_dir():
+        raise SrlibError(f"{out}: this is a folder; name a file.")
+    if out.exists() and not overwrite:
+        raise SrlibError(f"{out}: exists already; add --overwrite to replace it.")
+
+
+def _read_restorable(path: Path, cutoff_hz: float | str, gaps: list[tuple[float, float]]) -> None:
+    """Raise SrlibError if a file cannot be read, or cannot be restored as asked."""
+    from srlib.pipeline import MAX_CHANNELS, MAX_SECONDS
+
+    wav, sample_rate = audio.read(path)
+    channels, seconds = wav.shape[0], wav.shape[-1] / sample_rate
+    if channels > MAX_CHANNELS:
+        raise SrlibError(f"{path}: has {channels} channels, and so far only mono is restored; mix it down first.")
+    if seconds > MAX_SECONDS:
+        raise SrlibError(f"{path}: lasts {seconds:.1f} s, and so far {MAX_SECONDS:g} s at most are restored; cut it.")
+    asked = Degradation(cutoff_hz=None if cutoff_hz == "auto" else cutoff_hz, gaps=tuple(gaps))
+    _check_degradation(path, asked, wav, sample_rate)
+
+
+def _check_degradation(path: Path, degradation: Degradation, wav: np.ndarray, sample_rate: int) -> None:
+    try:
+        degradation.check(sample_rate, wav.shape[-1])
+    except SrlibError as error:
+        raise SrlibError(f"{path}: {error}") from None
+
+
+def _load_pipeline(model: str, device: str | None) -> Any:
+    """The model on the device asked for: by default CUDA where there is one."""
+    import torch
+
+    from srlib.pipeline import RestorationPipeline
+
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise SrlibError(f"There is no device {device!r}: use cpu or cuda.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise SrlibError(f"The device {device} was asked for, but torch sees no CUDA here: use cpu.")
+    return RestorationPipeline.from_pretrained(model).to(chosen)
+
+
+def degrade(args: argparse.Namespace) -> None:
+    """Write a degraded copy, and the record that replays it."""
+    path, out = Path(args.input), Path(args.out)
+    record = Path(f"{out}.json")
+    _check_output(out, [path], args.overwrite)
+    if record.exists() and not args.overwrite:
+        raise SrlibError(f"{record}: exists already; add --overwrite to replace it.")
+    wav, sample_rate = audio.read(path)
+    degradation = _degradation(args, sample_rate)
+    _check_degradation(path, degradation, wav, sample_rate)
+    degraded = degradation.apply(wav, sample_rate)
+    unfinished = record.with_name(f".{record.name}.part")
+    try:  # both files or neither
+        unfinished.write_text(degradation.to_json(sample_rate), encoding="utf-8")
+        audio.write(out, degraded, sample_rate)
+        unfinished.replace(record)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    print(f"{out}: degraded; {record} replays it")
+
+
+def _degradation(args: argparse.Namespace, sample_rate: int) -> Degradation:
+    """What the options ask for: a drawn, a recorded or a described degradation, and never nothing."""
+    from srlib.degrade import DegradationConfig, sample
+
+    described = ("cutoff_hz", "filter", "order", "noise", "amplitude", "tone_hz", "noise_first", "gap")
+    given = [f"--{name.replace('_', '-')}" for name in described if getattr(args, name) is not None]
+    if args.random and args.replay:
+        raise SrlibError("--random and --replay exclude each other: give one of them.")
+    if args.replay and args.seed is not None:
+        given.append("--seed")
+    if given and (args.random or args.replay):
+        source = "--random" if args.random else "--replay"
+        raise SrlibError(f"{source} decides {', '.join(given)} itself: leave that out.")
+    if args.random:
+        return sample(np.random.default_rng(args.seed or 0), DegradationConfig().for_sample_rate(sample_rate))
+    if args.replay:
+        return _read_record(Path(args.replay))
+    return _described(args)
+
+
+def _described(args: argparse.Namespace) -> Degradation:
+    noise = args.noise or "none"
+    if args.cutoff_hz is None and (args.filter or args.order is not None):
+        raise SrlibError("--filter and --order describe a low-pass filter: add --cutoff-hz.")
+    if noise == "none" and (args.amplitude is not None or args.tone_hz or args.noise_first):
+        raise SrlibError("--amplitude, --tone-hz and --noise-first describe noise: add --noise tone or --noise white.")
+    if noise != "none" and not args.amplitude:
+        raise SrlibError(f"--noise {noise} needs an --amplitude above zero, such as 0.01.")
+    if (noise == "tone") != (args.tone_hz is not None):
+        raise SrlibError("--noise tone and --tone-hz HZ go together: give both or neither.")
+    degradation = Degradation(
+        cutoff_hz=args.cutoff_hz,
+        filter_type=args.filter or "cheby1",
+        filter_order=8 if args.order is None else args.order,
+        noise_type=noise,
+        noise_amplitude=args.amplitude or 0.0,
+        tone_hz=args.tone_hz,
+        gaps=tuple(args.gap or ()),
+        seed=args.seed or 0,
+        noise_first=bool(args.noise_first),
+    )
+    if degradation.does_nothing:
+        raise SrlibError("There is nothing to do: give --cutoff-hz, --noise, --gap, --random or --replay.")
+    return degradation
+
+
+def _read_record(path: Path) -> Degradation:
+    try:
+        return Degradation.from_json(path.read_text(encoding="utf-8"))
+    except (SrlibError, UnicodeDecodeError) as error:
+        raise SrlibError(f"{path}: {error}") from None
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print the metrics of one pair of files, or of every pair of two folders."""
+    reference, restored = Path(args.reference), Path(args.restored)
+    folders = reference.is_dir() and restored.is_dir()
+    if not folders and (reference.is_dir() or restored.is_dir()):
+        raise SrlibError(f"{reference} and {restored}: give two files or two folders, not one of each.")
+    pairs = _pairs(reference, restored) if folders else {restored.stem: (reference, restored)}
+    rows = []
+    for stem, (ref, est) in pairs.items():
+        degraded = _degraded_of(args.degraded, stem, folders) if args.degraded else None
+        record = _record_of(args.record, stem) if args.record else None
+        rows.append({"file": est.name} | _evaluate_pair(ref, est, degraded, record, args.cutoff_hz))
+    if args.json:
+        print(json.dumps(rows if folders else rows[0], indent=2))
+    else:
+        _print_table(rows)
+
+
+def _audio_files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in audio.AUDIO_SUFFIXES}
+
+
+def _pairs(reference: Path, restored: Path) -> dict[str, tuple[Path, Path]]:
+    """Files of two folders by stem, since restoring a .flac writes a .wav."""
+    references, estimates = _audio_files(reference), _audio_files(restored)
+    unpaired = sorted(references.keys() ^ estimates.keys())
+    if unpaired or not references:
+        what = f"{unpaired[0]} is only in one of them" if unpaired else "neither holds audio"
+        raise SrlibError(f"{reference} and {restored}: the folders have to hold files of the same names, but {what}.")
+    return {stem: (references[stem], estimates[stem]) for stem in references}
+
+
+def _degraded_of(given: str, stem: str, folders: bool) -> Path:
+    path = Path(given)
+    if path.is_dir() != folders:
+        raise SrlibError(f"{path}: give a {'folder' if folders else 'file'} of degraded audio, like the others.")
+    found = _audio_files(path).get(stem) if folders else path
+    if found is None:
+        raise SrlibError(f"{path}: holds no audio file named {stem}.")
+    return found
+
+
+def _record_of(given: str, stem: str) -> Path:
+    """One record for every file, or the record in a folder that `srlib degrade` wrote for a stem."""
+    path = Path(given)
+    if not path.is_dir():
+        return path
+    for suffix in (*OUTPUT_SUFFIXES, ""):
+        if (found := path / f"{stem}{suffix}.json").is_file():
+            return found
+    raise SrlibError(f"{path}: holds no record for {stem}, such as {stem}.wav.json.")
+
+
+def _evaluate_pair(
+    reference: Path, restored: Path, degraded: Path | None, record: Path | None, cutoff_hz: float | None
+) -> dict[str, float | None]:
+    """Metrics of one pair at 48 kHz, averaged over channels."""
+    from srlib import metrics
+
+    paths = [reference, restored] + ([degraded] if degraded else [])
+    wavs = [_read_48k(path) for path in paths]
+    shortest = min(wav.shape[-1] for wav in wavs)
+    for path, wav in zip(paths, wavs, strict=True):
+        if wav.shape[0] != wavs[0].shape[0] or wav.shape[-1] - shortest > SAMPLE_RATE // 20:
+            raise SrlibError(f"{path}: differs in length or channels from the others; compare like with like.")
+    channels = zip(*(wav[:, :shortest] for wav in wavs), strict=True)
+    options = {"cutoff_hz": cutoff_hz, "degradation": _read_record(record) if record else None}
+    rows = [
+        metrics.evaluate(ref, est, SAMPLE_RATE, degraded=rest[0] if rest else None, **options)
+        for ref, est, *rest in channels
+    ]
+    means = {key: fmean(row[key] for row in rows) for key in rows[0]}
+    return {key: float(value) if math.isfinite(value) else None for key, value in means.items()}
+
+
+def _read_48k(path: Path) -> np.ndarray:
+    wav, sample_rate = audio.read(path)
+    return audio.resample(wav, sample_rate, SAMPLE_RATE)
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    """One metric a line; folders add the mean and the median over files."""
+    for row in rows:
+        print(row["file"])
+        for key, value in row.items():
+            if key != "file":
+                print(f"  {key:<24} {'-' if value is None else format(value, '.4f')}")
+    if len(rows) > 1:
+        print(f"mean and median over {len(rows)} files")
+        for key in rows[0]:
+            values = [row[key] for row in rows if key != "file" and row.get(key) is not None]
+            if values:
+                print(f"  {key:<24} {fmean(values):.4f} {median(values):.4f}")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train one part of the model."""
+    from srlib import train as training
+
+    run = training.train(
+        args.stage, args.config, args.data, args.out, init=args.init, max_steps=args.max_steps, resume=args.resume
+    )
+    print(run)
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Run the notebooks whose inputs changed."""
+    from srlib import config
+    from srlib.reproduce import reproduce as run_chain
+
+    run_chain(config.profile(args.profile).name, start=args.start, only=args.only, force=args.force)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Typeset the PDF; its path is the last line."""
+    from srlib import config
+    from srlib import report as reporting
+
+    print(reporting.build(config.profile(args.profile).name, draft=args.draft))
