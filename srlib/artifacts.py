@@ -95,7 +95,7 @@ def save_figure(fig: Figure, name: str, profile: str, notebook: str, kind: str =
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     metadata["Description"] = f"srlib, profile {profile}, notebook {notebook}"
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
-        _write(path, lambda part: fig.savefig(part, format=kind, dpi=FIGURE_DPI, metadata=metadata))
+        write_atomically(path, lambda part: fig.savefig(part, format=kind, dpi=FIGURE_DPI, metadata=metadata))
     for other in set(FIGURE_KINDS) - {kind}:
         path.with_suffix(f".{other}").unlink(missing_ok=True)
     sidecar = {"kind": "figure", "file": path.name, "notebook": notebook, "profile": profile, "sha256": sha256(path)}
@@ -116,7 +116,7 @@ def save_table(table: pandas.DataFrame, name: str, profile: str, notebook: str,
     if table.empty:
         raise SrlibError(f"Table {name!r} of notebook {notebook} has no rows; nothing was written.")
     csv = table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n")
-    _write(path, lambda part: part.write_text(csv, encoding="utf-8", newline="\n"))
+    write_text(path, csv)
     rows = _plain(table.to_dict("records"))
     sidecar = {"kind": "table", "file": path.name, "notebook": notebook, "profile": profile, "sha256": sha256(path),
                "settings": _plain(settings or {}), "rows": rows}
@@ -226,8 +226,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write through a temporary file in the same folder: a reader never sees half an artefact."""
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with Unix line ends, all of it or none."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, all of it or none."""
+    write_atomically(path, lambda part: part.write_bytes(content))
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file in the same folder, then rename it: a reader never sees half an artefact."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
         part = Path(folder) / path.name
@@ -236,8 +246,7 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
-    _write(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def _record(kind: str, name: str, profile: str, notebook: str, context: Mapping[str, Any] | None) -> None:
