@@ -126,13 +126,9 @@ def degrade(args: argparse.Namespace) -> None:
     degradation = _degradation(args, sample_rate)
     _check_degradation(path, degradation, wav, sample_rate)
     degraded = degradation.apply(wav, sample_rate)
-    unfinished = record.with_name(f".{record.name}.part")
-    try:  # both files or neither
+    with audio.atomic_path(record) as unfinished:  # both files or neither
         unfinished.write_text(degradation.to_json(sample_rate), encoding="utf-8")
         audio.write(out, degraded, sample_rate)
-        unfinished.replace(record)
-    finally:
-        unfinished.unlink(missing_ok=True)
     print(f"{out}: degraded; {record} replays it")
 
 
@@ -303,8 +299,12 @@ def reproduce(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Typeset the PDF; its path is the last line."""
+    """Typeset the PDF, and fill the README's table if it is about the demo; the path is the last line."""
     from srlib import config
     from srlib import report as reporting
 
-    print(reporting.build(config.profile(args.profile).name, draft=args.draft))
+    profile = config.profile(args.profile).name
+    path = reporting.build(profile, draft=args.draft)
+    if profile == "demo" and not args.draft:
+        reporting.update_readme(profile)
+    print(path)
