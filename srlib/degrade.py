@@ -29,13 +29,14 @@ BOXCAR_HOP_LENGTH = 512  # samples
 
 
 def stft(wav: np.ndarray, n_fft: int = 2048, hop_length: int = 512, pad_mode: str = "constant") -> np.ndarray:
-    """Centred STFT with a periodic Hann window, not normalised.
+    """Centred STFT with a periodic Hann window, not normalised, in the precision of wav.
 
     wav [..., samples] -> complex [..., frames, n_fft // 2 + 1]; frame t is centred on sample t * hop_length.
     """
+    window = signal.get_window("hann", n_fft).astype(np.result_type(wav, np.float32))
     pad = [(0, 0)] * (wav.ndim - 1) + [(n_fft // 2, n_fft // 2)]
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(wav, pad, mode=pad_mode), n_fft, axis=-1)
-    return np.fft.rfft(frames[..., ::hop_length, :] * signal.get_window("hann", n_fft), axis=-1)
+    return np.fft.rfft(frames[..., ::hop_length, :] * window, axis=-1)
 
 
 def istft(spectrum: np.ndarray, length: int, n_fft: int = 2048, hop_length: int = 512) -> np.ndarray:
