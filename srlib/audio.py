@@ -1,0 +1,258 @@
+"""Audio files in and out, resampling and channels; files are never left half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from srlib.errors import SrlibError
+
+# libsndfile guesses the length of an MP3 without a Xing header and stops there, so MP3 goes through ffmpeg.
+_MPEG_SUFFIXES = frozenset((".mp3", ".mp2", ".mpga"))
+_SOUNDFILE_SUFFIXES = frozenset(
+    (".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf")
+)
+_FFMPEG_SUFFIXES = frozenset((".m4a", ".aac", ".mp4", ".mka", ".webm", ".wma", ".ac3", ".wv"))
+AUDIO_SUFFIXES = _SOUNDFILE_SUFFIXES | _MPEG_SUFFIXES | _FFMPEG_SUFFIXES  # what a folder of audio is searched for
+_DEFAULT_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24"}
+_STREAMED_SIZE = 0x7FFF_F000  # sizes from here up are placeholders of programs that wrote to a pipe
+_WAV_LIMIT = 2**32 - 2**16  # bytes; the size field of WAV has 32 bits
+_DAMAGE = re.compile(r"partial file|ended prematurely|Error submitting packet|Invalid data found", re.IGNORECASE)
+
+
+class AudioInfo(NamedTuple):
+    """What a file's header says; `samples` is per channel and an estimate where the format holds none (AAC, MP3)."""
+
+    sample_rate: int
+    samples: int
+    channels: int
+
+
+def find_ffmpeg() -> None:
+    """Make `ffmpeg` and `ffprobe` callable, also from an environment that is used without being activated."""
+    missing = [program for program in ("ffmpeg", "ffprobe") if shutil.which(program) is None]
+    bin_folder = str(Path(sys.executable).parent)
+    if missing and bin_folder not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), bin_folder))
+        missing = [program for program in missing if shutil.which(program) is None]
+    if missing:
+        raise SrlibError(
+            f"{' and '.join(missing)} not found on PATH: install ffmpeg, or use the environment that `make` sets up."
+        )
+
+
+def info(path: str | os.PathLike) -> AudioInfo:
+    """Sample rate (Hz), samples per channel and channels of a file, without decoding it."""
+    path = _existing_file(path)
+    if path.suffix.lower() not in _MPEG_SUFFIXES:
+        try:
+            header = soundfile.info(path)
+            return AudioInfo(header.samplerate, header.frames, header.channels)
+        except soundfile.LibsndfileError:
+            pass  # ffmpeg knows more formats
+    return _probe(path)
+
+
+def read(path: str | os.PathLike, start: int = 0, frames: int | None = None) -> tuple[np.ndarray, int]:
+    """Read a file, or `frames` samples of it from sample `start` on.
+
+    Returns float32 [channels, samples] and the sample rate in Hz. Whatever soundfile cannot open goes through ffmpeg
+    (first audio stream). Missing, empty, truncated and non-audio files and NaN or Inf samples raise `SrlibError`.
+    """
+    path = _existing_file(path)
+    wav = None
+    if path.suffix.lower() not in _MPEG_SUFFIXES:
+        wav = _read_soundfile(path, start, frames)
+    wav, sample_rate = wav or _read_ffmpeg(path, start, frames)
+    if wav.shape[1] == 0:
+        raise SrlibError(f"{path} holds no samples{f' from sample {start} on' if start else ''}: nothing to process.")
+    _check_finite(wav, path)
+    return wav, sample_rate
+
+
+def write(path: str | os.PathLike, wav: np.ndarray, sample_rate: int, subtype: str | None = None) -> None:
+    """Write [samples] or [channels, samples] as .wav (float32) or .flac (24 bit) unless `subtype` says otherwise.
+
+    Integer subtypes clip at full scale. The same samples give the same bytes.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _DEFAULT_SUBTYPE:
+        raise SrlibError(f"{path}: audio is written as .wav or .flac, not {suffix or 'without a suffix'}.")
+    wav = np.asarray(wav)
+    if wav.ndim not in (1, 2) or wav.size == 0 or wav.dtype.kind != "f":
+        raise SrlibError(f"{path}: expected floats [samples] or [channels, samples], got {wav.dtype} {wav.shape}.")
+    _check_finite(wav, path)
+    file_format = "FLAC" if suffix == ".flac" else "RF64" if wav.nbytes > _WAV_LIMIT else "WAV"
+    with atomic_path(path) as temporary:
+        try:
+            soundfile.write(temporary, wav.T, sample_rate, subtype or _DEFAULT_SUBTYPE[suffix], format=file_format)
+            written = soundfile.info(temporary).frames
+        except (soundfile.LibsndfileError, ValueError, TypeError) as error:
+            raise SrlibError(f"Cannot write {path} ({_one_line(error)}).") from error
+        if written != wav.shape[-1]:
+            raise SrlibError(f"Cannot write {path}: {written} of {wav.shape[-1]} samples fitted; is the disk full?")
+        _clear_peak_time(temporary)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends well and vanishes when it does not."""
+    path = Path(path)
+    if path.is_dir():
+        raise SrlibError(f"{path} is a folder: give the name of a file to write.")
+    if not path.parent.is_dir():
+        raise SrlibError(f"The folder {path.parent} does not exist: create it, or write elsewhere.")
+    temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SrlibError(f"Cannot write {path} ({error.strerror or error}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resample(wav: np.ndarray, sample_rate: int, new_rate: int) -> np.ndarray:
+    """Resample [samples] or [channels, samples] with soxr VHQ to exactly round(samples * new_rate / sample_rate)."""
+    if sample_rate <= 0 or new_rate <= 0:
+        raise SrlibError(f"Sample rates are positive, got {sample_rate} and {new_rate} Hz.")
+    if sample_rate == new_rate:
+        return wav
+    resampled = soxr.resample(np.ascontiguousarray(wav.T), sample_rate, new_rate, quality="VHQ").T
+    length = max(1, round(wav.shape[-1] * new_rate / sample_rate))
+    missing = length - resampled.shape[-1]
+    if missing > 0:  # soxr's own rounding, a sample at most
+        resampled = np.pad(resampled, [(0, 0)] * (wav.ndim - 1) + [(0, missing)])
+    return resampled[..., :length]
+
+
+def to_mono(wav: np.ndarray) -> np.ndarray:
+    """Mean of the channels: [channels, samples] or [samples] -> [samples]."""
+    if wav.ndim == 1:
+        return wav
+    return wav[0] if len(wav) == 1 else wav.mean(axis=0, dtype=wav.dtype)
+
+
+def _existing_file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise SrlibError(f"{path} is a folder: give an audio file.")
+    if not path.is_file():
+        raise SrlibError(f"{path} does not exist: check the name of the audio file.")
+    if path.stat().st_size == 0:
+        raise SrlibError(f"{path} is empty (0 bytes): give an audio file.")
+    if not os.access(path, os.R_OK):
+        raise SrlibError(f"{path} cannot be read: check its permissions.")
+    return path
+
+
+def _read_soundfile(path: Path, start: int, frames: int | None) -> tuple[np.ndarray, int] | None:
+    """As `read`, or None when libsndfile does not know the format."""
+    try:
+        file = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError:
+        return None
+    with file:
+        if _is_cut_off(file, path):
+            raise _truncated(path)
+        start = min(start, file.frames)
+        expected = file.frames - start if frames is None else min(frames, file.frames - start)
+        try:
+            file.seek(start)
+            wav = file.read(expected, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise _truncated(path) from error
+        if len(wav) < expected:
+            raise _truncated(path)
+        return wav.T, file.samplerate
+
+
+def _is_cut_off(file: soundfile.SoundFile, path: Path) -> bool:
+    """Whether the header promises more bytes than the file has; libsndfile reads such files without complaint."""
+    if file.format == "OGG":
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 2**17))
+            tail = stream.read()
+        page = tail[tail.rfind(b"OggS") :]  # 27 bytes of header, then the table of segment lengths
+        return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+    # Seen in libsndfile's log. A wrong "RIFF" size alone is a common and harmless slip of other programs.
+    sizes = re.findall(r"\b(?:data|SSND|riff|Riff size|Data Size) +: (\d+) \(should be (\d+)\)", file.extra_info)
+    return any(int(actual) < int(promised) < _STREAMED_SIZE for promised, actual in sizes)
+
+
+def _read_ffmpeg(path: Path, start: int, frames: int | None) -> tuple[np.ndarray, int]:
+    header = _probe(path)
+    whole = start == 0 and frames is None
+    end = "" if frames is None else f":end_sample={start + frames}"
+    trim = [] if whole else ["-af", f"atrim=start_sample={start}{end}"]
+    with tempfile.TemporaryDirectory(prefix="srlib-") as folder:
+        decoded = Path(folder) / "decoded.wav"
+        log = _run("ffmpeg", path, "-vn", "-map", "0:a:0", *trim, "-c:a", "pcm_f32le", "-rf64", "auto", str(decoded))
+        if not decoded.exists():
+            raise SrlibError(f"{path} is not an audio file that ffmpeg can decode ({_one_line(log)}).")
+        wav, sample_rate = soundfile.read(decoded, dtype="float32", always_2d=True)
+    shortfall = header.samples - len(wav)
+    guessed = "Estimating duration" in log  # no length in the file, so nothing to compare with
+    if _DAMAGE.search(log) or (whole and not guessed and shortfall > max(0.05 * header.samples, 0.5 * sample_rate)):
+        raise _truncated(path)
+    return wav.T, sample_rate
+
+
+def _probe(path: Path) -> AudioInfo:
+    entries = ["-select_streams", "a:0", "-show_entries", "stream=sample_rate,channels,duration:format=duration"]
+    report = json.loads(_run("ffprobe", path, *entries, "-of", "json") or "{}")
+    if not report.get("streams"):
+        raise SrlibError(f"{path} is not an audio file: neither soundfile nor ffmpeg finds sound in it.")
+    stream = report["streams"][0]
+    seconds = float(stream.get("duration") or report.get("format", {}).get("duration") or 0.0)
+    sample_rate = int(stream["sample_rate"])
+    return AudioInfo(sample_rate, round(seconds * sample_rate), int(stream["channels"]))
+
+
+def _run(program: str, path: Path, *arguments: str) -> str:
+    """ffprobe's report, or ffmpeg's warnings; `file:` keeps odd names from being read as options or addresses."""
+    find_ffmpeg()
+    level = ["-v", "quiet"] if program == "ffprobe" else ["-nostdin", "-v", "warning"]
+    command = [program, *level, "-protocol_whitelist", "file", "-i", f"file:{path}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    return done.stdout if program == "ffprobe" else done.stderr
+
+
+def _check_finite(wav: np.ndarray, path: Path) -> None:
+    # Minimum and maximum carry NaN and Inf along and, unlike isfinite(wav), need no second array.
+    if not np.isfinite(wav.min()) or not np.isfinite(wav.max()):
+        raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
+
+
+def _clear_peak_time(path: Path) -> None:
+    """libsndfile stores the time of day in the PEAK chunk of float files; without it the bytes are repeatable."""
+    with path.open("r+b") as stream:
+        header = stream.read(256).partition(b"data")[0]
+        position = header.find(b"PEAK")
+        if position > 0 and header.startswith((b"RIFF", b"RF64")):
+            stream.seek(position + 12)  # id, size, version, time
+            stream.write(bytes(4))
+
+
+def _truncated(path: Path) -> SrlibError:
+    return SrlibError(f"{path} is truncated or damaged: it holds less audio than it should; get a complete copy.")
+
+
+def _one_line(message: object) -> str:
+    lines = str(message).strip().splitlines()
+    return lines[-1].strip() if lines else "no reason given"
