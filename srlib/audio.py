@@ -30,6 +30,7 @@ _FFMPEG_SUFFIXES = frozenset((".m4a", ".aac", ".mp4", ".mka", ".webm", ".wma", "
 AUDIO_SUFFIXES = _SOUNDFILE_SUFFIXES | _MPEG_SUFFIXES | _FFMPEG_SUFFIXES  # what a folder of audio is searched for
 _DEFAULT_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24"}
 _STREAMED_SIZE = 0x7FFF_F000  # sizes from here up are placeholders of programs that wrote to a pipe
+_MALFORMED = 3  # libsndfile's SF_ERR_MALFORMED_FILE
 _WAV_LIMIT = 2**32 - 2**16  # bytes; the size field of WAV has 32 bits
 _DAMAGE = re.compile(r"partial file|ended prematurely|Error submitting packet|Invalid data found", re.IGNORECASE)
 
@@ -165,7 +166,9 @@ def _read_soundfile(path: Path, start: int, frames: int | None) -> tuple[np.ndar
     """As `read`, or None when libsndfile does not know the format."""
     try:
         file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError:
+    except soundfile.LibsndfileError as error:
+        if error.code == _MALFORMED:
+            raise _truncated(path) from error
         return None
     with file:
         if _is_cut_off(file, path):
@@ -203,7 +206,7 @@ def _read_ffmpeg(path: Path, start: int, frames: int | None) -> tuple[np.ndarray
     with tempfile.TemporaryDirectory(prefix="srlib-") as folder:
         decoded = Path(folder) / "decoded.wav"
         log = _run("ffmpeg", path, "-vn", "-map", "0:a:0", *trim, "-c:a", "pcm_f32le", "-rf64", "auto", str(decoded))
-        if not decoded.exists():
+        if not decoded.exists() or decoded.stat().st_size == 0:
             raise SrlibError(f"{path} is not an audio file that ffmpeg can decode ({_one_line(log)}).")
         wav, sample_rate = soundfile.read(decoded, dtype="float32", always_2d=True)
     shortfall = header.samples - len(wav)

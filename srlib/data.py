@@ -128,7 +128,9 @@ def bandwidth_hz(wav: np.ndarray, sample_rate: int) -> float:
     Where the long-term power spectrum, smoothed over 200 Hz, first falls 60 dB under its level at 1-4 kHz. Going
     upwards finds the low-pass edge of a lossy coder even where clipping has put something above it again.
     """
-    frequencies, power = signal.welch(audio.to_mono(wav), sample_rate, nperseg=min(2048, wav.shape[-1]), detrend=False)
+    if wav.shape[-1] < 2048:
+        raise SrlibError(f"{wav.shape[-1]} samples are too few to measure a bandwidth: give at least 2048.")
+    frequencies, power = signal.welch(audio.to_mono(wav), sample_rate, nperseg=2048, detrend=False)
     level = power[(frequencies >= 1000) & (frequencies <= 4000)].mean()
     smooth = ndimage.uniform_filter1d(power, max(1, round(200 / frequencies[1])))
     absent = np.flatnonzero((smooth <= level * 1e-6) & (frequencies > 1000))
@@ -245,7 +247,7 @@ def _musdb_root() -> Path:
     root = Path(os.environ["MUSDB_ROOT"]).expanduser()
     if _musdb_kind(root) is None:
         raise SrlibError(
-            f"MUSDB_ROOT={root} holds neither train/*/mixture.wav nor train/*.stem.mp4: set it to the folder of {where}."
+            f"MUSDB_ROOT={root} has neither train/*/mixture.wav nor train/*.stem.mp4: set it to the folder of {where}."
         )
     return root
 
