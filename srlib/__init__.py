@@ -6,8 +6,12 @@ Every module is imported by name (`from srlib.metrics import lsd`); this one loa
 
 from typing import Any
 
+from srlib import _torchaudio
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "notebook_setup"]
+
+_torchaudio.prepare()  # before anything imports diffusers, which imports torchaudio
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,165 @@
+"""Every constant of the project, with its unit and source: front end, model sizes, profiles."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from srlib.errors import SrlibError
+
+# Front end of AudioSR (haoheliu/versatile_audio_super_resolution, audiosr/utils.py:107-147).
+SAMPLE_RATE = 48_000  # Hz
+N_FFT = 2048  # samples
+HOP_LENGTH = 480  # samples, so 100 frames a second
+N_MELS = 256  # bands
+F_MIN = 20.0  # Hz
+F_MAX = 24_000.0  # Hz
+LOG_MEL_FLOOR = 1e-5  # magnitude; log-mels start at log(1e-5) = -11.51 nat
+
+LATENT_FACTOR = 8  # mel frames and mel bands a latent cell covers, each way
+UNCONDITIONAL_LATENT = -11.4981  # AudioSR's constant "no condition" latent, before scaling (encoders/modules.py:147)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Constructor arguments of the parts of one model; the code path is the same for every size.
+
+    `vae`, `unet`, `base` and `vocoder` go to the classes that `srlib.vae`, `srlib.ldm`, `srlib.nvsr` and
+    `srlib.vocoder` choose; an empty `base` means that the diffusion model predicts the latent itself.
+    """
+
+    name: str
+    vae: dict[str, Any]
+    unet: dict[str, Any]
+    vocoder: dict[str, Any]
+    scheduler: dict[str, Any]
+    base: dict[str, Any] = field(default_factory=dict)
+    num_inference_steps: int = 8  # default of a call
+    guidance_scale: float = 1.0
+
+
+def _vae(channels: tuple[int, ...], layers: int, **extra: Any) -> dict[str, Any]:
+    return {
+        "in_channels": 1,
+        "out_channels": 1,
+        "latent_channels": 16,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        **extra,
+    }
+
+
+def _unet(channels: tuple[int, ...], heads: tuple[int, ...], layers: int, in_channels: int, **extra: Any) -> dict[str, Any]:
+    return {
+        "in_channels": in_channels,
+        "out_channels": 16,
+        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        # [None, None] builds two self-attention transformers a layer, AudioSR's extra_sa_layer.
+        "cross_attention_dim": ([None, None],) * 4,
+        "attention_head_dim": heads,  # the class reads this as the number of heads
+        "transformer_layers_per_block": 1,
+        **extra,
+    }
+
+
+# Zero terminal SNR and trailing steps make a single step from pure noise the posterior mean (Lin et al. 2024).
+_ZERO_SNR_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "rescale_betas_zero_snr": True,
+    "set_alpha_to_one": True,
+    "clip_sample": False,
+}
+
+COMPACT = ModelSize(
+    name="compact",
+    vae=_vae((16, 32, 48, 64), 1, norm_num_groups=8, mid_block_add_attention=False, scaling_factor=1.0),
+    # 16 noisy + 16 degraded + 16 base channels.
+    unet=_unet((64, 96, 128, 160), (2, 3, 4, 5), 1, in_channels=48),
+    base={"hidden_size": 384, "num_layers": 6, "kernel_size": 7, "expansion": 3},
+    vocoder={"hidden_size": 256, "num_layers": 5, "kernel_size": 7, "expansion": 3},
+    scheduler=_ZERO_SNR_SCHEDULER,
+)
+
+# Random and small: what tests and the smoke profile run.
+TINY = ModelSize(
+    name="tiny",
+    vae=_vae((8, 8, 8, 8), 1, norm_num_groups=4, mid_block_add_attention=False, scaling_factor=1.0),
+    unet=_unet((8, 16, 16, 16), (1, 2, 2, 2), 1, in_channels=48, norm_num_groups=4),
+    base={"hidden_size": 32, "num_layers": 1, "kernel_size": 3, "expansion": 2},
+    num_inference_steps=2,
+    vocoder={"hidden_size": 32, "num_layers": 1, "kernel_size": 3, "expansion": 2},
+    scheduler=_ZERO_SNR_SCHEDULER,
+)
+
+# Numerically AudioSR `basic` (audiosr/utils.py:403-524): 672,012,546 parameters.
+AUDIOSR = ModelSize(
+    name="audiosr",
+    vae=_vae((128, 256, 512, 1024), 2, scaling_factor=0.3342),
+    unet=_unet((128, 256, 384, 640), (4, 8, 12, 20), 2, in_channels=32),
+    vocoder={
+        "model_in_dim": N_MELS,
+        "sampling_rate": SAMPLE_RATE,
+        "upsample_initial_channel": 1536,
+        "upsample_rates": [6, 5, 4, 2, 2],
+        "upsample_kernel_sizes": [12, 10, 8, 4, 4],
+        "resblock_kernel_sizes": [3, 7, 11, 15],
+        "resblock_dilation_sizes": [[1, 3, 5]] * 4,
+        "leaky_relu_slope": 0.1,
+        "normalize_before": False,
+    },
+    scheduler={
+        "num_train_timesteps": 1000,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+    },
+    num_inference_steps=50,
+    guidance_scale=3.5,
+)
+
+SIZES = {size.name: size for size in (TINY, COMPACT, AUDIOSR)}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large a run of the notebooks is. Times are for two CPU cores unless said."""
+
+    name: str
+    dataset: str  # "demo" or "musdb"
+    model: str  # "tiny" (random) or a pipeline folder or name
+    seconds: float  # evaluation excerpt of each track, s
+    max_tracks: dict[str, int | None]  # split -> number of tracks, None for all
+    cutoffs_hz: tuple[int, ...]  # columns of the LSD table, Hz
+    num_inference_steps: int | None  # None: the pipeline's default
+    train_seconds: float  # time budget of notebook 05's own training, s
+    train_steps: int | None = None  # optimiser steps that end it earlier
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("smoke", "demo", "tiny", 1.28, {"train": 2, "valid": 1, "test": 1}, (8000,), 2, 60.0, train_steps=2),
+        Profile("demo", "demo", "compact", 5.12, {}, (2000, 4000, 8000, 12_000, 16_000), None, 75.0),
+        Profile("paper", "musdb", "compact", 10.24, {}, (2000, 4000, 8000, 12_000, 16_000), None, 3600.0),
+    )
+}
+
+
+def profile(name: str | None = None) -> Profile:
+    """Look a profile up; None reads `SRLIB_PROFILE`, else takes `demo`."""
+    name = name or os.environ.get("SRLIB_PROFILE") or "demo"
+    if name not in PROFILES:
+        raise SrlibError(f"There is no profile {name!r}: choose one of {', '.join(PROFILES)}.")
+    return PROFILES[name]

@@ -1,0 +1,123 @@
+"""Latent diffusion: the U-Net, the velocity objective, and sampling with any of three diffusers schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+from torch import nn
+
+from srlib.config import UNCONDITIONAL_LATENT, ModelSize
+from srlib.errors import SrlibError
+
+SCHEDULERS = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+
+
+def build_unet(size: ModelSize) -> nn.Module:
+    """The untrained U-Net of a model size: AudioLDM2's class, which alone has AudioSR's double self-attention."""
+    from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel  # imports transformers: slow
+
+    unet = AudioLDM2UNet2DConditionModel(**size.unet)
+    nn.init.zeros_(unet.conv_out.weight)  # as AudioSR: training starts from the prediction zero
+    nn.init.zeros_(unet.conv_out.bias)
+    return unet
+
+
+def build_scheduler(size: ModelSize) -> DDIMScheduler:
+    """The noise schedule of a model size, as the scheduler that trains it."""
+    return DDIMScheduler(**size.scheduler)
+
+
+def use_scheduler(scheduler: SchedulerMixin, name: str | None) -> SchedulerMixin:
+    """A sampler by name (`ddim`, `dpm`, `unipc`) on the schedule of another; None returns it unchanged."""
+    if name is None:
+        return scheduler
+    if name not in SCHEDULERS:
+        raise SrlibError(f"There is no scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}.")
+    return SCHEDULERS[name].from_config(scheduler.config)
+
+
+def unconditional(condition: torch.Tensor, scaling_factor: float) -> torch.Tensor:
+    """The condition that stands for none: AudioSR's constant latent, scaled as the condition is."""
+    return torch.full_like(condition, UNCONDITIONAL_LATENT * scaling_factor)
+
+
+def drop_condition(condition: torch.Tensor, scaling_factor: float, probability: float) -> torch.Tensor:
+    """Replace the condition of each sample of `[batch, ...]` by none with a probability of its own."""
+    dropped = torch.rand(len(condition), device=condition.device) < probability
+    return torch.where(dropped[:, None, None, None], unconditional(condition, scaling_factor), condition)
+
+
+def velocity_loss(
+    unet: nn.Module,
+    scheduler: DDIMScheduler,
+    latent: torch.Tensor,
+    condition: torch.Tensor,
+    channel_weights: torch.Tensor,
+    last_step_share: float = 0.1,
+    min_snr_gamma: float | None = 5.0,
+) -> torch.Tensor:
+    """Mean squared error of the velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022).
+
+    Args:
+        latent: what is generated, `[batch, 16, frames / 8, 32]`, unit variance.
+        condition: concatenated on channels, `[batch, C, frames / 8, 32]`.
+        channel_weights: `[16]`, mean one: how much a channel's error shows in the log-mel.
+        last_step_share: share of the batch trained at the last timestep, where a zero terminal SNR makes the
+            prediction the posterior mean, so that one sampling step works.
+        min_snr_gamma: clip of the signal-to-noise weighting (Hang et al. 2023); None weights velocities equally.
+    """
+    batch, steps = len(latent), scheduler.config.num_train_timesteps
+    noise = torch.randn_like(latent)
+    timestep = torch.randint(steps, (batch,), device=latent.device)
+    timestep = torch.where(torch.rand(batch, device=latent.device) < last_step_share, steps - 1, timestep)
+    noisy = scheduler.add_noise(latent, noise, timestep)
+    velocity = scheduler.get_velocity(latent, noise, timestep)
+    predicted = unet(torch.cat([noisy, condition], dim=1), timestep, encoder_hidden_states=None).sample
+    error = ((predicted - velocity) ** 2 * channel_weights[None, :, None, None]).mean(dim=(1, 2, 3))
+    if min_snr_gamma is not None:
+        abar = scheduler.alphas_cumprod.to(latent.device)[timestep]
+        snr = abar / (1 - abar).clamp(min=1e-8)
+        # Hang et al.'s min(snr, gamma) / (snr + 1) for velocities vanishes without signal, where a single step
+        # starts; one more in the numerator keeps that end at weight one.
+        error = error * (snr.clamp(max=min_snr_gamma) + 1) / (snr + 1)
+    return error.mean()
+
+
+@torch.no_grad()
+def denoise(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    noise: torch.Tensor,
+    condition: torch.Tensor,
+    num_inference_steps: int,
+    guidance_scale: float = 1.0,
+    scaling_factor: float = 1.0,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    callback: Callable[[torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Sample a latent from `noise` `[batch, 16, frames / 8, 32]` given `condition` `[batch, C, frames / 8, 32]`.
+
+    Guidance mixes the velocity with that of the unconditional latent, in one batch: u + g (c - u). `eta` (0 DDIM,
+    1 DDPM-like) acts with the DDIM scheduler. `callback` sees the predicted clean latent after each step.
+    """
+    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    latent = noise * scheduler.init_noise_sigma
+    guided = guidance_scale != 1.0
+    if guided:
+        condition = torch.cat([unconditional(condition, scaling_factor), condition])
+    extra = {"eta": eta, "generator": generator} if isinstance(scheduler, DDIMScheduler) else {}
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(latent, timestep)
+        pair = torch.cat([scaled, scaled]) if guided else scaled
+        velocity = unet(torch.cat([pair, condition], dim=1), timestep, encoder_hidden_states=None).sample
+        if guided:
+            without, given = velocity.chunk(2)
+            velocity = without + guidance_scale * (given - without)
+        if callback is not None:
+            abar = scheduler.alphas_cumprod[int(timestep)].to(latent)
+            callback(abar.sqrt() * latent - (1 - abar).sqrt() * velocity)
+        latent = scheduler.step(velocity, timestep, latent, **extra).prev_sample
+    return latent

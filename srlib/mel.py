@@ -1,0 +1,86 @@
+"""The front end: waveform to log-mel exactly as AudioSR computes it, and mel-band gains back to STFT bins."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from srlib._torchaudio import torchaudio
+from srlib.config import F_MAX, F_MIN, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, N_MELS, SAMPLE_RATE
+
+# Reflect padding that makes the number of frames exactly samples / HOP_LENGTH with centre off.
+_PAD = (N_FFT - HOP_LENGTH) // 2
+
+
+@cache
+def mel_filters() -> torch.Tensor:
+    """Slaney mel filter bank, area normalised, `[256, 1025]` (librosa's default mel)."""
+    bank = torchaudio.functional.melscale_fbanks(
+        N_FFT // 2 + 1, F_MIN, F_MAX, N_MELS, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+    )
+    return bank.T.contiguous()
+
+
+def stft_magnitude(wav: torch.Tensor) -> torch.Tensor:
+    """Magnitude STFT of AudioSR's front end: `[batch, samples]` to `[batch, samples // 480, 1025]`."""
+    padded = F.pad(wav[:, None], (_PAD, _PAD), mode="reflect")[:, 0]
+    window = torch.hann_window(N_FFT, device=wav.device)
+    spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, N_FFT, window, center=False, return_complex=True)
+    return spectrum.abs().transpose(1, 2)
+
+
+def log_mel(wav: torch.Tensor) -> torch.Tensor:
+    """Natural log of the clamped mel magnitude.
+
+    Args:
+        wav: `[batch, samples]` or `[samples]`, float32, 48 kHz, at least 785 samples.
+
+    Returns:
+        `[batch, 1, frames, 256]` with `frames = samples // 480`, in [-11.51, ~3].
+    """
+    if wav.ndim == 1:
+        wav = wav[None]
+    mel = stft_magnitude(wav) @ mel_filters().to(wav.device).T
+    return torch.log(torch.clamp(mel, min=LOG_MEL_FLOOR))[:, None]
+
+
+@cache
+def band_edges_hz() -> np.ndarray:
+    """Edges of the mel triangles, Hz, `[258]`: band `b` rises from edge `b`, peaks at `b + 1`, ends at `b + 2`."""
+    return _mel_to_hz(np.linspace(_hz_to_mel(F_MIN), _hz_to_mel(F_MAX), N_MELS + 2))
+
+
+@cache
+def _bin_interpolation() -> torch.Tensor:
+    """`[256, 1025]` weights that interpolate band values linearly between band centres to STFT bins."""
+    centres = band_edges_hz()[1:-1]
+    bins_hz = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT
+    identity = np.eye(N_MELS)
+    weights = np.stack([np.interp(bins_hz, centres, row) for row in identity])
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def mel_to_bins(values: torch.Tensor) -> torch.Tensor:
+    """Interpolate per-band values (gains or logs) to STFT bins: `[..., 256]` to `[..., 1025]`."""
+    return values @ _bin_interpolation().to(values.device, values.dtype)
+
+
+def band_of_hz(frequency_hz: float) -> int:
+    """Index of the first mel band whose centre lies at or above a frequency in Hz."""
+    return int(np.searchsorted(band_edges_hz()[1:-1], frequency_hz))
+
+
+# Slaney's scale (Auditory Toolbox): linear to 1 kHz, logarithmic above.
+_LINEAR_HZ, _BREAK_HZ, _LOG_STEP = 200.0 / 3, 1000.0, np.log(6.4) / 27
+
+
+def _hz_to_mel(hz: float) -> float:
+    return hz / _LINEAR_HZ if hz < _BREAK_HZ else _BREAK_HZ / _LINEAR_HZ + np.log(hz / _BREAK_HZ) / _LOG_STEP
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    above = _BREAK_HZ * np.exp(_LOG_STEP * (mel - _BREAK_HZ / _LINEAR_HZ))
+    return np.where(mel < _BREAK_HZ / _LINEAR_HZ, mel * _LINEAR_HZ, above)

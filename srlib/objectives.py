@@ -1,0 +1,181 @@
+"""What each part of the model is trained for: its trainable module and the loss of a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cache
+
+import torch
+from torch import nn
+
+from srlib import ldm, vae
+from srlib.corpus import Batch
+from srlib.mel import band_edges_hz, log_mel
+from srlib.pipeline import RestorationPipeline
+from srlib.vocoder import vocode
+
+# Fine structure that no mel predicts adds about 0.79 (log10 power) of LSD, 0.91 nat of log magnitude: errors of the
+# mel add to it in squares, so that small ones hardly matter and large ones count once.
+_FINE_STRUCTURE_NAT = 0.91
+
+
+@cache
+def band_weights() -> torch.Tensor:
+    """Weight `[256]` of each mel band, mean one: half its width in hertz, which LSD counts, half uniform."""
+    edges = torch.from_numpy(band_edges_hz())
+    width = edges[2:] - edges[:-2]
+    return (0.5 + 0.5 * width / width.mean()).float()
+
+
+def band_mask(bandwidth_hz: torch.Tensor) -> torch.Tensor:
+    """`[batch, 1, 1, 256]`: one for bands wholly inside a track's bandwidth, zero above it."""
+    upper = torch.from_numpy(band_edges_hz()[2:]).to(bandwidth_hz)
+    return (upper[None] <= bandwidth_hz[:, None]).float()[:, None, None]
+
+
+def mel_distance(estimate: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor) -> torch.Tensor:
+    """Distance of log-mels as LSD will see it: mean over frames of the root of the mean square over hertz."""
+    weights = band_mask(bandwidth_hz) * band_weights().to(estimate.device)
+    square = ((estimate - reference) ** 2 * weights).sum(-1) / weights.sum(-1)
+    return torch.sqrt(square + _FINE_STRUCTURE_NAT**2).mean()
+
+
+class Objective(ABC):
+    """One training stage: `module` learns, the other parts of the pipeline stay as they are."""
+
+    def __init__(self, pipeline: RestorationPipeline) -> None:
+        self.pipeline = pipeline
+        self.module = self.trainable()
+        for part in pipeline.modules():
+            part.requires_grad_(part is self.module)
+            part.train(part is self.module)
+
+    @abstractmethod
+    def trainable(self) -> nn.Module:
+        """The part of the pipeline that this stage trains."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean loss of a batch."""
+
+    def prepare(self, batch: Batch) -> None:
+        """Fit what has a closed form, once, before the first step of a run that starts from nothing."""
+
+
+class VaeObjective(Objective):
+    """Mean absolute log-mel error and a small Kullback-Leibler term, on references and degraded inputs alike."""
+
+    kl_weight = 1e-4
+
+    def trainable(self) -> nn.Module:
+        return self.pipeline.vae
+
+    def prepare(self, batch: Batch) -> None:
+        if isinstance(self.module, vae.PatchAutoencoderKL):
+            self.module.fit_patches(torch.cat([log_mel(batch.reference), log_mel(batch.degraded)]))
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        half = len(batch.reference) // 2
+        target = torch.cat([log_mel(batch.reference[half:]), log_mel(batch.degraded[:half])])
+        posterior = self.module.encode(target).latent_dist
+        restored = self.module.decode(posterior.sample()).sample
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return (restored.float() - target).abs().mean() + self.kl_weight * kl
+
+
+class VocoderObjective(Objective):
+    """Log-spectral distance at several resolutions, on the true log-mel."""
+
+    n_ffts = (512, 1024, 2048, 4096)  # samples
+    power_floor = 1e-9  # of unnormalised spectra: below 16-bit noise, so that quiet music counts
+
+    def trainable(self) -> nn.Module:
+        return self.pipeline.vocoder
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        first_frame = int(torch.randint(1024, ()))
+        wav = vocode(self.module, log_mel(batch.reference), first_frame)
+        distances = [self._distance(wav, batch.reference, batch.bandwidth_hz, n_fft) for n_fft in self.n_ffts]
+        return torch.stack(distances).mean()
+
+    def _distance(self, wav: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor, n_fft: int):
+        window = torch.hann_window(n_fft, device=wav.device)
+        powers = [
+            torch.stft(x, n_fft, n_fft // 4, window=window, return_complex=True).abs() ** 2 for x in (wav, reference)
+        ]
+        difference = torch.log(powers[0] + self.power_floor) - torch.log(powers[1] + self.power_floor)
+        freqs_hz = torch.linspace(0, 24_000, n_fft // 2 + 1, device=wav.device)
+        mask = (freqs_hz[None] <= bandwidth_hz[:, None]).float()[:, :, None]
+        square = (difference**2 * mask).sum(1) / mask.sum(1)
+        return torch.sqrt(square + 1e-6).mean() / 2.302585  # nat of power to log10, the unit of LSD
+
+
+class NvsrObjective(Objective):
+    """Distance of the regressed log-mel from the reference's, and the evidence of what was done, by cross entropy."""
+
+    evidence_weight = 0.1
+    audible_noise = 0.1  # nat: a band is noisy if noise raises its median level by more
+
+    def trainable(self) -> nn.Module:
+        return self.pipeline.base
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        degraded = log_mel(batch.degraded)
+        estimate = self.module(degraded)
+        distance = mel_distance(estimate.log_mel.float(), log_mel(batch.reference), batch.bandwidth_hz)
+        raised = (degraded - log_mel(batch.filtered))[:, 0].median(dim=1).values > self.audible_noise
+        inside = band_mask(batch.bandwidth_hz)[:, 0, 0] > 0
+        passed, present = batch.response > 10 ** (-3 / 20), batch.response > 10 ** (-20 / 20)
+        truth = torch.stack([passed & inside, present & inside, raised], dim=1).float()
+        evidence = nn.functional.binary_cross_entropy_with_logits(estimate.evidence.float(), truth)
+        return distance + self.evidence_weight * evidence
+
+
+class LdmObjective(Objective):
+    """The velocity of the residual to the base latent, its condition dropped for a tenth of the samples."""
+
+    condition_dropout = 0.1
+
+    def trainable(self) -> nn.Module:
+        return self.pipeline.unet
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> None:
+        if self.pipeline.base is not None:
+            self.pipeline.register_to_config(residual_std=None)
+            residual, _ = self._target_and_condition(batch)
+            self.pipeline.register_to_config(residual_std=residual.std(dim=(0, 2, 3)).tolist())
+
+    @torch.no_grad()
+    def _target_and_condition(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalised residual; where the reference is no target (`bandwidth_hz`), the base's own mel is."""
+        degraded, reference, base = log_mel(batch.degraded), log_mel(batch.reference), None
+        if self.pipeline.base is not None:
+            base = self.pipeline.base(degraded).log_mel
+            mask = band_mask(batch.bandwidth_hz)
+            reference = mask * reference + (1 - mask) * base
+        condition, base_latent = self.pipeline.encode_pair(degraded, base)
+        latent = vae.encode(self.pipeline.vae, reference)
+        return self.pipeline.to_residual(latent, base_latent), condition
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        target, condition = self._target_and_condition(batch)
+        factor = self.pipeline.vae.config.scaling_factor
+        condition = ldm.drop_condition(condition, factor, self.condition_dropout)
+        weights = self._channel_weights(target)
+        return ldm.velocity_loss(self.module, self.pipeline.scheduler, target, condition, weights)
+
+    @torch.no_grad()
+    def _channel_weights(self, latent: torch.Tensor) -> torch.Tensor:
+        """How much one unit of each channel moves the log-mel, squared, mean one."""
+        if not hasattr(self, "_weights"):
+            decoder = getattr(self.pipeline.vae, "patch_decoder", None)
+            if decoder is None:
+                self._weights = torch.ones(latent.shape[1])
+            else:
+                gain = decoder.weight.flatten(1).norm(dim=1).cpu() * self.pipeline.residual_spread().flatten().cpu()
+                self._weights = gain**2 / (gain**2).mean()
+        return self._weights.to(latent.device)
+
+
+STAGES = {"vae": VaeObjective, "vocoder": VocoderObjective, "nvsr": NvsrObjective, "ldm": LdmObjective}

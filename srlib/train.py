@@ -1,0 +1,303 @@
+"""One training loop for every part: accelerate, EMA, resumable checkpoints, a CSV log.
+
+Step `n` draws its data and its noise from (seed, n) alone, so that a run that was killed continues bit for bit on a
+CPU. A run folder holds `config.json`, `log.csv`, `checkpoint.pt` (model, optimiser, EMA, step) and, whenever it
+validates, `pipeline/` with the EMA weights, which is what gets published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+
+from srlib.audio import write
+from srlib.config import SAMPLE_RATE
+from srlib.corpus import Corpus, draw
+from srlib.data import load_dataset
+from srlib.degrade import Degradation, DegradationConfig
+from srlib.errors import SrlibError
+from srlib.metrics import lsd
+from srlib.objectives import STAGES, Objective
+from srlib.pipeline import RestorationPipeline, build
+
+LOG_COLUMNS = (
+    "run_id", "stage", "global_step", "wall_time", "train/loss", "val/loss", "val/lsd",
+    "learning_rate", "samples_per_second", "data_wait_share",
+)  # fmt: skip
+_VALIDATION_SEED = 1_000_003  # validation draws nothing that training draws
+# What validation restores: (cutoff in Hz, noise, amplitude, tone in Hz), one a clip in turn.
+_VALIDATION_CONDITIONS = ((4000, "none", 0.0, None), (8000, "tone", 0.1, 3000.0), (8000, "white", 0.01, None))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one run; a recipe file (TOML) holds the ones that differ from these."""
+
+    size: str = "compact"  # model size, unless the run starts from a folder
+    seed: int = 0
+    batch_size: int = 16
+    frames: int = 256  # mel frames of a crop, 10 ms each
+    max_steps: int = 2000
+    learning_rate: float = 5e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    precision: str = "no"  # or bf16
+    log_every: int = 20  # steps
+    validate_every: int = 200  # steps; also writes a checkpoint
+    snapshot_steps: tuple[int, ...] = ()  # steps whose restorations are kept, to show early and late training
+    noise_weights: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0, "tone": 1.0, "white": 1.0})
+    gap_probability: float = 0.0
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any] | str | Path) -> TrainConfig:
+        """From a mapping or a TOML file; an unknown setting is an error."""
+        if not isinstance(config, Mapping):
+            path = Path(config)
+            if not path.is_file():
+                raise SrlibError(f"There is no configuration file {path}: give a recipe, recipes/compact/*.toml.")
+            config = tomllib.loads(path.read_text())
+        unknown = sorted(set(config) - {f.name for f in fields(cls)})
+        if unknown:
+            raise SrlibError(f"Unknown training settings {', '.join(unknown)}: see srlib.train.TrainConfig.")
+        return cls(**config)
+
+    def degradation(self) -> DegradationConfig:
+        """What the crops of this run suffer."""
+        return DegradationConfig(noise_weights=self.noise_weights, gap_probability=self.gap_probability)
+
+
+def train(
+    stage: str,
+    config: Mapping[str, Any] | str | Path,
+    data: str | Path,
+    out: str | Path,
+    init: str | Path | None = None,
+    max_steps: int | None = None,
+    resume: bool = False,
+    time_budget: float | None = None,
+) -> Path:
+    """Train one part of the pipeline and return the run folder.
+
+    Args:
+        stage: `vae`, `vocoder`, `nvsr` (the base mean) or `ldm`.
+        config: settings that differ from `TrainConfig`, or a TOML file of them.
+        data: a folder of audio, or the name of a data set (`demo`, `musdb`).
+        out: the run folder; its name is the run's id.
+        init: pipeline folder to start from; None starts from random weights.
+        max_steps: overrides the configuration's.
+        resume: continue from the folder's checkpoint; a folder with one is refused otherwise.
+        time_budget: seconds after which the run ends; the learning rate then follows the clock.
+
+    Raises:
+        SrlibError: for unknown stages or settings, missing data, or a folder that holds another run.
+    """
+    if stage not in STAGES:
+        raise SrlibError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
+    settings = TrainConfig.load(config)
+    run = Run(stage, settings, Path(out), max_steps or settings.max_steps, time_budget)
+    run.open(init, data, resume)
+    run.fit()
+    return run.folder
+
+
+class Run:
+    """One run: its folder, model, optimiser and progress."""
+
+    def __init__(
+        self, stage: str, config: TrainConfig, folder: Path, max_steps: int, time_budget: float | None
+    ) -> None:
+        self.stage, self.config, self.folder, self.max_steps = stage, config, folder, max_steps
+        self.time_budget = time_budget
+        self.step, self.elapsed, self.waited, self.spent_before = 0, 0.0, 0.0, 0.0
+
+    def open(self, init: str | Path | None, data: str | Path, resume: bool) -> None:
+        """Load data and model, and the checkpoint if there is one."""
+        checkpoint = self.folder / "checkpoint.pt"
+        if checkpoint.exists() and not resume:
+            raise SrlibError(f"{self.folder} already holds a run: pass --resume to continue it, or give a new folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.corpus, self.validation = (_corpus(data, split, self.folder.parent) for split in ("train", "valid"))
+        self.accelerator = Accelerator(mixed_precision=self.config.precision)
+        torch.manual_seed(self.config.seed)
+        self.pipeline = RestorationPipeline.from_pretrained(init) if init else build(self.config.size, self.config.seed)
+        self.pipeline.to(self.accelerator.device)
+        self.objective: Objective = STAGES[self.stage](self.pipeline)
+        optimizer = torch.optim.AdamW(
+            self.objective.module.parameters(), self.config.learning_rate, (0.9, 0.99), weight_decay=self.config.weight_decay
+        )
+        if not checkpoint.exists():
+            self.objective.prepare(self._batch(_VALIDATION_SEED + 1, self.corpus, augment=False, batch_size=128))
+        self.module, self.optimizer = self.accelerator.prepare(self.objective.module, optimizer)
+        self.ema = EMAModel(self.objective.module.parameters(), self.config.ema_decay, use_ema_warmup=True, power=0.75)
+        if checkpoint.exists():
+            self._restore(torch.load(checkpoint, weights_only=True))
+        settings = {"stage": self.stage, "data": str(data), "init": str(init), "max_steps": self.max_steps}
+        (self.folder / "config.json").write_text(json.dumps(asdict(self.config) | settings, indent=1))
+
+    def fit(self) -> None:
+        """Step until the steps or the time are used up."""
+        started = time.monotonic()
+        losses: list[float] = []
+        while not self._finished():
+            step_started = time.monotonic()
+            batch = self._batch(self.step, self.corpus)
+            self.waited += time.monotonic() - step_started
+            losses.append(self._update(batch))
+            self.step += 1
+            self.elapsed = self.spent_before + time.monotonic() - started
+            validate = self.step % self.config.validate_every == 0 or self._finished()
+            if validate or self.step % self.config.log_every == 0:
+                self._log(float(np.mean(losses)), self._validate() if validate else ("", ""))
+                losses = []
+            if self.step in self.config.snapshot_steps:
+                self._snapshot()
+            if validate:
+                self._save()
+
+    def _finished(self) -> bool:
+        return self.step >= self.max_steps or (self.time_budget is not None and self.elapsed >= self.time_budget)
+
+    def _update(self, batch) -> float:
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        with self.accelerator.autocast():
+            loss = self.objective.loss(batch)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.ema.step(self.objective.module.parameters())
+        return loss.item()
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then a cosine to zero over the steps or, with a budget, over the time."""
+        progress = self.step / self.max_steps
+        if self.time_budget is not None:
+            progress = max(progress, self.elapsed / self.time_budget)
+        warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        return self.config.learning_rate * warmup * 0.5 * (1 + np.cos(np.pi * min(progress, 1.0)))
+
+    def _batch(self, draw_id: int, corpus: Corpus, augment: bool = True, batch_size: int | None = None):
+        rng = np.random.default_rng([self.config.seed, draw_id])
+        size = batch_size or self.config.batch_size
+        return draw(
+            corpus, self.config.degradation(), rng, size, self.config.frames, self.accelerator.device, augment
+        )
+
+    @contextlib.contextmanager
+    def _ema_weights(self) -> Iterator[None]:
+        """Evaluate with the EMA's weights, then put the trained ones back."""
+        parameters = list(self.objective.module.parameters())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        self.objective.module.eval()
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
+            self.objective.module.train()
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float]:
+        """Loss on fixed validation crops, and LSD (plain, to 19 kHz) of fixed restorations."""
+        with self._ema_weights():
+            torch.manual_seed(_VALIDATION_SEED)
+            losses = [
+                self.objective.loss(self._batch(_VALIDATION_SEED + 2 + i, self.validation, augment=False)).item()
+                for i in range(2)
+            ]
+            distances = [
+                lsd(reference, self._restore_example(degraded, degradation), convention="plain", f_high=19_000)
+                for reference, degraded, degradation in self._examples()
+            ]
+        return float(np.mean(losses)), float(np.mean(distances))
+
+    def _examples(self, seconds: float = 2.56) -> Iterator[tuple[np.ndarray, np.ndarray, Degradation]]:
+        """Fixed validation clips: reference, degraded, and what was done to them."""
+        for index, (cutoff, noise, amplitude, tone) in enumerate(_VALIDATION_CONDITIONS):
+            rng = np.random.default_rng([_VALIDATION_SEED, index])
+            reference, _ = self.validation.crop(rng, round(seconds * SAMPLE_RATE))
+            weights = self.config.noise_weights
+            degradation = Degradation(cutoff, noise_type=noise, noise_amplitude=amplitude, tone_hz=tone)
+            if not weights.get(noise, 0):  # judge a run by what it is trained for
+                degradation = Degradation(cutoff)
+            yield reference, degradation.apply(reference, SAMPLE_RATE), degradation
+
+    def _restore_example(self, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
+        f_3db, f_20db = degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE)
+        steps = None if self.stage == "ldm" else 0
+        return self.pipeline(degraded, SAMPLE_RATE, steps, cutoff_hz=f_3db, f_20db=f_20db).audio
+
+    def _snapshot(self) -> None:
+        """Keep what the model makes of the validation clips at this step, with their records."""
+        folder = self.folder / "snapshots"
+        with self._ema_weights():
+            for reference, degraded, degradation in self._examples(5.12):
+                name = f"{degradation.noise_type}-{self.step:06d}"
+                restored = self._restore_example(degraded, degradation)
+                folder.mkdir(exist_ok=True)
+                for kind, wav in (("reference", reference), ("degraded", degraded), ("restored", restored)):
+                    write(folder / f"{name}-{kind}.flac", wav, SAMPLE_RATE, "PCM_16")
+                record = degradation.record(SAMPLE_RATE) | {"global_step": self.step, "run_id": self.folder.name}
+                (folder / f"{name}.json").write_text(json.dumps(record, indent=1))
+
+    def _log(self, train_loss: float, validation: tuple) -> None:
+        path = self.folder / "log.csv"
+        fresh = not path.exists()
+        rate = self.step * self.config.batch_size / max(self.elapsed, 1e-9)
+        row = (
+            self.folder.name, self.stage, self.step, f"{self.elapsed:.1f}", f"{train_loss:.5f}",
+            *(f"{value:.5f}" if value != "" else "" for value in validation),
+            f"{self._learning_rate():.3g}", f"{rate:.2f}", f"{self.waited / max(self.elapsed, 1e-9):.3f}",
+        )  # fmt: skip
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(LOG_COLUMNS)
+            writer.writerow(row)
+
+    def _save(self) -> None:
+        """Checkpoint by write and rename, and the EMA weights as a pipeline folder."""
+        state = {
+            "module": self.objective.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "waited": self.waited,
+            "residual_std": self.pipeline.config.residual_std,
+        }
+        partial = self.folder / "checkpoint.partial"
+        torch.save(state, partial)
+        os.replace(partial, self.folder / "checkpoint.pt")
+        with self._ema_weights():
+            self.pipeline.save_pretrained(self.folder / "pipeline")
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.objective.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.step, self.elapsed, self.waited = state["step"], state["elapsed"], state["waited"]
+        self.spent_before = self.elapsed
+        self.pipeline.register_to_config(residual_std=state["residual_std"])
+
+
+def _corpus(data: str | Path, split: str, folder: Path) -> Corpus:
+    name = str(data) if str(data) in ("demo", "musdb") else f"folder:{data}"
+    return Corpus.build(load_dataset(name, split), folder)

@@ -1,0 +1,146 @@
+"""Log-mel to waveform: an ISTFT vocoder for the compact sizes, HiFi-GAN (transformers) for AudioSR's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from srlib.config import HOP_LENGTH, N_FFT, N_MELS, ModelSize
+from srlib.mel import mel_filters, mel_to_bins
+from srlib.nvsr import LOG_MEL_CENTRE, LOG_MEL_SPREAD, ConvNeXtBlock
+
+_BINS = N_FFT // 2 + 1
+_PAD = (N_FFT - HOP_LENGTH) // 2
+
+
+class IstftVocoder(ModelMixin, ConfigMixin):
+    """A fixed excitation, shaped by the mel envelope and by what ConvNeXt blocks add to it in gain and phase.
+
+    The excitation is noise whose short-time spectrum is nearly flat (Griffin-Lim on magnitude one), a loop of
+    `excitation_frames`. Scaled by the envelope it is a usable vocoder without training; the network, which starts
+    at zero, learns the rest. One inverse STFT makes the waveform, as in Vocos (Siuzdak 2023).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        hidden_size: int = 256,
+        num_layers: int = 5,
+        kernel_size: int = 7,
+        expansion: int = 3,
+        excitation_frames: int = 1024,
+        excitation_iterations: int = 6,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(N_MELS, hidden_size, kernel_size, padding=kernel_size // 2)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(hidden_size, kernel_size, expansion) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(hidden_size)
+        self.head = nn.Linear(hidden_size, 2 * _BINS)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("excitation", flat_noise(excitation_frames * HOP_LENGTH, excitation_iterations))
+
+    def forward(self, log_mel: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
+        """Waveform `[batch, 480 * frames]` of a log-mel `[batch, 1, frames, 256]`.
+
+        `first_frame` is the position in the file: chunks that overlap share their excitation.
+        """
+        frames = log_mel.shape[2]
+        hidden = (log_mel[:, 0].transpose(1, 2) - LOG_MEL_CENTRE) / LOG_MEL_SPREAD  # (B, 256, T)
+        hidden = self.embed(hidden)
+        for block in self.blocks:
+            hidden = block(hidden)
+        gain, phase = self.head(self.norm(hidden.transpose(1, 2))).float().chunk(2, dim=-1)
+        magnitude = torch.exp(envelope(log_mel[:, 0].float()) + gain.clamp(max=4.0))
+        spectrum = self._excitation_spectrum(first_frame, frames) * torch.polar(magnitude, phase)
+        return istft_same(spectrum)
+
+    def _excitation_spectrum(self, first_frame: int, frames: int) -> torch.Tensor:
+        """STFT `[frames, 1025]` of the looped excitation from a frame on, aligned as the front end's frames."""
+        index = torch.arange(-_PAD, frames * HOP_LENGTH + _PAD, device=self.excitation.device)
+        loop = self.excitation.float()[(index + first_frame * HOP_LENGTH) % len(self.excitation)]
+        return stft(loop)
+
+
+def stft(wav: torch.Tensor) -> torch.Tensor:
+    """Complex STFT `[frames, 1025]` of `[samples]`, no padding."""
+    window = torch.hann_window(N_FFT, device=wav.device)
+    return torch.stft(wav, N_FFT, HOP_LENGTH, window=window, center=False, return_complex=True).transpose(-1, -2)
+
+
+def istft_same(spectrum: torch.Tensor) -> torch.Tensor:
+    """Waveform `[batch, 480 * frames]` of an STFT `[batch, frames, 1025]` framed as the front end frames.
+
+    torch.istft wants centred frames; these start 784 samples before their hop ("same" padding, as in Vocos).
+    """
+    window = torch.hann_window(N_FFT, device=spectrum.device)
+    pieces = torch.fft.irfft(spectrum, n=N_FFT) * window  # (B, T, 2048)
+    frames = pieces.shape[1]
+    length = (frames - 1) * HOP_LENGTH + N_FFT
+    fold = {"output_size": (1, length), "kernel_size": (1, N_FFT), "stride": (1, HOP_LENGTH)}
+    wav = F.fold(pieces.transpose(1, 2), **fold)[:, 0, 0]
+    weight = F.fold((window**2).expand(1, frames, -1).transpose(1, 2), **fold)[0, 0, 0]
+    return wav[:, _PAD : length - _PAD] / weight[_PAD : length - _PAD].clamp(min=1e-8)
+
+
+def envelope(log_mel: torch.Tensor) -> torch.Tensor:
+    """Log magnitude per STFT bin, `[..., 1025]`, of a flat spectrum that has this log-mel `[..., 256]`.
+
+    The lowest bands are narrower than a bin and some hold none: those take their neighbours' level.
+    """
+    area = mel_filters().sum(1).to(log_mel.device)
+    centres = (mel_filters() > 0).any(1).nonzero()[:, 0].to(log_mel.device)
+    level = log_mel[..., centres] - torch.log(area[centres])
+    return _interpolate_bands(level, centres)
+
+
+def _interpolate_bands(level: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
+    """Spread the levels of the bands that hold a bin to all 256 bands, then to the 1025 bins."""
+    every = torch.arange(N_MELS, device=bands.device)
+    right = torch.searchsorted(bands, every).clamp(max=len(bands) - 1)
+    left = (right - (bands[right] > every).long()).clamp(min=0)
+    span = (bands[right] - bands[left]).clamp(min=1)
+    share = ((every - bands[left]) / span).clamp(0, 1).to(level.dtype)
+    return mel_to_bins(level[..., left] * (1 - share) + level[..., right] * share)
+
+
+def flat_noise(samples: int, iterations: int, seed: int = 0) -> torch.Tensor:
+    """Circular noise `[samples]` whose STFT magnitudes approach one (Griffin and Lim 1984).
+
+    Zero iterations leave Gaussian noise, whose bins scatter by 5.6 dB; each iteration takes some of that scatter,
+    and with it some distance to any other signal's scatter.
+    """
+    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(samples).astype(np.float32))
+    edge = N_FFT
+    for _ in range(iterations):
+        spectrum = stft(torch.cat([noise[-edge:], noise, noise[: edge + HOP_LENGTH]]))
+        wav = istft_same(torch.polar(torch.ones_like(spectrum.real), spectrum.angle())[None])[0]
+        start = edge - _PAD  # istft_same drops its padding
+        noise = wav[start : start + samples]
+    scale = math.sqrt(float((stft(noise).abs() ** 2).mean()))
+    return noise / scale
+
+
+def build_vocoder(size: ModelSize) -> nn.Module:
+    """The untrained vocoder of a model size."""
+    if size.base:
+        return IstftVocoder(**size.vocoder)
+    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig  # slow to import, and only AudioSR needs it
+
+    return SpeechT5HifiGan(SpeechT5HifiGanConfig(**size.vocoder))
+
+
+def vocode(vocoder: nn.Module, log_mel: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
+    """Waveform `[batch, 480 * frames]` of a log-mel `[batch, 1, frames, 256]` with either vocoder.
+
+    HiFi-GAN's odd upsampling rate adds 16 samples, which are dropped here.
+    """
+    if isinstance(vocoder, IstftVocoder):
+        return vocoder(log_mel, first_frame)
+    return vocoder(log_mel[:, 0])[:, : log_mel.shape[2] * HOP_LENGTH]
