@@ -198,13 +198,19 @@ def evaluate(args: argparse.Namespace) -> None:
         record = _record_of(args.record, stem) if args.record else None
         rows.append({"file": est.name} | _evaluate_pair(ref, est, degraded, record, args.cutoff_hz))
     if args.json:
-        print(json.dumps(rows if folders else rows[0], indent=2))
+        finite = [_finite(row) for row in rows]
+        print(json.dumps(finite if folders else finite[0], indent=2))
     else:
         _print_table(rows)
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in audio.AUDIO_SUFFIXES}
+    """Audio of a folder by stem."""
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in audio.AUDIO_SUFFIXES]
+    found = {path.stem: path for path in paths}
+    if len(found) < len(paths):
+        raise SrlibError(f"{folder}: holds audio files that differ only in their suffix; keep one of each name.")
+    return found
 
 
 def _pairs(reference: Path, restored: Path) -> dict[str, tuple[Path, Path]]:
@@ -240,29 +246,26 @@ def _record_of(given: str, stem: str) -> Path:
 
 def _evaluate_pair(
     reference: Path, restored: Path, degraded: Path | None, record: Path | None, cutoff_hz: float | None
-) -> dict[str, float | None]:
-    """Metrics of one pair at 48 kHz, averaged over channels."""
+) -> dict[str, float]:
+    """Metrics of one pair, at 48 kHz."""
     from srlib import metrics
 
-    paths = [reference, restored] + ([degraded] if degraded else [])
-    wavs = [_read_48k(path) for path in paths]
-    shortest = min(wav.shape[-1] for wav in wavs)
-    for path, wav in zip(paths, wavs, strict=True):
-        if wav.shape[0] != wavs[0].shape[0] or wav.shape[-1] - shortest > SAMPLE_RATE // 20:
-            raise SrlibError(f"{path}: differs in length or channels from the others; compare like with like.")
-    channels = zip(*(wav[:, :shortest] for wav in wavs), strict=True)
-    options = {"cutoff_hz": cutoff_hz, "degradation": _read_record(record) if record else None}
-    rows = [
-        metrics.evaluate(ref, est, SAMPLE_RATE, degraded=rest[0] if rest else None, **options)
-        for ref, est, *rest in channels
-    ]
-    means = {key: fmean(row[key] for row in rows) for key in rows[0]}
-    return {key: float(value) if math.isfinite(value) else None for key, value in means.items()}
+    wavs = [_read_48k(path) for path in (reference, restored)]
+    degraded_wav = _read_48k(degraded) if degraded else None
+    degradation = _read_record(record) if record else None
+    try:
+        return metrics.evaluate(*wavs, SAMPLE_RATE, degraded_wav, cutoff_hz, degradation)
+    except SrlibError as error:
+        raise SrlibError(f"{restored}: {error}") from None
 
 
 def _read_48k(path: Path) -> np.ndarray:
-    wav, sample_rate = audio.read(path)
-    return audio.resample(wav, sample_rate, SAMPLE_RATE)
+    return audio.resample(*audio.read(path), SAMPLE_RATE)
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has neither NaN (undefined) nor infinity (a perfect match): null stands for both."""
+    return {key: value if isinstance(value, str) or math.isfinite(value) else None for key, value in row.items()}
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -271,13 +274,12 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         print(row["file"])
         for key, value in row.items():
             if key != "file":
-                print(f"  {key:<24} {'-' if value is None else format(value, '.4f')}")
+                print(f"  {key:<20} {value:10.4f}")
     if len(rows) > 1:
         print(f"mean and median over {len(rows)} files")
-        for key in rows[0]:
-            values = [row[key] for row in rows if key != "file" and row.get(key) is not None]
-            if values:
-                print(f"  {key:<24} {fmean(values):.4f} {median(values):.4f}")
+        for key in dict.fromkeys(key for row in rows for key in row if key != "file"):
+            values = [row[key] for row in rows if key in row]  # only tones have a tone's metrics
+            print(f"  {key:<20} {fmean(values):10.4f} {median(values):10.4f}")
 
 
 def train(args: argparse.Namespace) -> None:
