@@ -20,8 +20,11 @@ TABLES = [(name, yaml.safe_load(spec)) for _, name, spec in report.TABLE.findall
 
 
 def synthetic_table(spec: dict) -> pd.DataFrame:
-    """Two rows with the columns and types that a spec of the plain kind asks for."""
+    """One row for each row of a pivot, or two rows, with the columns and types that the spec asks for."""
     values = {"": "text_a|b", "d": 1000, "f": 1.5}
+    if "cell" in spec:
+        cell = dict.fromkeys(re.findall(r"\{(\w+):", spec["cell"]), 1.25)
+        return pd.DataFrame([{spec["rows"]: name, spec["columns"]: 8, **cell} for name in spec["order"]])
     return pd.DataFrame({name: [values[form[-1:]]] * 2 for name, (_, form) in spec["columns"].items()})
 
 
