@@ -36,12 +36,22 @@ def synthetic_summary() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
     """A folder with the report's sources and a synthetic artefact for each directive, profile smoke."""
+    folder = tmp_path_factory.mktemp("complete")
+    shutil.copytree(SOURCE / "report", folder / "report", ignore=shutil.ignore_patterns("tables"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SRLIB_ROOT", str(folder))
+        make_artefacts("smoke")
+    return folder
+
+
+@pytest.fixture
+def project(complete, tmp_path, monkeypatch):
+    """A copy of the complete folder that a test may damage."""
+    shutil.copytree(complete, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
-    shutil.copytree(SOURCE / "report", tmp_path / "report", ignore=shutil.ignore_patterns("tables"))
-    make_artefacts("smoke")
     return tmp_path
 
 
