@@ -102,7 +102,7 @@ def load_dataset(dataset: str | Profile, split: str | None = None) -> list[Track
         raise SrlibError(f"There is no data set {name!r}: give demo, musdb, folder:PATH or an existing folder.")
     tracks = sorted((track for track in tracks if split in (None, track.split)), key=lambda track: track.name)
     if not tracks:
-        raise SrlibError(f"The data set {name!r} has no track in its split {split!r}.")
+        raise SrlibError(f"The data set {name} has no track{f' in its split {split}' if split else ''}.")
     return tracks
 
 
@@ -125,14 +125,14 @@ def seeded_crop(track: Track, rng: np.random.Generator, seconds: float) -> np.nd
 def bandwidth_hz(wav: np.ndarray, sample_rate: int) -> float:
     """Measured bandwidth in Hz of [samples] or [channels, samples]; 0 for silence.
 
-    Where the long-term power spectrum, smoothed over 200 Hz, first falls 60 dB under its level at 1-4 kHz. Going
-    upwards finds the low-pass edge of a lossy coder even where clipping has put something above it again.
+    Where the long-term power spectrum, median over 500 Hz, first falls 60 dB under its level at 1-4 kHz. Going upwards
+    finds the low-pass edge of a lossy coder even where clipping has put something above it again.
     """
     if wav.shape[-1] < 2048:
         raise SrlibError(f"{wav.shape[-1]} samples are too few to measure a bandwidth: give at least 2048.")
     frequencies, power = signal.welch(audio.to_mono(wav), sample_rate, nperseg=2048, detrend=False)
     level = power[(frequencies >= 1000) & (frequencies <= 4000)].mean()
-    smooth = ndimage.uniform_filter1d(power, max(1, round(200 / frequencies[1])))
+    smooth = ndimage.median_filter(power, max(1, round(500 / frequencies[1])))  # keeps edges
     absent = np.flatnonzero((smooth <= level * 1e-6) & (frequencies > 1000))
     if level == 0:
         return 0.0
