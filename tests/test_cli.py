@@ -52,11 +52,13 @@ def refusal(capsys, folder: Path, *argv: str | Path) -> str:
 
 def test_choices_are_those_of_the_library():
     """The parser repeats them, so that help needs no scipy and no torch."""
-    from srlib import merge
+    from srlib import ldm, merge, objectives
 
     assert command_line.FILTER_TYPES == degrade.FILTER_TYPES
     assert command_line.NOISE_TYPES == degrade.NOISE_TYPES
     assert set(command_line.MERGES) == set(merge.MERGES)
+    assert set(command_line.SCHEDULERS) == set(ldm.SCHEDULERS)
+    assert set(command_line.STAGES) == set(objectives.STAGES)
 
 
 def test_the_shell_gets_the_same(tmp_path, clip):
