@@ -174,15 +174,17 @@ def _read_soundfile(path: Path, start: int, frames: int | None) -> tuple[np.ndar
         if _is_cut_off(file, path):
             raise _truncated(path)
         start = min(start, file.frames)
-        expected = file.frames - start if frames is None else min(frames, file.frames - start)
+        end = file.frames if frames is None else min(start + frames, file.frames)
+        # libsndfile's seek lands beside the sample in some Ogg files, or fails: decode those from their start.
+        first = 0 if file.format == "OGG" else start
         try:
-            file.seek(start)
-            wav = file.read(expected, dtype="float32", always_2d=True)
+            file.seek(first)
+            wav = file.read(end - first, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise _truncated(path) from error
-        if len(wav) < expected:
+        if len(wav) < end - first:
             raise _truncated(path)
-        return wav.T, file.samplerate
+        return wav[start - first :].T, file.samplerate
 
 
 def _is_cut_off(file: soundfile.SoundFile, path: Path) -> bool:
