@@ -81,11 +81,11 @@ _ZERO_SNR_SCHEDULER = {
 
 COMPACT = ModelSize(
     name="compact",
-    vae=_vae((16, 32, 48, 64), 1, norm_num_groups=8, mid_block_add_attention=False, scaling_factor=1.0),
+    vae=_vae((8, 16, 32, 64), 1, norm_num_groups=8, mid_block_add_attention=False, scaling_factor=1.0),
     # 16 noisy + 16 degraded + 16 base channels.
-    unet=_unet((64, 96, 128, 160), (2, 3, 4, 5), 1, in_channels=48),
-    base={"hidden_size": 384, "num_layers": 6, "kernel_size": 7, "expansion": 3},
-    vocoder={"hidden_size": 256, "num_layers": 5, "kernel_size": 7, "expansion": 3},
+    unet=_unet((32, 64, 64, 96), (1, 2, 2, 3), 1, in_channels=48),
+    base={"hidden_size": 320, "num_layers": 4, "kernel_size": 7, "expansion": 2},
+    vocoder={"hidden_size": 256, "num_layers": 4, "kernel_size": 7, "expansion": 2},
     scheduler=_ZERO_SNR_SCHEDULER,
 )
 

@@ -45,8 +45,8 @@ class RegressorOutput(BaseOutput):
     the whole clip: that the filter passes it (above -3 dB), that it is not missing (above -20 dB), that it is noisy.
     """
 
-    log_mel: torch.Tensor
-    evidence: torch.Tensor
+    log_mel: torch.Tensor | None = None
+    evidence: torch.Tensor | None = None
 
 
 class MelRegressor(ModelMixin, ConfigMixin):

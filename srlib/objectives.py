@@ -76,7 +76,7 @@ class VaeObjective(Objective):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         half = len(batch.reference) // 2
-        target = torch.cat([log_mel(batch.reference[half:]), log_mel(batch.degraded[:half])])
+        target = log_mel(torch.cat([batch.reference[half:], batch.degraded[:half]]))
         posterior = self.module.encode(target).latent_dist
         restored = self.module.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
