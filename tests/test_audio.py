@@ -69,19 +69,20 @@ def test_reading_a_part(tmp_path):
         audio.read(tmp_path / "a.wav", start=10_000)
 
 
-@pytest.mark.parametrize("encoder", ["libsndfile", "ffmpeg"])
-def test_parts_of_compressed_files_are_exact(tmp_path, encoder):
-    """libsndfile's own seek misses by thousands of samples, or fails, in some Vorbis files."""
+@pytest.mark.parametrize("name", ["a.ogg", "cut.ogg", "a.opus", "a.flac", "a.mp3"])
+def test_parts_of_compressed_files_are_exact(tmp_path, name):
+    """libsndfile's own seek misses by thousands of samples in Vorbis that was cut without being encoded again."""
     wav = noise(12 * SAMPLE_RATE)
-    for name in ("a.ogg", "a.opus", "a.flac", "a.mp3"):
-        if encoder == "ffmpeg":
-            encode(wav, tmp_path / name, *(["-c:a", "libopus"] if name != "a.flac" and name != "a.mp3" else []))
-        else:
-            soundfile.write(tmp_path / name, wav.T, SAMPLE_RATE, format="OGG" if name == "a.opus" else None)
-        whole, _ = audio.read(tmp_path / name)
-        for start in (4321, 9 * SAMPLE_RATE + 1):
-            part, _ = audio.read(tmp_path / name, start, 5000)
-            assert np.abs(part - whole[:, start : start + 5000]).max() < 1e-4
+    if name == "cut.ogg":
+        soundfile.write(tmp_path / "a.ogg", wav.T, SAMPLE_RATE)
+        encode(wav, tmp_path / name, "-ss", "1", "-i", str(tmp_path / "a.ogg"), "-map", "1", "-c", "copy")
+    else:
+        opus = {"format": "OGG", "subtype": "OPUS"} if name == "a.opus" else {}
+        soundfile.write(tmp_path / name, wav.T, SAMPLE_RATE, **opus)
+    whole, _ = audio.read(tmp_path / name)
+    for start in (4321, 100_000, 9 * SAMPLE_RATE + 1):
+        part, _ = audio.read(tmp_path / name, start, 5000)
+        assert np.abs(part - whole[:, start : start + 5000]).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["a.m4a", "a.aac", "a.wma", "a.webm", "a.mp3", "a.ogg", "a.opus"])
