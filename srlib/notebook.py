@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,14 +50,9 @@ class Run:
     def pipeline(self, variant: str | None = None) -> RestorationPipeline:
         """The profile's restoration pipeline, loaded once; `variant="lowpass"` is the one trained without noise."""
         if variant not in self._pipelines:
-            from srlib import pipeline
+            from srlib.evaluation import load_pipeline
 
-            if self.profile.model == "tiny":
-                loaded = pipeline.build("tiny", seed=0)
-            else:
-                loaded = pipeline.RestorationPipeline.from_pretrained(self.profile.model, variant=variant)
-            loaded.set_progress_bar_config(disable=True)
-            self._pipelines[variant] = loaded.to(self.device)
+            self._pipelines[variant] = load_pipeline(self.profile, variant, self.device)
         return self._pipelines[variant]
 
     def tracks(self, split: str) -> list[Track]:
@@ -69,6 +66,13 @@ class Run:
         from srlib import data
 
         return data.excerpt(track, self.profile)
+
+    def scratch(self, name: str) -> Path:
+        """An empty folder for what is not an artefact, e.g. a training run: build/<profile>/runs/<name>."""
+        folder = artifacts.build_dir(self.profile.name) / "runs" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
 
     def save_figure(self, fig: Figure, name: str) -> Figure:
         """Save a declared figure and hand it back, so that a cell's last line both saves and shows it."""
@@ -130,8 +134,10 @@ def notebook_setup(notebook_id: str, namespace: Mapping[str, Any]) -> Run:
         notebook_id: file name without suffix, e.g. "03_vae".
         namespace: the notebook's `globals()`: its literals are the parameters.
     """
-    import matplotlib.pyplot as plt  # with the inline backend this import teaches IPython to show figures
+    import matplotlib
     import torch
+    from IPython.core.getipython import get_ipython
+    from IPython.core.pylabtools import select_figure_formats
 
     from srlib.plots import STYLE
 
@@ -142,7 +148,9 @@ def notebook_setup(notebook_id: str, namespace: Mapping[str, Any]) -> Run:
     random.seed(seed)
     np.random.seed(seed)  # some libraries still draw from the global generator
     torch.manual_seed(seed)
-    plt.rcParams.update(STYLE)
+    matplotlib.rcParams.update(STYLE)
+    if get_ipython() is not None:
+        select_figure_formats(get_ipython(), {"png"})  # show figures that pyplot does not know
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"notebook {notebook_id}\nprofile  {profile.name}, model {profile.model}, data {profile.dataset}")
     print(f"seed     {seed}\ndevice   {device}")

@@ -161,7 +161,7 @@ def _execute(link: Notebook, output: Path, values: Mapping[str, Any]) -> None:
     try:
         papermill.execute_notebook(
             _source(link), output, dict(values), kernel_name="python3", cwd=str(artifacts.root()), progress_bar=False,
-            request_save_on_cell_execute=True,
+            request_save_on_cell_execute=True, extra_arguments=["--IPKernelApp.log_level=50"],  # quiet
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise SrlibError(

@@ -1,0 +1,75 @@
+"""What was kept of the training of the shipped weights: the log of every run, and what the model made early on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from srlib import audio, data
+from srlib.config import SAMPLE_RATE
+from srlib.degrade import Degradation
+from srlib.errors import SrlibError
+
+SHIPPED = Path(__file__).parent / "assets" / "compact"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip before and after: `reference`, `degraded` and `restored` are float32 [samples] at 48 kHz."""
+
+    track: str
+    degradation: Degradation
+    reference: np.ndarray
+    degraded: np.ndarray
+    restored: np.ndarray
+    global_step: int
+
+
+def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataFrame]:
+    """{run: its log} of the runs whose stage is `stage` (all without one), in the order of their names."""
+    found = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    found = {name: log for name, log in found.items() if not stage or log["stage"].iloc[0] == stage}
+    if not found:
+        raise SrlibError(f"{folder} holds no log of a {stage or 'training'} run: get a complete copy of the package.")
+    return found
+
+
+def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per run: steps, minutes, mean loss of its first and last tenth, last validation LSD."""
+    rows = []
+    for name, log in runs.items():
+        loss, lsd = log["train/loss"].dropna(), log["val/lsd"].dropna()
+        tenth = max(1, len(loss) // 10)
+        rows.append(
+            {
+                "run_id": name,
+                "stage": log["stage"].iloc[0],
+                "steps": int(log["global_step"].iloc[-1]),
+                "minutes": log["wall_time"].iloc[-1] / 60.0,
+                "first_loss": loss.iloc[:tenth].mean(),
+                "last_loss": loss.iloc[-tenth:].mean(),
+                "val_lsd": lsd.iloc[-1] if len(lsd) else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def early_example(noise: str, folder: Path = SHIPPED / "early") -> Example:
+    """What the model made of a demo track early in training; `noise` is "tone" or "white".
+
+    The record beside the audio names the track, where the clip starts (s), the step and the degradation.
+    """
+    path = folder / f"{noise}.flac"
+    if not path.is_file():
+        raise SrlibError(f"{path} is missing: get a complete copy of the package.")
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    restored = audio.read(path)[0][0]
+    track = next(track for track in data.load_dataset("demo") if track.name == record["track"])
+    reference = track.mixture(record["start"], len(restored) / SAMPLE_RATE)
+    degradation = Degradation.from_json(record["degradation"])
+    degraded = degradation.apply(reference, SAMPLE_RATE)
+    return Example(track.name, degradation, reference, degraded, restored, int(record["global_step"]))
