@@ -32,7 +32,7 @@ FIGURE = re.compile(r"\]\(figure:(\w+)\)")
 TABLE = re.compile(r"^```\{\.table #(tbl:[\w-]+) from=(\w+)\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 README_RESULTS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
 HASH_LENGTH = 12  # hexadecimal digits of SHA-256 in the manifest
-NO_BREAK_SPACE, DASH, MINUS = "\u00a0", "\u2013", "\u2212"
+NO_BREAK_SPACE, DASH, MINUS, INFINITY = "\u00a0", "\u2013", "\u2212", "\u221e"
 
 
 def build(profile: str = "demo", draft: bool = False) -> Path:
@@ -112,7 +112,7 @@ class Expansion:
         number = artifacts.read_number(match[1], self.profile)
         digest = artifacts.sha256(artifacts.numbers_file(self.profile))[:HASH_LENGTH]
         self.used[f"number {match[1]}"] = (number["notebook"], digest)
-        text = number["text"].replace("-", MINUS)
+        text = _typeset_number(number["text"])
         return f"{text}{NO_BREAK_SPACE}{number['unit']}" if number["unit"] else text
 
     def _figure(self, match: re.Match[str]) -> str:
@@ -156,7 +156,7 @@ def _cells(
     """Header and rows of a table. The spec is one of two kinds; both may hold `where`: {column: value or [values]}.
 
     list   columns: {name: [Heading, format specification or ""]}; one row per row of the frame
-    pivot  rows: name, columns: name, cell: "{lsd:.2f}", order: [values], heading: text; one row per value of `rows`
+    pivot  rows: name, columns: name, cell: "{lsd:.2f}", heading: text, order: [values]; one row per value of `rows`
 
     `labels` gives values of the frame (systems, conditions) their human names.
     """
@@ -169,9 +169,9 @@ def _cells(
                           for row in frame.to_dict("records")]
     columns = list(dict.fromkeys(frame[spec["columns"]]))
     cells = {(row[spec["rows"]], row[spec["columns"]]): row for row in frame.to_dict("records")}
-    present = set(frame[spec["rows"]])
+    present = list(dict.fromkeys(frame[spec["rows"]]))
     rows = [[_show(name, "", labels), *(_fill(spec["cell"], cells.get((name, column))) for column in columns)]
-            for name in spec["order"] if name in present]
+            for name in spec.get("order", present) if name in present]
     return [spec["heading"], *(_show(column, "", labels) for column in columns)], rows
 
 
@@ -180,13 +180,17 @@ def _show(value: Any, form: str, labels: Mapping[str, str]) -> str:
         return labels[str(value)]
     if isinstance(value, float) and math.isnan(value):
         return DASH
-    return format(value, form).replace("-", MINUS) if form else _escape(str(value))
+    return _typeset_number(format(value, form)) if form else _escape(str(value))
 
 
 def _fill(template: str, row: Mapping[str, Any] | None) -> str:
     """Cell of a pivoted table; a combination that was not run, or has no value, is a dash."""
-    text = template.format_map(row).replace("-", MINUS) if row else ""
-    return DASH if not text or "nan" in text else text
+    text = template.format_map(row) if row else "nan"
+    return DASH if "nan" in text else _typeset_number(text)
+
+
+def _typeset_number(text: str) -> str:
+    return text.replace("-", MINUS).replace("inf", INFINITY)
 
 
 def _escape(text: str) -> str:
@@ -194,7 +198,7 @@ def _escape(text: str) -> str:
 
 
 def _pipe(header: list[str], rows: list[list[str]]) -> str:
-    numeric = [all(re.match(rf"[\d{MINUS}{DASH}.]", row[i]) for row in rows) for i in range(len(header))]
+    numeric = [all(re.match(rf"[\d{MINUS}{DASH}{INFINITY}.]", row[i]) for row in rows) for i in range(len(header))]
     rule = ["--:" if right else ":--" for right in numeric]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 

@@ -24,13 +24,15 @@ def synthetic_table(spec: dict) -> pd.DataFrame:
     values = {"": "text_a|b", "d": 1000, "f": 1.5}
     if "cell" in spec:
         cell = dict.fromkeys(re.findall(r"\{(\w+):", spec["cell"]), 1.25)
-        return pd.DataFrame([{spec["rows"]: name, spec["columns"]: 8, **cell} for name in spec["order"]])
+        return pd.DataFrame([{spec["rows"]: name, spec["columns"]: 8, **cell} for name in spec.get("order", "ab")])
     return pd.DataFrame({name: [values[form[-1:]]] * 2 for name, (_, form) in spec["columns"].items()})
 
 
 def synthetic_summary() -> pd.DataFrame:
     rows = [{"noise": noise, "cutoff_hz": cutoff, "condition": f"{noise}_{cutoff // 1000}k", "system": system,
-             "lsd_19k": 1.25, "ratio": 1.1}
+             "lsd_19k": 1.25, "ratio_to_oracle": 1.1,
+             "level_high_db": -0.5, "texture_high": 0.9, "snr_low_db": float("inf"), "si_sdr_db": 9.0}
+            | ({"tone_suppression_db": 41.0} if noise == "tone" else {})
             for noise in ("clean", "tone", "white") for cutoff in (4000, 8000, 16000)
             for system in ("ours", "ridge", "oracle")]  # fmt: skip
     return pd.DataFrame(rows)
@@ -86,7 +88,7 @@ def test_typst_source_names_profile_notebooks_and_manifest(project):
     assert "Profile: *smoke*" in source and "(draft)" in source
     captions = len(re.findall(r"caption: \[", source))
     assert source.count("(notebook 0") == captions == len(TABLES) + len(set(report.FIGURE.findall(TEXT)))
-    assert "−1.25" in source and "{{" not in source
+    assert "−1.25" in source and "[∞]" in source and "{{" not in source
     digest = artifacts.sha256(artifacts.find_figure("overview", "smoke"))[:12]
     assert digest in source and "numbers.json" in source and "hop" in source
 
