@@ -1,11 +1,11 @@
 """torchaudio on any build of torch: `from srlib._torchaudio import torchaudio`.
 
-The only torchaudio wheel is linked to CUDA 13. Beside another build of torch it installs without complaint, and then
-fails on import, while loading its compiled extension; and diffusers and transformers import it as soon as it is
-installed. What is used of it (`functional.resample`, `functional.melscale_fbanks`, `transforms`) is pure torch. So,
-where torch was not built for CUDA 13, `prepare` registers a stand-in under `torchaudio._extension` that says "there
-is no extension"; torchaudio then takes the path that it has for builds without one. `import srlib` calls it: it reads
-one file and imports neither torch nor torchaudio.
+The only torchaudio wheel is linked to CUDA 13.0. Beside another build of torch it installs without complaint, and
+then fails on import, while loading its compiled extension or comparing the two CUDA versions; and diffusers and
+transformers import it as soon as it is installed. What is used of it (`functional.resample`,
+`functional.melscale_fbanks`, `transforms`) is pure torch. So, where the two builds differ, `prepare` registers a
+stand-in under `torchaudio._extension` that says "there is no extension"; torchaudio then takes the path that it has
+for builds without one. `import srlib` calls it: it reads two small files and imports neither torch nor torchaudio.
 """
 
 import importlib
@@ -17,18 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["torchaudio"]
-_BUILT_FOR = "13"  # major version of CUDA that torchaudio's wheel is linked to
+
+def _version_file(package: str) -> str:
+    """Text of an installed package's version.py, read without importing the package; empty if there is none."""
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / "version.py" if spec and spec.origin else None
+    return path.read_text() if path and path.is_file() else ""
 
 
-def _torch_cuda() -> str | None:
-    """The CUDA version that the installed torch was built for ("13.0"), None for a CPU build or no torch."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    version = (Path(spec.origin).parent / "version.py").read_text()
-    found = re.search(r"^cuda\b.*?=\s*['\"]([\d.]+)['\"]", version, re.MULTILINE)
-    return found and found[1]
+def _same_build() -> bool:
+    """Whether torch and torchaudio were built for the same CUDA version, or both without CUDA."""
+    cuda = re.search(r"^cuda\b.*?=\s*['\"]([\d.]+)['\"]", _version_file("torch"), re.MULTILINE)
+    torch_tag = "cu" + cuda[1].replace(".", "") if cuda else "cpu"  # "13.0" is "cu130"
+    return f"+{torch_tag}'" in _version_file("torchaudio")
 
 
 def _without_alignment(function: Callable) -> Callable:
@@ -42,7 +43,7 @@ def _without_alignment(function: Callable) -> Callable:
 
 def prepare() -> None:
     """Register the stand-in, unless torch can load the real extension or torchaudio is imported already."""
-    if "torchaudio" in sys.modules or (_torch_cuda() or "").split(".")[0] == _BUILT_FOR:
+    if "torchaudio" in sys.modules or _same_build():
         return
     module = types.ModuleType("torchaudio._extension")
     module._IS_TORCHAUDIO_EXT_AVAILABLE = False

@@ -156,27 +156,49 @@ def test_torchaudio_mel_filters_equal_librosas():
     assert np.abs(mel_filters().numpy() - truth).max() < 1e-6
 
 
-def test_stand_in_replaces_an_extension_that_does_not_load():
-    """As beside a CPU torch: the compiled part fails to load, the pure-torch part works, the rest refuses."""
+def fake_builds(folder: Path, torch_cuda: str | None, torchaudio_tag: str) -> dict[str, str]:
+    """An environment in which other builds of torch and torchaudio are found first."""
+    files = {
+        "torch/__init__.py": "",
+        "torch/version.py": f"cuda: str | None = {torch_cuda!r}\n",
+        "torchaudio/__init__.py": "from . import _extension\n",
+        "torchaudio/_extension.py": "_IS_TORCHAUDIO_EXT_AVAILABLE = True\n",
+        "torchaudio/version.py": f"__version__ = '2.11.0+{torchaudio_tag}'\n",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return {"PYTHONPATH": f"{folder}:{ROOT}"}
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "torchaudio_tag", "real"),
+    [
+        ("13.0", "cu130", True),
+        (None, "cpu", True),
+        (None, "cu130", False),
+        ("12.8", "cu130", False),
+        ("13.2", "cu130", False),
+    ],
+)
+def test_stand_in_is_used_where_the_builds_differ(tmp_path, torch_cuda, torchaudio_tag, real):
+    environment = fake_builds(tmp_path, torch_cuda, torchaudio_tag)
+    code = "from srlib._torchaudio import torchaudio; print(torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)"
+    assert run_python(code, env=environment) == str(real)
+
+
+def test_stand_in_refuses_what_needs_the_extension():
+    """As beside a CPU torch: the pure-torch part works, the compiled part says why it does not."""
     code = """
+from srlib import _torchaudio
+_torchaudio._same_build = lambda: False
+_torchaudio.prepare()
+print(_torchaudio.torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)
 import torch
-def fail(path): raise OSError(f"Could not load this library: {path}")
-torch.ops.load_library = fail
-from srlib._torchaudio import torchaudio
-print(torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)
-print(torchaudio.functional.resample(torch.ones(441), 441, 480).shape[0])
+print(_torchaudio.torchaudio.functional.resample(torch.ones(441), 441, 480).shape[0])
 try:
-    torchaudio.functional.forced_align(None, None)
+    _torchaudio.torchaudio.functional.forced_align(None, None)
 except RuntimeError as error:
     print("forced_align" in str(error))
 """
     assert run_python(code).splitlines() == ["False", "480", "True"]
-
-
-def test_stand_in_stays_away_from_a_torchaudio_that_imports(tmp_path):
-    package = tmp_path / "torchaudio"
-    package.mkdir()
-    (package / "__init__.py").write_text("from . import _extension\n")
-    (package / "_extension.py").write_text("REAL = True\n")
-    code = "from srlib._torchaudio import torchaudio; print(torchaudio._extension.REAL)"
-    assert run_python(code, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) == "True"
