@@ -52,7 +52,9 @@ def _vae(channels: tuple[int, ...], layers: int, **extra: Any) -> dict[str, Any]
     }
 
 
-def _unet(channels: tuple[int, ...], heads: tuple[int, ...], layers: int, in_channels: int, **extra: Any) -> dict[str, Any]:
+def _unet(
+    channels: tuple[int, ...], heads: tuple[int, ...], layers: int, in_channels: int, **extra: Any
+) -> dict[str, Any]:
     return {
         "in_channels": in_channels,
         "out_channels": 16,

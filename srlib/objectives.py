@@ -58,7 +58,7 @@ class Objective(ABC):
     def loss(self, batch: Batch) -> torch.Tensor:
         """Mean loss of a batch."""
 
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, batch: Batch) -> None:  # noqa: B027  most stages have nothing to fit
         """Fit what has a closed form, once, before the first step of a run that starts from nothing."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class RestorationPipeline(DiffusionPipeline):
         num_inference_steps, guidance_scale: what a call uses unless told otherwise.
     """
 
-    _optional_components = ["base"]
+    _optional_components: ClassVar[list[str]] = ["base"]
     model_cpu_offload_seq = "base->vae->unet->vocoder"
 
     def __init__(
@@ -323,10 +324,10 @@ def _check(wav: np.ndarray, sample_rate: int, merge: str, gaps: Sequence, cutoff
     if not np.isfinite(wav).all():
         raise SrlibError("The audio holds NaN or infinite samples: repair the file first.")
     if wav.ndim > 2 or (wav.ndim == 2 and wav.shape[0] > MAX_CHANNELS):
-        raise SrlibError(f"The audio has {wav.shape[0]} channels and only mono is restored so far: mix it down first.")
+        raise SrlibError(f"The audio has {wav.shape[0]} channels and only mono is restored: mix it down first.")
     seconds = wav.shape[-1] / sample_rate
     if seconds > MAX_SECONDS:
-        raise SrlibError(f"The audio lasts {seconds:.1f} s and at most {MAX_SECONDS:.0f} s are restored so far: cut it.")
+        raise SrlibError(f"The audio lasts {seconds:.1f} s and at most {MAX_SECONDS:.0f} s are restored: cut it first.")
     if merge not in MERGES:
         raise SrlibError(f"There is no merge {merge!r}: choose one of {', '.join(MERGES)}.")
     if isinstance(cutoff_hz, str) and cutoff_hz != "auto":

@@ -138,7 +138,10 @@ class Run:
         self.pipeline.to(self.accelerator.device)
         self.objective: Objective = STAGES[self.stage](self.pipeline)
         optimizer = torch.optim.AdamW(
-            self.objective.module.parameters(), self.config.learning_rate, (0.9, 0.99), weight_decay=self.config.weight_decay
+            self.objective.module.parameters(),
+            lr=self.config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=self.config.weight_decay,
         )
         if not checkpoint.exists():
             self.objective.prepare(self._batch(_VALIDATION_SEED + 1, self.corpus, augment=False, batch_size=128))
