@@ -30,7 +30,7 @@ def synthetic_table(spec: dict) -> pd.DataFrame:
 
 def synthetic_summary() -> pd.DataFrame:
     rows = [{"noise": noise, "cutoff_hz": cutoff, "condition": f"{noise}_{cutoff // 1000}k", "system": system,
-             "lsd_19k": 1.25, "ratio_to_oracle": 1.1,
+             "lsd_19k": 1.25, "ratio": 1.1,
              "level_high_db": -0.5, "texture_high": 0.9, "snr_low_db": float("inf"), "si_sdr_db": 9.0}
             | ({"tone_suppression_db": 41.0} if noise == "tone" else {})
             for noise in ("clean", "tone", "white") for cutoff in (4000, 8000, 16000)
