@@ -167,7 +167,9 @@ def _cells(
         formats = {name: form for name, (_, form) in spec["columns"].items()}
         return headings, [[_show(row[name], form, labels) for name, form in formats.items()]
                           for row in frame.to_dict("records")]
-    columns = list(dict.fromkeys(frame[spec["columns"]]))
+    columns = list(frame[spec["columns"]].drop_duplicates())
+    if all(isinstance(column, int | float) for column in columns):
+        columns.sort()
     cells = {(row[spec["rows"]], row[spec["columns"]]): row for row in frame.to_dict("records")}
     present = list(dict.fromkeys(frame[spec["rows"]]))
     rows = [[_show(name, "", labels), *(_fill(spec["cell"], cells.get((name, column))) for column in columns)]

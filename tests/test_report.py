@@ -146,10 +146,10 @@ def test_pivot_orders_labels_and_leaves_dashes():
     spec = {"rows": "system", "columns": "cutoff_hz", "cell": "{lsd:.2f}", "order": ["ours", "absent", "b_c"],
             "heading": "System", "where": {"noise": "clean"}}  # fmt: skip
     frame = pd.DataFrame({"noise": ["clean"] * 3 + ["tone"], "system": ["b_c", "ours", "ours", "ours"],
-                          "cutoff_hz": [4000, 4000, 8000, 8000], "lsd": [2.0, 1.0, float("nan"), 3.0]})  # fmt: skip
+                          "cutoff_hz": [8000, 4000, 8000, 8000], "lsd": [2.0, 1.0, float("nan"), 3.0]})  # fmt: skip
     header, rows = report._cells(frame, spec, {"4000": "4 kHz", "ours": "**us**"})
     assert header == ["System", "4 kHz", "8000"]
-    assert rows == [["**us**", "1.00", "–"], ["b\\_c", "2.00", "–"]]
+    assert rows == [["**us**", "1.00", "–"], ["b\\_c", "–", "2.00"]]
 
 
 def test_readme_and_model_card_get_their_results(project):
