@@ -6,6 +6,7 @@ the diffusion model its base: LSD rewards the conditional mean, and what is left
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +15,16 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from srlib.config import N_MELS
+from srlib.config import LOG_MEL_FLOOR, N_MELS
+from srlib.mel import band_of_hz
 
 # Centre and spread of music's log-mels, nat: keeps activations near unit size.
 LOG_MEL_CENTRE, LOG_MEL_SPREAD = -5.0, 3.0
 # Fractions of a clip's frames below which a band lies: what never falls quiet is noise or a tone.
-_QUANTILES = (0.1, 0.5)
+_QUANTILES = (0.1, 0.5, 0.9)
+# One linear expert for each of these cutoffs (Hz; the last is full band) and each kind of noise.
+EXPERT_CUTOFFS_HZ = (2000, 2600, 3300, 4200, 5400, 7000, 9000, 11_000, 13_000, 16_000, 24_000)
+EXPERT_NOISES = ("none", "tone", "white")
 
 
 class ConvNeXtBlock(nn.Module):
@@ -41,25 +46,38 @@ class ConvNeXtBlock(nn.Module):
 
 @dataclass
 class RegressorOutput(BaseOutput):
-    """`log_mel` `[batch, 1, frames, 256]`, the clean estimate; `evidence` `[batch, 3, 256]`, logits for each band of
-    the whole clip: that the filter passes it (above -3 dB), that it is not missing (above -20 dB), that it is noisy.
+    """What the regressor says of a clip.
+
+    `log_mel` `[batch, 1, frames, 256]` is the clean estimate, `linear` that of the experts alone. `evidence`
+    `[batch, 3, 256]` are logits for each band of the whole clip: that the filter passes it (above -3 dB), that it is
+    not missing (above -20 dB), that it is noisy. `gate` `[batch, 33]` are logits of the experts.
     """
 
     log_mel: torch.Tensor | None = None
+    linear: torch.Tensor | None = None
     evidence: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
 
 
 class MelRegressor(ModelMixin, ConfigMixin):
     """Clean log-mel from a degraded one, and what was done to it.
 
-    Frames are vectors of bands, mixed linearly and by ConvNeXt blocks. Beside each frame stand two quantiles over
-    time of every band: stationary noise and tones show there as levels that a band never falls below.
+    Linear experts, one for each cutoff and kind of noise, map a frame to the clean frame; they are ridge regressions
+    with a closed form (`srlib.experts`) and not trained further. A gate that sees the clip's level quantiles in every
+    band mixes them, and ConvNeXt blocks, which start at zero, correct what they say. Stationary noise and tones show
+    in the quantiles as levels that a band never falls below.
     """
 
     @register_to_config
-    def __init__(self, hidden_size: int = 384, num_layers: int = 6, kernel_size: int = 7, expansion: int = 3) -> None:
+    def __init__(self, hidden_size: int = 320, num_layers: int = 4, kernel_size: int = 7, expansion: int = 2) -> None:
         super().__init__()
-        self.embed = nn.Linear((1 + len(_QUANTILES)) * N_MELS, hidden_size)
+        experts = len(EXPERT_CUTOFFS_HZ) * len(EXPERT_NOISES)
+        identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
+        self.register_buffer("experts", identity.repeat(experts, 1, 1))  # [33, 256 + 1, 256], the last row constant
+        self.gate = nn.Sequential(
+            nn.Linear(len(_QUANTILES) * N_MELS, hidden_size), nn.GELU(), nn.Linear(hidden_size, experts)
+        )
+        self.embed = nn.Linear((2 + len(_QUANTILES)) * N_MELS, hidden_size)
         self.blocks = nn.ModuleList(ConvNeXtBlock(hidden_size, kernel_size, expansion) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, N_MELS)
@@ -70,15 +88,57 @@ class MelRegressor(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, log_mel: torch.Tensor) -> RegressorOutput:
-        frames = (log_mel[:, 0] - LOG_MEL_CENTRE) / LOG_MEL_SPREAD  # (B, T, 256)
-        levels = torch.quantile(frames.float(), torch.tensor(_QUANTILES, device=frames.device), dim=1)
-        levels = levels.to(frames).transpose(0, 1).flatten(1)[:, None].expand(-1, frames.shape[1], -1)
-        hidden = self.embed(torch.cat([frames, levels], dim=-1)).transpose(1, 2)
+        frames = normalise(log_mel[:, 0])  # (B, T, 256)
+        fractions = torch.tensor(_QUANTILES, device=frames.device)
+        levels = torch.quantile(frames.float(), fractions, dim=1).to(frames).transpose(0, 1).flatten(1)  # (B, 768)
+        gate = self.gate(levels)
+        linear = self._linear(frames, gate)
+        features = torch.cat([frames, linear, levels[:, None].expand(-1, frames.shape[1], -1)], dim=-1)
+        hidden = self.embed(features).transpose(1, 2)
         for block in self.blocks:
             hidden = block(hidden)
         hidden = self.norm(hidden.transpose(1, 2))  # (B, T, hidden)
         pooled = torch.cat([hidden.mean(1), hidden.amax(1)], dim=-1)
         return RegressorOutput(
-            log_mel=log_mel + LOG_MEL_SPREAD * self.head(hidden)[:, None],
+            log_mel=denormalise(linear + self.head(hidden))[:, None],
+            linear=denormalise(linear)[:, None],
             evidence=self.evidence(pooled).unflatten(1, (3, N_MELS)),
+            gate=gate,
         )
+
+    def _linear(self, frames: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """The gate's mixture of the experts, in full precision: half would cost more than the experts gain."""
+        with torch.autocast(frames.device.type, enabled=False):
+            weights = torch.einsum("be,eio->bio", torch.softmax(gate.float(), dim=1), self.experts.float())
+            return torch.baddbmm(weights[:, -1:], frames.float(), weights[:, :-1]).clamp(min=normalise(_FLOOR_NAT))
+
+
+_FLOOR_NAT = math.log(LOG_MEL_FLOOR)
+
+
+def normalise(log_mel: torch.Tensor | float) -> torch.Tensor | float:
+    """Log-mel in nat to about unit size."""
+    return (log_mel - LOG_MEL_CENTRE) / LOG_MEL_SPREAD
+
+
+def denormalise(values: torch.Tensor) -> torch.Tensor:
+    """Inverse of `normalise`."""
+    return values * LOG_MEL_SPREAD + LOG_MEL_CENTRE
+
+
+def expert_shares(passed_bands: torch.Tensor, noise_types: list[str]) -> torch.Tensor:
+    """Target of the gate `[batch, 33]`: experts are interpolated in the number of bands that the filter passes.
+
+    Args:
+        passed_bands: `[batch]`, mel bands in which the filter's gain is above -10 dB.
+        noise_types: `[batch]` of `none`, `tone`, `white`.
+    """
+    centres = torch.tensor([band_of_hz(hz) for hz in EXPERT_CUTOFFS_HZ], dtype=torch.float32)
+    position = passed_bands.float().cpu()[:, None].clamp(centres[0], centres[-1])
+    spacing = centres.diff()
+    below = torch.cat([spacing[:1], spacing])[None]
+    above = torch.cat([spacing, spacing[-1:]])[None]
+    distance = position - centres[None]
+    shares = (1 - torch.where(distance < 0, -distance / below, distance / above)).clamp(min=0)
+    noises = torch.tensor([EXPERT_NOISES.index(noise) for noise in noise_types])
+    return (torch.nn.functional.one_hot(noises, len(EXPERT_NOISES))[:, :, None] * shares[:, None]).flatten(1)

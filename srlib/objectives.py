@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 
 from srlib import ldm, vae
 from srlib.corpus import Batch
+from srlib.experts import PASSED, fit_experts
 from srlib.mel import band_edges_hz, log_mel
+from srlib.nvsr import expert_shares
 from srlib.pipeline import RestorationPipeline
 from srlib.vocoder import vocode
 
@@ -43,8 +46,8 @@ def mel_distance(estimate: torch.Tensor, reference: torch.Tensor, bandwidth_hz: 
 class Objective(ABC):
     """One training stage: `module` learns, the other parts of the pipeline stay as they are."""
 
-    def __init__(self, pipeline: RestorationPipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: RestorationPipeline, fit_batches: int) -> None:
+        self.pipeline, self.fit_batches = pipeline, fit_batches
         self.module = self.trainable()
         for part in pipeline.modules():
             part.requires_grad_(part is self.module)
@@ -58,8 +61,8 @@ class Objective(ABC):
     def loss(self, batch: Batch) -> torch.Tensor:
         """Mean loss of a batch."""
 
-    def prepare(self, batch: Batch) -> None:  # noqa: B027  most stages have nothing to fit
-        """Fit what has a closed form, once, before the first step of a run that starts from nothing."""
+    def prepare(self, draw: Callable[[int], Batch]) -> None:  # noqa: B027  some stages have nothing to fit
+        """Fit what has a closed form before the first step of a run; `draw(index)` draws a batch of crops."""
 
 
 class VaeObjective(Objective):
@@ -70,9 +73,10 @@ class VaeObjective(Objective):
     def trainable(self) -> nn.Module:
         return self.pipeline.vae
 
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, draw: Callable[[int], Batch]) -> None:
         if isinstance(self.module, vae.PatchAutoencoderKL):
-            self.module.fit_patches(torch.cat([log_mel(batch.reference), log_mel(batch.degraded)]))
+            batches = [draw(index) for index in range(min(self.fit_batches, 8))]
+            self.module.fit_patches(log_mel(torch.cat([wav for b in batches for wav in (b.reference, b.degraded)])))
 
     def loss(self, batch: Batch) -> torch.Tensor:
         half = len(batch.reference) // 2
@@ -113,11 +117,15 @@ class VocoderObjective(Objective):
 class NvsrObjective(Objective):
     """Distance of the regressed log-mel from the reference's, and the evidence of what was done, by cross entropy."""
 
+    gate_weight = 0.05
     evidence_weight = 0.1
     audible_noise = 0.1  # nat: a band is noisy if noise raises its median level by more
 
     def trainable(self) -> nn.Module:
         return self.pipeline.base
+
+    def prepare(self, draw: Callable[[int], Batch]) -> None:
+        fit_experts(self.module, draw, self.fit_batches)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         degraded = log_mel(batch.degraded)
@@ -128,7 +136,9 @@ class NvsrObjective(Objective):
         passed, present = batch.response > 10 ** (-3 / 20), batch.response > 10 ** (-20 / 20)
         truth = torch.stack([passed & inside, present & inside, raised], dim=1).float()
         evidence = nn.functional.binary_cross_entropy_with_logits(estimate.evidence.float(), truth)
-        return distance + self.evidence_weight * evidence
+        shares = expert_shares((batch.response > PASSED).sum(1), [d.noise_type for d in batch.degradations])
+        gate = nn.functional.cross_entropy(estimate.gate.float(), shares.to(degraded.device))
+        return distance + self.evidence_weight * evidence + self.gate_weight * gate
 
 
 class LdmObjective(Objective):
@@ -140,10 +150,10 @@ class LdmObjective(Objective):
         return self.pipeline.unet
 
     @torch.no_grad()
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, draw: Callable[[int], Batch]) -> None:
         if self.pipeline.base is not None:
             self.pipeline.register_to_config(residual_std=None)
-            residual, _ = self._target_and_condition(batch)
+            residual = torch.cat([self._target_and_condition(draw(index))[0] for index in range(min(self.fit_batches, 8))])
             self.pipeline.register_to_config(residual_std=residual.std(dim=(0, 2, 3)).tolist())
 
     @torch.no_grad()

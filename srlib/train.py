@@ -25,7 +25,7 @@ from diffusers.training_utils import EMAModel
 
 from srlib.audio import write
 from srlib.config import SAMPLE_RATE
-from srlib.corpus import Corpus, draw
+from srlib.corpus import Batch, Corpus, draw
 from srlib.data import load_dataset
 from srlib.degrade import Degradation, DegradationConfig
 from srlib.errors import SrlibError
@@ -56,6 +56,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    fit_batches: int = 100  # batches from which a stage's closed forms are fitted before its first step
     precision: str = "no"  # or bf16
     log_every: int = 20  # steps
     validate_every: int = 200  # steps; also writes a checkpoint
@@ -136,7 +137,7 @@ class Run:
         torch.manual_seed(self.config.seed)
         self.pipeline = RestorationPipeline.from_pretrained(init) if init else build(self.config.size, self.config.seed)
         self.pipeline.to(self.accelerator.device)
-        self.objective: Objective = STAGES[self.stage](self.pipeline)
+        self.objective: Objective = STAGES[self.stage](self.pipeline, self.config.fit_batches)
         optimizer = torch.optim.AdamW(
             self.objective.module.parameters(),
             lr=self.config.learning_rate,
@@ -144,7 +145,7 @@ class Run:
             weight_decay=self.config.weight_decay,
         )
         if not checkpoint.exists():
-            self.objective.prepare(self._batch(_VALIDATION_SEED + 1, self.corpus, augment=False, batch_size=128))
+            self.objective.prepare(lambda index: self._batch(_VALIDATION_SEED + 1000 + index, self.corpus))
         self.module, self.optimizer = self.accelerator.prepare(self.objective.module, optimizer)
         self.ema = EMAModel(self.objective.module.parameters(), self.config.ema_decay, use_ema_warmup=True, power=0.75)
         if checkpoint.exists():
@@ -175,7 +176,7 @@ class Run:
     def _finished(self) -> bool:
         return self.step >= self.max_steps or (self.time_budget is not None and self.elapsed >= self.time_budget)
 
-    def _update(self, batch) -> float:
+    def _update(self, batch: Batch) -> float:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
@@ -196,12 +197,10 @@ class Run:
         warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         return self.config.learning_rate * warmup * 0.5 * (1 + np.cos(np.pi * min(progress, 1.0)))
 
-    def _batch(self, draw_id: int, corpus: Corpus, augment: bool = True, batch_size: int | None = None):
-        rng = np.random.default_rng([self.config.seed, draw_id])
-        size = batch_size or self.config.batch_size
-        return draw(
-            corpus, self.config.degradation(), rng, size, self.config.frames, self.accelerator.device, augment
-        )
+    def _batch(self, draw_id: int, corpus: Corpus, augment: bool = True) -> Batch:
+        config, rng = self.config, np.random.default_rng([self.config.seed, draw_id])
+        device = self.accelerator.device
+        return draw(corpus, config.degradation(), rng, config.batch_size, config.frames, device, augment)
 
     @contextlib.contextmanager
     def _ema_weights(self) -> Iterator[None]:
