@@ -108,7 +108,8 @@ def denoise(
     guided = guidance_scale != 1.0
     if guided:
         condition = torch.cat([unconditional(condition, scaling_factor), condition])
-    extra = {"eta": eta, "generator": generator} if isinstance(scheduler, DDIMScheduler) else {}
+    # At exactly one, rounding takes the step from pure noise to the root of a negative number.
+    extra = {"eta": min(eta, 0.9999), "generator": generator} if isinstance(scheduler, DDIMScheduler) else {}
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latent, timestep)
         pair = torch.cat([scaled, scaled]) if guided else scaled
