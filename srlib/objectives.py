@@ -153,7 +153,8 @@ class LdmObjective(Objective):
     def prepare(self, draw: Callable[[int], Batch]) -> None:
         if self.pipeline.base is not None:
             self.pipeline.register_to_config(residual_std=None)
-            residual = torch.cat([self._target_and_condition(draw(index))[0] for index in range(min(self.fit_batches, 8))])
+            batches = range(min(self.fit_batches, 8))
+            residual = torch.cat([self._target_and_condition(draw(index))[0] for index in batches])
             self.pipeline.register_to_config(residual_std=residual.std(dim=(0, 2, 3)).tolist())
 
     @torch.no_grad()

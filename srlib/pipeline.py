@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from srlib import ldm, vae
@@ -98,9 +99,16 @@ class RestorationPipeline(DiffusionPipeline):
         `variant="lowpass"` takes the weights of the curriculum's first run, trained without noise.
         """
         path = Path(str(resources.files("srlib") / "assets" / "compact")) if name_or_path == "compact" else name_or_path
-        if not Path(path).is_dir():
-            raise SrlibError(f"There is no model folder {name_or_path}: give one that srlib train wrote, or compact.")
-        pipeline = super().from_pretrained(str(path), local_files_only=True, **{"dtype": torch.float32, **kwargs})
+        if not (Path(path) / "model_index.json").is_file():
+            raise SrlibError(f"There is no model in {name_or_path}: give a folder that srlib train wrote, or compact.")
+        options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+        options["low_cpu_mem_usage"] = False  # or a missing key ends in an error that does not name it
+        try:
+            pipeline = super().from_pretrained(str(path), **{**options, **kwargs})
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SrlibError(f"The model in {name_or_path} does not load ({reason}): write it again.") from error
+        _check_weights(pipeline, Path(path), kwargs.get("variant"))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -314,6 +322,21 @@ def build(size: str = "compact", seed: int = 0) -> RestorationPipeline:
         part.eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _check_weights(pipeline: RestorationPipeline, folder: Path, variant: str | None) -> None:
+    """Raise SrlibError with the list of keys that a part misses or has too many: diffusers only warns of them."""
+    for name, part in pipeline.components.items():
+        if not isinstance(part, nn.Module):
+            continue
+        files = list((folder / name).glob(f"*.{variant}*.safetensors")) if variant else []
+        stored: set[str] = set()
+        for file in files or [f for f in (folder / name).glob("*.safetensors") if len(f.name.split(".")) == 2]:
+            with safe_open(file, "pt") as weights:
+                stored.update(weights.keys())
+        wrong = sorted(stored ^ set(part.state_dict()))
+        if wrong:
+            raise SrlibError(f"The weights in {folder / name} miss or add {', '.join(wrong)}: write the model again.")
 
 
 def _check(wav: np.ndarray, sample_rate: int, merge: str, gaps: Sequence, cutoff_hz: float | str | None) -> np.ndarray:
