@@ -143,7 +143,7 @@ def _need_48_khz(sample_rate: int) -> None:
 
 def _shaped_noise(envelope: np.ndarray, seed: int, length: int) -> np.ndarray:
     """STFT of seeded Gaussian noise times an amplitude envelope [frames, bins]; rms 1 where the envelope is 1."""
-    noise = np.random.default_rng(seed).standard_normal(length)
+    noise = np.random.default_rng((seed, 1)).standard_normal(length)  # not the noise of a Degradation of that seed
     return stft(noise, N_FFT, HOP_LENGTH) / np.sqrt(NOISE_POWER) * envelope
 
 
