@@ -1,0 +1,292 @@
+"""The restoration pipeline in its smallest size: lengths, levels, seeds, files, refusals."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from srlib import pipeline as pipeline_module
+from srlib.errors import SrlibError
+from srlib.mel import log_mel
+from srlib.pipeline import RestorationPipeline, build
+
+SAMPLE_RATE = 48000
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """A tiny pipeline in which every part does something: layers that start at zero are drawn at random."""
+    pipe = build("tiny", seed=0)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.2)
+    torch.nn.init.normal_(pipe.base.head.weight, std=0.02)
+    torch.nn.init.normal_(pipe.vocoder.head.weight, std=0.02)
+    return pipe
+
+
+def noise(seconds=1.0, level=0.02, sample_rate=SAMPLE_RATE, seed=0):
+    return (level * np.random.default_rng(seed).standard_normal(round(seconds * sample_rate))).astype(np.float32)
+
+
+def test_build_is_seeded():
+    first, again, other = (build("tiny", seed=seed) for seed in (0, 0, 1))
+    for part, same, different in zip(first.modules(), again.modules(), other.modules(), strict=True):
+        state, same_state = part.state_dict(), same.state_dict()
+        assert all(torch.equal(value, same_state[key]) for key, value in state.items())
+        assert any(not torch.equal(value, different.state_dict()[key]) for key, value in state.items())
+    assert not any(part.training for part in first.modules())
+
+
+def test_build_refuses_an_unknown_size():
+    with pytest.raises(SrlibError, match="huge"):
+        build("huge")
+
+
+def test_a_saved_pipeline_restores_the_same_bits(pipe, tmp_path):
+    pipe.register_to_config(residual_std=[0.5] * 16)
+    try:
+        pipe.save_pretrained(tmp_path)
+        expected = pipe(noise(), SAMPLE_RATE)
+    finally:
+        pipe.register_to_config(residual_std=None)
+    loaded = RestorationPipeline.from_pretrained(tmp_path)
+    assert loaded.config.residual_std == [0.5] * 16
+    assert loaded.config.num_inference_steps == pipe.config.num_inference_steps
+    restored = loaded(noise(), SAMPLE_RATE)
+    for name in ("audio", "generated"):
+        np.testing.assert_array_equal(getattr(restored, name), getattr(expected, name))
+    assert torch.equal(restored.log_mel, expected.log_mel)
+    assert not np.array_equal(expected.audio, pipe(noise(), SAMPLE_RATE).audio)  # the spread matters
+
+
+def test_a_saved_pipeline_is_safetensors_and_can_hold_a_variant(pipe, tmp_path):
+    build("tiny", seed=0).save_pretrained(tmp_path)
+    pipe.save_pretrained(tmp_path, variant="lowpass")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+    loaded = RestorationPipeline.from_pretrained(tmp_path, variant="lowpass")
+    np.testing.assert_array_equal(loaded(noise(), SAMPLE_RATE).audio, pipe(noise(), SAMPLE_RATE).audio)
+
+
+def test_loading_names_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(SrlibError, match="nowhere"):
+        RestorationPipeline.from_pretrained(tmp_path / "nowhere")
+
+
+def test_seed_and_generator(pipe):
+    wav = noise()
+    default = pipe(wav, SAMPLE_RATE).audio
+    np.testing.assert_array_equal(default, pipe(wav, SAMPLE_RATE, generator=0).audio)
+    np.testing.assert_array_equal(default, pipe(wav, SAMPLE_RATE, generator=torch.Generator().manual_seed(0)).audio)
+    assert not np.array_equal(default, pipe(wav, SAMPLE_RATE, generator=1).audio)
+
+
+def test_the_input_is_not_written_to(pipe):
+    wav = noise()
+    pipe(wav, SAMPLE_RATE)
+    np.testing.assert_array_equal(wav, noise())
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100, 48000, 96000])
+def test_output_is_at_48_khz_and_as_long_as_the_input(pipe, sample_rate):
+    wav = noise(0.7137, sample_rate=sample_rate)
+    output = pipe(wav, sample_rate)
+    assert output.audio.shape == output.generated.shape == (round(len(wav) * SAMPLE_RATE / sample_rate),)
+    assert output.audio.dtype == np.float32
+    assert np.isfinite(output.audio).all()
+
+
+@pytest.mark.parametrize("samples", [1, 2, 481, 5000])
+def test_any_short_length_is_kept(pipe, samples):
+    output = pipe(noise()[:samples], SAMPLE_RATE)
+    assert output.audio.shape == (samples,)
+    assert np.isfinite(output.audio).all()
+
+
+def test_one_channel_stays_one_channel(pipe):
+    wav = noise()
+    single = pipe(wav, SAMPLE_RATE)
+    row = pipe(wav[None], SAMPLE_RATE)
+    assert row.audio.shape == (1, len(wav))
+    np.testing.assert_array_equal(row.audio[0], single.audio)
+
+
+def test_the_level_is_kept(pipe):
+    wav = noise()
+    wav *= 0.09 / np.abs(wav).max()  # below 0.1 and above 1 the model sees a normalised level
+    loud, quiet = pipe(wav, SAMPLE_RATE).audio, pipe(0.25 * wav, SAMPLE_RATE).audio
+    np.testing.assert_allclose(quiet, 0.25 * loud, atol=1e-5 * np.abs(loud).max())
+    huge = [pipe(scale * wav, SAMPLE_RATE).audio for scale in (20, 80)]
+    np.testing.assert_allclose(huge[1], 4 * huge[0], atol=1e-5 * np.abs(huge[1]).max())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_an_untrained_base_keeps_the_level_of_noise(scale):
+    wav = scale * noise(2.0, level=0.1)
+    output = build("tiny")(wav, SAMPLE_RATE, num_inference_steps=0)
+    for audio in (output.audio, output.generated):
+        assert 20 * np.log10(audio.std() / wav.std()) == pytest.approx(0, abs=1.5)
+
+
+def test_silence_stays_silence(pipe):
+    output = pipe(np.zeros(30000, np.float32), 44100)
+    assert output.audio.shape == (round(30000 * 48 / 44.1),)
+    assert not output.audio.any()
+
+
+def test_no_steps_give_the_base_mean(pipe):
+    wav = noise(0.64)
+    output = pipe(wav, SAMPLE_RATE, num_inference_steps=0)
+    level = 0.1 / np.abs(wav).max() if np.abs(wav).max() < 0.1 else 1.0
+    degraded = log_mel(torch.from_numpy(wav * np.float32(level)))
+    with torch.no_grad():
+        torch.testing.assert_close(output.log_mel, pipe.base(degraded).log_mel, atol=1e-3, rtol=0)
+    assert not torch.allclose(output.log_mel, pipe(wav, SAMPLE_RATE).log_mel, atol=0.01)
+    np.testing.assert_array_equal(output.audio, pipe(wav, SAMPLE_RATE, num_inference_steps=0, generator=5).audio)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm", "unipc"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_trajectory_has_a_log_mel_for_each_step(pipe, scheduler, steps):
+    output = pipe(noise(0.64), SAMPLE_RATE, steps, scheduler=scheduler, return_trajectory=True)
+    assert [mel.shape for mel in output.trajectory] == [output.log_mel.shape] * steps
+    torch.testing.assert_close(output.trajectory[-1], output.log_mel, atol=0.02, rtol=0)  # the last step ends there
+    assert pipe(noise(0.64), SAMPLE_RATE, steps, scheduler=scheduler).trajectory == []
+
+
+def test_samples_are_averaged_and_guidance_and_eta_act(pipe):
+    wav = noise(0.64)
+    plain = pipe(wav, SAMPLE_RATE).log_mel
+    options = ({"num_samples": 3}, {"guidance_scale": 3.0}, {"eta": 1.0, "scheduler": "ddim"})
+    for option in options:
+        varied = pipe(wav, SAMPLE_RATE, **option).log_mel
+        assert torch.isfinite(varied).all()
+        assert not torch.allclose(varied, plain, atol=1e-3)
+
+
+def test_known_band_is_kept_by_replacement_and_given_up_by_none(pipe):
+    wav = noise(2.0, level=0.05)
+    spectra = {}
+    for merge in ("replace", "none"):
+        output = pipe(wav, SAMPLE_RATE, cutoff_hz=8000, f_20db=8500, merge=merge)
+        assert output.cutoff_hz == 8000
+        spectra[merge] = np.fft.rfft((output.audio - wav) * np.hanning(len(wav)))
+    original = np.fft.rfft(wav * np.hanning(len(wav)))
+    below = np.arange(len(original)) / 2.0 < 7900
+    assert np.linalg.norm(spectra["replace"][below]) < 1e-3 * np.linalg.norm(original[below])
+    assert np.linalg.norm(spectra["none"][below]) > 0.1 * np.linalg.norm(original[below])
+
+
+def test_full_band_input_with_nothing_noisy_comes_back(pipe):
+    wav = noise(1.0, level=0.05)
+    output = pipe(wav, SAMPLE_RATE, cutoff_hz=None, merge="replace")
+    assert output.cutoff_hz is None
+    np.testing.assert_allclose(output.audio, wav, atol=1e-6)
+
+
+def test_gaps_are_filled_with_what_was_generated(pipe):
+    wav = noise(1.0, level=0.05)
+    wav[24000:36000] = 0
+    output = pipe(wav, SAMPLE_RATE, cutoff_hz=None, gaps=[(0.5, 0.75)], merge="replace")
+    np.testing.assert_allclose(output.audio[24000:36000], output.generated[24000:36000], atol=1e-5)
+    assert output.audio[24000:36000].std() > 0
+    np.testing.assert_allclose(output.audio[:23520], wav[:23520], atol=1e-6)
+    np.testing.assert_allclose(output.audio[36480:], wav[36480:], atol=1e-6)
+
+
+def test_chunks_cover_any_number_of_frames_with_context():
+    for frames in (64, 1024, 1088, 1216, 1920, 1984, 6016):
+        chunks = pipeline_module._chunks(frames)
+        assert chunks[0][0] == chunks[0][2] == 0
+        assert chunks[-1][1] == frames
+        for start, stop, _ in chunks:
+            assert start % 64 == 0
+            assert 0 < stop - start <= 1024
+        for (_, previous_stop, _), (start, _, keep_from) in itertools.pairwise(chunks):
+            assert keep_from - start == 64
+            assert previous_stop - keep_from >= 64  # dropped from the end of the chunk before
+
+
+def test_long_input_has_no_seams(pipe, monkeypatch):
+    wav = noise(12.0)
+    output = pipe(wav, SAMPLE_RATE)
+    assert output.audio.shape == wav.shape
+    assert len(pipeline_module._chunks(output.log_mel.shape[2])) == 2
+    levels = output.log_mel[0, 0, :1200].exp().mean(1).log()
+    jump = (levels[1:] - levels[:-1]).abs()
+    assert jump[250:262].max() <= 1.5 * jump.max()  # the second chunk is used from frame 256 on
+    before, after = levels[192:256].mean(), levels[256:320].mean()
+    assert abs(before - after) < 0.1
+    monkeypatch.setattr(pipeline_module, "_CHUNK_FRAMES", 2048)
+    whole = pipe(wav, SAMPLE_RATE).log_mel
+    assert (whole - output.log_mel).abs().mean() < 0.1 * (whole - whole.mean()).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"wav": np.zeros(0, np.float32)}, "no samples"),
+        ({"wav": np.array([0.1, np.nan], np.float32)}, "NaN"),
+        ({"wav": np.array([0.1, np.inf], np.float32)}, "infinite"),
+        ({"wav": np.ones((2, 4800), np.float32)}, "2 channels"),
+        ({"wav": np.ones(61 * 8000, np.float32), "sample_rate": 8000}, "61.0 s"),
+        ({"merge": "paste"}, "paste.*gain, replace, none"),
+        ({"cutoff_hz": 24000}, "24000"),
+        ({"cutoff_hz": 0}, "cutoff_hz"),
+        ({"cutoff_hz": -4000.0}, "-4000"),
+        ({"cutoff_hz": float("nan")}, "nan"),
+        ({"cutoff_hz": "low"}, "low"),
+        ({"gaps": [(0.5, 1.5)]}, "0.5:1.5"),
+        ({"gaps": [(0.5, 0.5)]}, "0.5:0.5"),
+        ({"gaps": [(-0.1, 0.5)]}, "-0.1:0.5"),
+        ({"scheduler": "euler"}, "euler"),
+    ],
+)
+def test_what_cannot_be_restored_is_refused_in_a_sentence(pipe, change, sentence):
+    call = {"wav": noise(), "sample_rate": SAMPLE_RATE} | change
+    with pytest.raises(SrlibError, match=sentence) as caught:
+        pipe(**call)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_base_it_is_audiosr_s_chain(tmp_path):
+    """No base mean, the condition is the degraded latent alone, the cutoff comes from AudioSR's roll-off."""
+    tiny = build("tiny", seed=0)
+    unet = type(tiny.unet).from_config({**tiny.unet.config, "in_channels": 32})
+    chain = RestorationPipeline(tiny.vae, unet, tiny.vocoder, tiny.scheduler, num_inference_steps=2)
+    chain.save_pretrained(tmp_path)
+    loaded = RestorationPipeline.from_pretrained(tmp_path)
+    assert loaded.base is None
+    output = loaded(noise(), SAMPLE_RATE)
+    assert np.isfinite(output.audio).all()
+    assert output.cutoff_hz == pytest.approx(0.985 * 24000, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [("missing", "embed.weight"), ("added", "bogus.weight"), ("shape", "MelRegressor"), ("truncated", "base")],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, fault, named):
+    build("tiny").save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "RestorationPipeline"
+    path = tmp_path / "base" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    if fault == "missing":
+        del weights["embed.weight"]
+    elif fault == "added":
+        weights["bogus.weight"] = torch.zeros(3)
+    elif fault == "shape":
+        weights["embed.weight"] = weights["embed.weight"][:, :-1].contiguous()
+    save_file(weights, path, metadata={"format": "pt"})
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SrlibError, match=named) as caught:
+        RestorationPipeline.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(SrlibError, match="no model"):
+        RestorationPipeline.from_pretrained(tmp_path)
