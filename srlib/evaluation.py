@@ -23,6 +23,7 @@ from srlib import baselines, data
 from srlib.config import SAMPLE_RATE, Profile
 from srlib.degrade import Degradation, DegradationConfig
 from srlib.metrics import bootstrap_ci, evaluate
+from srlib.reproduce import LSD_NUMBER_CONDITIONS
 
 if TYPE_CHECKING:
     from srlib.pipeline import RestorationOutput, RestorationPipeline
@@ -62,6 +63,12 @@ class Condition:
     def name(self) -> str:
         return f"{self.noise}_{self.cutoff_hz / 1000:g}k"
 
+    @classmethod
+    def named(cls, name: str) -> Condition:
+        """The condition called e.g. "tone_8k"."""
+        noise, _, khz = name.removesuffix("k").partition("_")
+        return cls(round(float(khz) * 1000), noise)
+
     def degradation(self, track: str, seed: int = 0) -> Degradation:
         """What is done to a track: the tone's frequency and all noise are drawn from its name and the seed."""
         rng = np.random.default_rng([seed, zlib.crc32(f"{track} {self.name}".encode())])
@@ -76,8 +83,10 @@ class Condition:
 
 
 def conditions(profile: Profile) -> list[Condition]:
-    """The columns of a profile's table."""
-    return [Condition(cutoff_hz, noise) for noise in NOISES for cutoff_hz in profile.cutoffs_hz]
+    """The columns of a profile's table: every noise at each of its cutoffs, and what the prose quotes."""
+    columns = [Condition(cutoff_hz, noise) for noise in NOISES for cutoff_hz in profile.cutoffs_hz]
+    quoted = [Condition.named(name) for name in LSD_NUMBER_CONDITIONS]
+    return columns + [condition for condition in quoted if condition not in columns]
 
 
 def load_pipeline(profile: Profile, variant: str | None = None, device: str = "cpu") -> RestorationPipeline:

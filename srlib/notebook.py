@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,7 @@ def notebook_setup(notebook_id: str, namespace: Mapping[str, Any]) -> Run:
         notebook_id: file name without suffix, e.g. "03_vae".
         namespace: the notebook's `globals()`: its literals are the parameters.
     """
+    warnings.filterwarnings("ignore", message="IProgress not found")  # progress bars are off in notebooks
     import matplotlib
     import torch
     from IPython.core.getipython import get_ipython

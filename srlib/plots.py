@@ -28,6 +28,7 @@ STYLE = {
 }  # fmt: skip
 FREQUENCY_TICKS_HZ = (100, 500, 1000, 2000, 4000, 7000, 10000, 19000)  # the axis of the source report's spectrograms
 DB_RANGE = (-70.0, 20.0)  # dB of |STFT|^2 / n_fft: -70 is far below the quietest noise drawn, 20 is a loud partial
+COLOURS = matplotlib.colormaps["magma"].resampled(64)  # 64 steps look the same and halve the size of a png
 LOG_MEL_RANGE = (-10.0, 2.5)  # natural log, the range of music on AudioSR's front end
 MAX_CLIPS, MAX_CLIP_SECONDS = 4, 5.0
 
@@ -64,7 +65,7 @@ def mel_axis_power_db(wav: np.ndarray, sample_rate: int, rows: int = 360) -> np.
     A row shows the strongest STFT bin it covers, so that a single tone is as bright at 10 kHz as at 1 kHz.
     """
     n_fft, hop = 2048, 480
-    padded = np.pad(np.asarray(wav, np.float64), (n_fft // 2, n_fft // 2))
+    padded = np.pad(np.asarray(wav, np.float64), n_fft // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
     power = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=1).T) ** 2 / n_fft
     edges_hz = _mel_to_hz(np.linspace(_hz_to_mel(100.0), _hz_to_mel(20000.0), rows + 1))
@@ -76,7 +77,7 @@ def _draw_spectrogram(ax: Axes, wav: np.ndarray, sample_rate: int, title: str):
     image = mel_axis_power_db(wav, sample_rate)
     low, high = _hz_to_mel(100.0), _hz_to_mel(20000.0)
     extent = (0.0, len(wav) / sample_rate, float(low), float(high))
-    mesh = ax.imshow(image, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=DB_RANGE[0],
+    mesh = ax.imshow(image, origin="lower", aspect="auto", extent=extent, cmap=COLOURS, vmin=DB_RANGE[0],
                      vmax=DB_RANGE[1], interpolation="nearest")  # fmt: skip
     ax.set_yticks([float(_hz_to_mel(f)) for f in FREQUENCY_TICKS_HZ], [f"{f:,}" for f in FREQUENCY_TICKS_HZ])
     ax.grid(False)
@@ -143,7 +144,7 @@ def log_mels(
     for ax, (label, log_mel) in zip(axes.flat, panels.items(), strict=False):
         frames, n_mels = log_mel.shape
         extent = (0.0, frames * hop_seconds, 0, n_mels)
-        mesh = ax.imshow(log_mel.T, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=LOG_MEL_RANGE[0],
+        mesh = ax.imshow(log_mel.T, origin="lower", aspect="auto", extent=extent, cmap=COLOURS, vmin=LOG_MEL_RANGE[0],
                          vmax=LOG_MEL_RANGE[1], interpolation="nearest")  # fmt: skip
         ax.set_yticks(np.interp((500, 2000, 5000, 15000), centres, np.arange(n_mels)), ["500", "2k", "5k", "15k"])
         ax.set_title(label, loc="left")
@@ -313,7 +314,7 @@ def lsd_bars(summary: pd.DataFrame, metric: str = "lsd_19k") -> Figure:
             rows = rows.set_index("cutoff_hz").reindex(cutoffs)
             x = np.arange(len(cutoffs)) + (i - (len(systems) - 1) / 2) * width
             error = np.abs(np.vstack([rows[metric] - rows["ci_low"], rows["ci_high"] - rows[metric]]))
-            ax.bar(x, rows[metric], width, yerr=error, color=SYSTEM_COLOURS[system], label=system,
+            ax.bar(x, rows[metric], width, yerr=error, color=SYSTEM_COLOURS[system], label=system.replace("_", " "),
                    error_kw={"elinewidth": 0.6, "ecolor": "#444444"})  # fmt: skip
         ax.set_title(noise, loc="left")
         ax.set_ylabel("LSD to 19 kHz")

@@ -1,0 +1,199 @@
+"""The chain: what runs, what is skipped, what is reported; and what the smoke profile leaves behind."""
+
+import json
+import math
+import shutil
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from srlib import artifacts, curriculum, evaluation, reproduce
+from srlib.config import PROFILES
+from srlib.errors import SrlibError
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+SMOKE = "smoke"
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The whole chain, run once with the notebooks of this checkout in an empty project folder."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(NOTEBOOKS, root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SRLIB_ROOT", str(root))
+        patch.delenv("SRLIB_PROFILE", raising=False)
+        yield root, reproduce.reproduce(SMOKE)
+
+
+def test_smoke_chain_makes_every_artefact(smoke):
+    _, seconds = smoke
+    assert list(seconds) == [link.id for link in reproduce.CHAIN]
+    assert all(took is not None for took in seconds.values())
+    for link in reproduce.CHAIN:
+        assert set(reproduce.fingerprint(link.outputs, SMOKE)) == set(link.outputs)
+
+
+def test_second_run_skips_everything(smoke, capsys):
+    seconds = reproduce.reproduce(SMOKE)
+    assert set(seconds.values()) == {None}
+    assert capsys.readouterr().out.count("up to date") == len(reproduce.CHAIN)
+
+
+def test_smoke_writes_under_build_only(smoke):
+    root, _ = smoke
+    assert sorted(path.name for path in root.iterdir()) == ["build", "notebooks"]
+    assert [path.name for path in (root / "build").iterdir()] == [SMOKE]
+
+
+def test_executed_copies_are_whole(smoke):
+    root, _ = smoke
+    for link in reproduce.CHAIN:
+        executed = nbformat.read(root / "build" / SMOKE / "notebooks" / f"{link.id}.ipynb", as_version=4)
+        assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+
+
+def test_figures_are_readable(smoke):
+    from PIL import Image
+
+    for link in reproduce.CHAIN:
+        for name in link.outputs:
+            if name.endswith(".svg"):
+                assert ElementTree.parse(artifacts.figures_dir(SMOKE) / name).getroot().tag.endswith("svg")
+            if name.endswith(".png"):
+                with Image.open(artifacts.figures_dir(SMOKE) / name) as image:
+                    assert min(image.size) > 300
+
+
+def test_lsd_table_is_complete_and_finite(smoke):
+    table = artifacts.read_table("lsd", SMOKE)
+    conditions = {condition.name for condition in evaluation.conditions(PROFILES[SMOKE])}
+    assert conditions >= set(reproduce.LSD_NUMBER_CONDITIONS)
+    assert set(table["system"]) == set(evaluation.SYSTEMS)
+    assert set(table["condition"]) == conditions
+    assert len(table) == table["track"].nunique() * len(conditions) * len(evaluation.SYSTEMS)
+    assert np.isfinite(table[["lsd", "lsd_19k", "lsd_ssr_eval", "log_mel_l1"]]).all(axis=None)
+    oracle = table[(table["system"] == "oracle") & (table["noise"] == "clean")]
+    unprocessed = table[(table["system"] == "unprocessed") & (table["noise"] == "clean")]
+    assert (oracle["lsd_19k"].to_numpy() < unprocessed["lsd_19k"].to_numpy()).all()
+
+
+def test_summary_agrees_with_the_table(smoke):
+    table, summary = (artifacts.read_table(name, SMOKE) for name in ("lsd", "lsd_summary"))
+    mean = table.groupby(["condition", "system"])["lsd_19k"].mean()
+    for row in summary.itertuples():
+        assert row.lsd_19k == pytest.approx(mean[row.condition, row.system], rel=1e-5)
+        assert row.ratio == pytest.approx(row.lsd_19k / mean[row.condition, "oracle"], rel=1e-5)
+        assert row.ci_low <= row.lsd_19k * 1.00001 and row.ci_high >= row.lsd_19k * 0.99999
+    number = artifacts.read_number("lsd19_ours_tone_8k", SMOKE)
+    assert number["value"] == pytest.approx(mean["tone_8k", "ours"], rel=1e-5)
+
+
+def test_live_training_was_real(smoke):
+    live = pd.read_csv(artifacts.build_dir(SMOKE) / "runs" / "live" / "log.csv")
+    assert live["global_step"].iloc[-1] == PROFILES[SMOKE].train_steps
+    assert np.isfinite(live["train/loss"]).all()
+
+
+def test_conditions_are_seeded_by_track_and_name():
+    condition = evaluation.Condition.named("tone_8k")
+    assert condition == evaluation.Condition(8000, "tone")
+    one, again, other = (condition.degradation(track) for track in ("a", "a", "b"))
+    assert one == again
+    assert one.tone_hz != other.tone_hz and 100 <= one.tone_hz <= 15000
+
+
+def test_summarise_runs_reads_a_log():
+    log = pd.DataFrame({"stage": "ldm", "global_step": [10, 20], "wall_time": [30.0, 60.0]})
+    log = log.assign(**{"train/loss": [1.0, 0.5], "val/lsd": [math.nan, 1.2]})
+    row = curriculum.summarise_runs({"run": log}).iloc[0]
+    assert list(row[["steps", "minutes", "first_loss", "last_loss", "val_lsd"]]) == [20, 1.0, 1.0, 0.5, 1.2]
+
+
+# A small chain of two notebooks: the second reads the table of the first.
+FIRST = """
+import pandas as pd
+from srlib import artifacts
+artifacts.save_table(pd.DataFrame({"x": [value]}), "first", profile, "00_first")
+"""
+SECOND = """
+from srlib import artifacts
+x = artifacts.read_table("first", profile)["x"][0]
+artifacts.save_number("second", x, profile, "01_second")
+"""
+PARAMETERS = "profile = 'smoke'  # smoke, demo or paper\nvalue = 1  # a number"
+
+
+def write(root: Path, name: str, source: str) -> None:
+    cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(source)]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), root / "notebooks" / f"{name}.ipynb")
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    chain = (
+        reproduce.Notebook("00_first", (), ("first.csv",)),
+        reproduce.Notebook("01_second", ("first.csv",), ("second",)),
+    )
+    monkeypatch.setattr(reproduce, "CHAIN", chain)
+    monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    write(tmp_path, "00_first", FIRST)
+    write(tmp_path, "01_second", SECOND)
+    return tmp_path
+
+
+def ran(seconds: dict) -> list[str]:
+    return [name for name, took in seconds.items() if took is not None]
+
+
+def test_failed_chain_continues_at_the_failed_notebook(small):
+    write(small, "01_second", "1 / 0")
+    with pytest.raises(SrlibError, match=r"01_second stopped at its cell 3 with ZeroDivisionError: .*01_second\.ipynb"):
+        reproduce.reproduce(SMOKE)
+    assert (small / "build" / SMOKE / "notebooks" / "01_second.ipynb").is_file()
+    write(small, "01_second", SECOND)
+    assert ran(reproduce.reproduce(SMOKE)) == ["01_second"]
+    assert ran(reproduce.reproduce(SMOKE)) == []
+
+
+def test_what_changed_runs_again_and_what_did_not_is_skipped(small):
+    assert ran(reproduce.reproduce(SMOKE)) == ["00_first", "01_second"]
+    assert ran(reproduce.reproduce(SMOKE, start="01", force=True)) == ["01_second"]
+    (small / "notebooks" / "01_second.ipynb").touch()  # a time is not a change
+    assert ran(reproduce.reproduce(SMOKE)) == []
+    assert ran(reproduce.reproduce(SMOKE, only="00", parameters={"value": 2})) == ["00_first"]
+    assert ran(reproduce.reproduce(SMOKE, only="01")) == ["01_second"]  # its input is another one now
+    assert artifacts.read_number("second", SMOKE)["value"] == 2
+    (artifacts.tables_dir(SMOKE) / "first.csv").unlink()
+    assert ran(reproduce.reproduce(SMOKE)) == ["00_first", "01_second"]
+
+
+def test_unknown_parameter_is_an_error(small):
+    with pytest.raises(SrlibError, match="00_first has no parameter valeu; it has profile, value"):
+        reproduce.reproduce(SMOKE, parameters={"valeu": 3})
+    assert not (small / "build").exists()
+
+
+def test_missing_input_names_the_notebook_to_run(small):
+    with pytest.raises(SrlibError, match="reproduce --profile smoke --only 00_first"):
+        reproduce.reproduce(SMOKE, only="01")
+
+
+def test_unknown_notebook_and_profile_are_errors(small):
+    with pytest.raises(SrlibError, match="There is no single notebook '0'"):
+        reproduce.reproduce(SMOKE, only="0")
+    with pytest.raises(SrlibError, match="no profile 'huge'"):
+        reproduce.reproduce("huge")
+
+
+def test_state_records_seconds_outside_what_is_committed(small):
+    reproduce.reproduce(SMOKE, only="00")
+    state = json.loads((small / "build" / SMOKE / "notebooks" / "00_first.state.json").read_text())
+    assert state["seconds"] > 0 and set(state["outputs"]) == {"first.csv"}
