@@ -23,6 +23,7 @@ from srlib.mel import log_mel
 from srlib.merge import FULL_BAND, MERGES, Band, band_from_evidence, noise_gain, replace_mel, roll_off_hz
 from srlib.merge import merge as join
 from srlib.nvsr import MelRegressor, RegressorOutput
+from srlib.tones import Tone, subtract_tones
 from srlib.vocoder import build_vocoder, vocode
 
 logging.disable_progress_bar()  # loading five small parts needs none
@@ -39,7 +40,7 @@ class RestorationOutput(BaseOutput):
 
     `generated` is the vocoder's output before the merge, `log_mel` `[1, 1, frames, 256]` the restored log-mel,
     `cutoff_hz` the cutoff that was used (None: full band), `trajectory` the predicted log-mels of each step of the
-    first chunk if they were asked for.
+    first chunk if they were asked for, `tones` the stationary tones that were subtracted before all else.
     """
 
     audio: np.ndarray
@@ -47,6 +48,7 @@ class RestorationOutput(BaseOutput):
     log_mel: torch.Tensor
     cutoff_hz: float | None
     trajectory: list[torch.Tensor] = field(default_factory=list)
+    tones: list[Tone] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class RestorationPipeline(DiffusionPipeline):
             scheduler: `ddim`, `dpm` or `unipc`; None takes the model's own.
             cutoff_hz: where the known band ends, Hz; `auto` detects it, None says the input is full band.
             f_20db: where the missing band starts, Hz, if that is known too.
-            merge: `gain` (removes noise from the known band), `replace` (AudioSR: keeps the known band) or `none`.
+            merge: `gain` (subtracts tones, removes noise from the known band), `replace` (AudioSR: keeps the known band) or `none`.
             gaps: (start, end) in seconds, to be filled.
             return_trajectory: keep the predicted log-mel of every step.
 
@@ -245,7 +247,8 @@ class RestorationPipeline(DiffusionPipeline):
         single = _check(wav, sample_rate, merge, gaps, cutoff_hz)
         audio = resample(single, sample_rate, SAMPLE_RATE).astype(np.float32)
         if not np.any(audio):  # silence stays silence
-            return self._output(wav, audio, audio, torch.empty(0), None, [])
+            return self._output(wav, audio, audio, torch.empty(0), None, [], [])
+        audio, tones = subtract_tones(audio, SAMPLE_RATE) if merge == "gain" else (audio, [])
         level = float(np.clip(np.abs(audio).max(), 0.1, 1.0) / np.abs(audio).max())
         padded = torch.from_numpy(_pad_to_frames(audio * level)).to(self.device)
         sampling = Sampling(
@@ -277,7 +280,14 @@ class RestorationPipeline(DiffusionPipeline):
         # 6. The level it came with
         cutoff = None if band == FULL_BAND else band.known_hz
         pair = [(x / level).float().cpu().numpy() for x in (joined, generated)]
-        return self._output(wav, *pair, restored.cpu(), cutoff, trajectory)
+        return self._output(wav, *pair, restored.cpu(), cutoff, trajectory, tones)
+
+    @torch.no_grad()
+    def vocode_truth(self, reference: np.ndarray) -> np.ndarray:
+        """GT-Mel: a clean recording `[samples]` at 48 kHz through autoencoder and vocoder only, float32 `[samples]`."""
+        true = log_mel(torch.from_numpy(_pad_to_frames(reference)).to(self.device))
+        decoded = vae.decode(self.vae, vae.encode(self.vae, true))
+        return vocode(self.vocoder, decoded)[0, : len(reference)].float().cpu().numpy()
 
     def _band(
         self, cutoff_hz: float | str | None, f_20db: float | None, wav: torch.Tensor, regressed: RegressorOutput | None
@@ -298,9 +308,10 @@ class RestorationPipeline(DiffusionPipeline):
         mel: torch.Tensor,
         cutoff_hz: float | None,
         trajectory: list[torch.Tensor],
+        tones: list[Tone],
     ) -> RestorationOutput:
         shape = (1, -1) if np.ndim(wav) == 2 else (-1,)
-        return RestorationOutput(audio.reshape(shape), generated.reshape(shape), mel, cutoff_hz, trajectory)
+        return RestorationOutput(audio.reshape(shape), generated.reshape(shape), mel, cutoff_hz, trajectory, tones)
 
 
 def build(size: str = "compact", seed: int = 0) -> RestorationPipeline:

@@ -225,8 +225,8 @@ class Run:
                 for i in range(2)
             ]
             distances = [
-                lsd(reference, self._restore_example(degraded, degradation), convention="plain", f_high=19_000)
-                for reference, degraded, degradation in self._examples()
+                lsd(example[0], self._restore_example(*example), convention="plain", f_high=19_000)
+                for example in self._examples()
             ]
         return float(np.mean(losses)), float(np.mean(distances))
 
@@ -241,7 +241,9 @@ class Run:
                 degradation = Degradation(cutoff)
             yield reference, degradation.apply(reference, SAMPLE_RATE), degradation
 
-    def _restore_example(self, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
+    def _restore_example(self, reference: np.ndarray, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
+        if self.stage in ("vae", "vocoder"):  # judged on the true log-mel, decoded and vocoded
+            return self.pipeline.vocode_truth(reference)
         f_3db, f_20db = degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE)
         steps = None if self.stage == "ldm" else 0
         return self.pipeline(degraded, SAMPLE_RATE, steps, cutoff_hz=f_3db, f_20db=f_20db).audio
@@ -252,7 +254,7 @@ class Run:
         with self._ema_weights():
             for reference, degraded, degradation in self._examples(5.12):
                 name = f"{degradation.noise_type}-{self.step:06d}"
-                restored = self._restore_example(degraded, degradation)
+                restored = self._restore_example(reference, degraded, degradation)
                 folder.mkdir(exist_ok=True)
                 for kind, wav in (("reference", reference), ("degraded", degraded), ("restored", restored)):
                     write(folder / f"{name}-{kind}.flac", wav, SAMPLE_RATE, "PCM_16")
