@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import time
 import tomllib
@@ -195,7 +196,7 @@ class Run:
         if self.time_budget is not None:
             progress = max(progress, self.elapsed / self.time_budget)
         warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        return self.config.learning_rate * warmup * 0.5 * (1 + np.cos(np.pi * min(progress, 1.0)))
+        return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def _batch(self, draw_id: int, corpus: Corpus, augment: bool = True) -> Batch:
         config, rng = self.config, np.random.default_rng([self.config.seed, draw_id])
