@@ -236,7 +236,8 @@ class RestorationPipeline(DiffusionPipeline):
             scheduler: `ddim`, `dpm` or `unipc`; None takes the model's own.
             cutoff_hz: where the known band ends, Hz; `auto` detects it, None says the input is full band.
             f_20db: where the missing band starts, Hz, if that is known too.
-            merge: `gain` (subtracts tones, removes noise from the known band), `replace` (AudioSR: keeps the known band) or `none`.
+            merge: `gain` (tones are subtracted, noise is removed from the known band), `replace` (the known band is
+                kept, as in AudioSR) or `none`.
             gaps: (start, end) in seconds, to be filled.
             return_trajectory: keep the predicted log-mel of every step.
 
