@@ -1,0 +1,290 @@
+"""Every training stage for a few steps on the demo set: files, resuming bit for bit, refusals."""
+
+import csv
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from srlib import audio, corpus, objectives, train
+from srlib.config import SAMPLE_RATE
+from srlib.corpus import Batch
+from srlib.degrade import Degradation
+from srlib.errors import SrlibError
+from srlib.mel import band_edges_hz, log_mel
+from srlib.pipeline import RestorationPipeline, build
+
+CONFIG = {
+    "size": "tiny",
+    "batch_size": 2,
+    "frames": 64,
+    "max_steps": 2,
+    "warmup_steps": 2,
+    "learning_rate": 1e-3,
+    "log_every": 1,
+    "validate_every": 2,
+    "fit_batches": 2,
+}
+TRAINED = {"vae": "vae", "vocoder": "vocoder", "nvsr": "base", "ldm": "unet"}
+COLUMNS = [
+    "run_id",
+    "stage",
+    "global_step",
+    "wall_time",
+    "train/loss",
+    "val/loss",
+    "val/lsd",
+    "learning_rate",
+    "samples_per_second",
+    "data_wait_share",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One folder for all runs of this file, so that the demo set is decoded once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def one_step(runs):
+    """A finished run of one step; tests that would change it must copy it."""
+    return train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1]}, "demo", runs / "one-step")
+
+
+def objective_of(stage, pipeline):
+    return objectives.STAGES[stage](pipeline, fit_batches=1)
+
+
+def rows_of(run):
+    with (run / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(run):
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    return state["module"], state["ema"]["shadow_params"]
+
+
+def assert_same_weights(first, second):
+    (module, ema), (other_module, other_ema) = weights_of(first), weights_of(second)
+    assert module.keys() == other_module.keys()
+    assert all(torch.equal(value, other_module[name]) for name, value in module.items())
+    assert all(torch.equal(a, b) for a, b in zip(ema, other_ema, strict=True))
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_stage_trains_its_part_and_leaves_a_pipeline(runs, stage):
+    run = train.train(stage, CONFIG, "demo", runs / stage)
+    assert run == runs / stage
+    rows = rows_of(run)
+    assert list(rows[0]) == COLUMNS
+    assert [(row["run_id"], row["stage"]) for row in rows] == [(stage, stage)] * 2
+    assert [row["global_step"] for row in rows] == ["1", "2"]
+    assert all(np.isfinite(float(row["train/loss"])) for row in rows)
+    assert rows[0]["val/loss"] == rows[0]["val/lsd"] == ""  # validated at step 2 alone
+    assert float(rows[1]["val/loss"]) > 0
+    assert float(rows[1]["val/lsd"]) > 0
+    assert 0 <= float(rows[1]["data_wait_share"]) <= 1
+    record = json.loads((run / "config.json").read_text())
+    assert record["stage"] == stage
+    assert record["data"] == "demo"
+    assert record["batch_size"] == 2
+
+    restored = RestorationPipeline.from_pretrained(run / "pipeline")
+    start = build("tiny", seed=0)
+    for name in TRAINED.values():
+        before, after = getattr(start, name).state_dict(), getattr(restored, name).state_dict()
+        changed = any(not torch.equal(value, after[key]) for key, value in before.items())
+        assert changed == (name == TRAINED[stage]), name
+    wav = (0.05 * np.random.default_rng(0).standard_normal(48000)).astype(np.float32)
+    assert np.isfinite(restored(wav, SAMPLE_RATE).audio).all()
+    # What is published are the averaged weights, not the last ones.
+    module, ema = weights_of(run)
+    names = [name for name, _ in getattr(restored, TRAINED[stage]).named_parameters()]
+    published = dict(getattr(restored, TRAINED[stage]).named_parameters())
+    assert all(torch.equal(published[name], value) for name, value in zip(names, ema, strict=True))
+    assert any(not torch.equal(published[name], module[name]) for name in names)
+
+
+def test_a_run_repeats_bit_for_bit_and_the_corpus_is_decoded_once(runs, one_step, monkeypatch):
+    monkeypatch.setattr(corpus, "_decode", lambda *arguments: pytest.fail("decoded again"))
+    again = train.train("nvsr", CONFIG | {"max_steps": 1}, "demo", runs / "again")
+    assert len(list(runs.glob("corpus-*.int16"))) == 2  # train and valid
+    assert_same_weights(one_step, again)
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_a_killed_run_resumes_bit_for_bit(runs, stage, monkeypatch):
+    config = CONFIG | {"max_steps": 4, "validate_every": 2}
+    whole = train.train(stage, config, "demo", runs / f"{stage}-whole")
+
+    update = train.Run._update
+
+    def killed(self, batch):
+        if self.step == 3:  # one step after the checkpoint
+            raise KeyboardInterrupt
+        return update(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Run, "_update", killed)
+        train.train(stage, config, "demo", runs / f"{stage}-killed")
+    resumed = train.train(stage, config, "demo", runs / f"{stage}-killed", resume=True)
+
+    assert_same_weights(whole, resumed)
+    for key in ("train/loss", "val/loss", "val/lsd", "learning_rate"):
+        by_step = [{row["global_step"]: row[key] for row in rows_of(run)} for run in (whole, resumed)]
+        assert by_step[0] == by_step[1], key
+    wav = (0.05 * np.random.default_rng(0).standard_normal(48000)).astype(np.float32)
+    audio = [RestorationPipeline.from_pretrained(run / "pipeline")(wav, SAMPLE_RATE).audio for run in (whole, resumed)]
+    np.testing.assert_array_equal(*audio)
+
+
+def test_resuming_a_finished_run_changes_nothing(one_step):
+    before, log = (one_step / "checkpoint.pt").read_bytes(), (one_step / "log.csv").read_text()
+    train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1]}, "demo", one_step, resume=True)
+    assert (one_step / "checkpoint.pt").read_bytes() == before
+    assert (one_step / "log.csv").read_text() == log
+
+
+def test_a_folder_that_holds_a_run_is_refused(one_step):
+    before = (one_step / "checkpoint.pt").read_bytes()
+    with pytest.raises(SrlibError, match="already holds a run"):
+        train.train("nvsr", CONFIG, "demo", one_step)
+    assert (one_step / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_run_starts_from_another_run_s_pipeline_and_a_recipe_can_be_a_file(runs, one_step, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in CONFIG.items()))
+    run = train.train("vocoder", recipe, "demo", runs / "from-init", init=one_step / "pipeline", max_steps=1)
+    assert [row["global_step"] for row in rows_of(run)] == ["1"]
+    record = json.loads((run / "config.json").read_text())
+    assert (record["max_steps"], record["frames"]) == (1, 64)
+    bases = [RestorationPipeline.from_pretrained(run / "pipeline").base.state_dict() for run in (one_step, run)]
+    assert all(torch.equal(value, bases[1][name]) for name, value in bases[0].items())
+
+
+def test_time_budget_ends_a_run_and_the_learning_rate_with_it(runs):
+    run = train.train("nvsr", CONFIG | {"max_steps": 100_000}, "demo", runs / "budget", time_budget=0.01)
+    rows = rows_of(run)
+    assert 1 <= int(rows[-1]["global_step"]) < 100
+    assert float(rows[-1]["learning_rate"]) < 1e-6
+    assert (run / "pipeline" / "model_index.json").is_file()
+
+
+def test_snapshots_hold_a_replayable_example_of_each_noise(one_step):
+    records = sorted((one_step / "snapshots").glob("*.json"))
+    assert [path.stem for path in records] == ["none-000001", "tone-000001", "white-000001"]
+    record = json.loads(records[1].read_text())
+    assert record["noise_type"] == "tone"
+    assert record["global_step"] == 1
+    for kind in ("reference", "degraded", "restored"):
+        assert (one_step / "snapshots" / f"tone-000001-{kind}.flac").is_file()
+    reference, sample_rate = audio.read(one_step / "snapshots" / "tone-000001-reference.flac")
+    degraded, _ = audio.read(one_step / "snapshots" / "tone-000001-degraded.flac")
+    names = {field.name for field in fields(Degradation)}
+    replayed = Degradation.from_json({key: value for key, value in record.items() if key in names})
+    expected = np.clip(replayed.apply(reference[0], sample_rate), -1, 1)
+    np.testing.assert_allclose(degraded[0], expected, atol=5e-4)  # 16 bits
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"stage": "diffusion"}, "diffusion"),
+        ({"config": CONFIG | {"learningrate": 1}}, "learningrate"),
+        ({"config": "no/such/recipe.toml"}, "no/such/recipe.toml"),
+        ({"config": CONFIG | {"size": "huge"}}, "huge"),
+        ({"data": "/no/such/folder"}, "/no/such/folder"),
+        ({"init": "/no/such/model"}, "/no/such/model"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_sentence(runs, tmp_path, change, sentence):
+    call = {"stage": "nvsr", "config": CONFIG, "data": "demo", "out": runs / "refused"} | change
+    with pytest.raises(SrlibError, match=sentence) as caught:
+        train.train(**call)
+    assert "\n" not in str(caught.value)
+    assert not (runs / "refused" / "checkpoint.pt").exists()
+
+
+# The objectives themselves, on signals whose loss is known.
+
+
+def batch_of(reference, degraded=None, bandwidth_hz=24000.0):
+    rows = len(reference)
+    degraded = reference.clone() if degraded is None else degraded
+    response = torch.ones(rows, 256)
+    bandwidth = torch.full((rows,), bandwidth_hz, dtype=torch.float64)
+    return Batch(reference, degraded, degraded, bandwidth, response, [Degradation()] * rows)
+
+
+def white(rows=2, level=0.1, seed=0):
+    return level * torch.randn(rows, 64 * 480, generator=torch.Generator().manual_seed(seed))
+
+
+def test_band_mask_keeps_bands_wholly_inside_the_bandwidth():
+    mask = objectives.band_mask(torch.tensor([16000.0, 24000.0]))[:, 0, 0]
+    ends = band_edges_hz()[2:]
+    np.testing.assert_array_equal(mask[0].bool(), ends <= 16000.0)
+    assert mask[1].sum() >= 255
+
+
+def test_mel_distance_sees_nothing_above_the_bandwidth():
+    reference = log_mel(white())
+    wrong = reference.clone()
+    wrong[..., band_edges_hz()[2:] > 16000] += 3
+    bandwidth = torch.tensor([16000.0, 16000.0])
+    same = objectives.mel_distance(reference, reference, bandwidth)
+    assert objectives.mel_distance(wrong, reference, bandwidth) == same
+    assert objectives.mel_distance(wrong, reference, torch.tensor([24000.0, 24000.0])) > same + 0.1
+    assert objectives.mel_distance(reference + 4, reference, bandwidth) == pytest.approx(np.hypot(4, 0.91), rel=1e-4)
+
+
+def test_vae_starts_from_principal_components_and_only_it_learns():
+    pipeline = build("tiny")
+    objective = objective_of("vae", pipeline)
+    batch = batch_of(white(8))
+    torch.manual_seed(0)
+    before = objective.loss(batch)
+    objective.prepare(lambda index: batch)
+    after = objective.loss(batch)
+    assert after < 0.5 * before
+    after.backward()
+    assert any(p.grad is not None for p in pipeline.vae.parameters())
+    for part in (pipeline.unet, pipeline.base, pipeline.vocoder):
+        assert all(p.grad is None for p in part.parameters())
+        assert not part.training
+
+
+def test_ldm_generates_unit_residuals():
+    pipeline = build("tiny")
+    torch.manual_seed(0)
+    torch.nn.init.normal_(pipeline.base.head.weight, std=0.05)
+    objective = objective_of("ldm", pipeline)
+    batch = batch_of(white(8), white(8, level=0.02, seed=1))
+    objective.prepare(lambda index: batch)
+    residual, condition = objective._target_and_condition(batch)
+    np.testing.assert_allclose(residual.std(dim=(0, 2, 3)), 1, rtol=1e-3)
+    assert condition.shape == (8, 32, 8, 32)
+    loss = objective.loss(batch)
+    # Untrained it predicts the velocity zero; noise and residual have unit power.
+    assert 0.3 < loss.item() < 3
+    loss.backward()
+    assert pipeline.unet.conv_out.weight.grad.abs().max() > 0
+
+
+def test_vocoder_and_regressor_losses_fall_when_they_are_right():
+    wav = white()
+    vocoder = objective_of("vocoder", build("tiny"))
+    torch.manual_seed(0)
+    right_level = vocoder.loss(batch_of(wav)).item()
+    torch.nn.init.constant_(vocoder.module.head.bias[:1025], 1.0)  # a nat too loud
+    torch.manual_seed(0)
+    assert vocoder.loss(batch_of(wav)).item() > right_level + 0.1
+    regressor = objective_of("nvsr", build("tiny"))
+    clean = regressor.loss(batch_of(wav)).item()
+    noisy = regressor.loss(batch_of(wav, wav + white(level=0.3, seed=1))).item()
+    assert noisy > clean + 0.3
