@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import os
 import random
 import shutil
 import time
@@ -17,7 +20,7 @@ import numpy as np
 
 from srlib import artifacts, config
 from srlib.errors import SrlibError
-from srlib.reproduce import fingerprint, notebook
+from srlib.reproduce import IN_CHAIN, fingerprint, notebook, source_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +43,7 @@ class Run:
         self.notebook = notebook(notebook_id)
         self.profile = profile
         self.parameters = dict(parameters)
-        self.seed = int(parameters.get("seed", 0))
+        self.seed = int(parameters["seed"])
         self.rng = np.random.default_rng(self.seed)
         self.device = device
         self._pipelines: dict[str | None, RestorationPipeline] = {}
@@ -131,9 +134,12 @@ class Run:
 def notebook_setup(notebook_id: str, namespace: Mapping[str, Any]) -> Run:
     """Set seeds, figure style and device, resolve the profile, and return the notebook's `Run`.
 
+    Run with other parameters than the notebook's own, outside the chain, it is an exploration: its artefacts go to
+    build/<profile>/explore, so that they cannot end up in the report.
+
     Args:
         notebook_id: file name without suffix, e.g. "03_vae".
-        namespace: the notebook's `globals()`: its literals are the parameters.
+        namespace: the notebook's `globals()`, which hold its parameters.
     """
     warnings.filterwarnings("ignore", message="IProgress not found")  # progress bars are off in notebooks
     import matplotlib
@@ -143,17 +149,28 @@ def notebook_setup(notebook_id: str, namespace: Mapping[str, Any]) -> Run:
 
     from srlib.plots import STYLE
 
-    kinds = (bool, int, float, str, type(None), list, tuple)
-    parameters = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, kinds)}
-    profile = config.profile(parameters.get("profile"))
-    seed = int(parameters.get("seed", 0))
-    random.seed(seed)
-    np.random.seed(seed)  # some libraries still draw from the global generator
-    torch.manual_seed(seed)
+    defaults = default_parameters(notebook_id)
+    parameters = {name: namespace.get(name, value) for name, value in defaults.items()}
+    profile = config.profile(parameters["profile"])
+    random.seed(parameters["seed"])
+    np.random.seed(parameters["seed"])  # some libraries still draw from the global generator
+    torch.manual_seed(parameters["seed"])
     matplotlib.rcParams.update(STYLE)
     if get_ipython() is not None:
         select_figure_formats(get_ipython(), {"png"})  # show figures that pyplot does not know
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"notebook {notebook_id}\nprofile  {profile.name}, model {profile.model}, data {profile.dataset}")
-    print(f"seed     {seed}\ndevice   {device}")
+    print(f"seed     {parameters['seed']}\ndevice   {device}")
+    changed = {name: value for name, value in parameters.items() if name != "profile" and value != defaults[name]}
+    if changed and IN_CHAIN not in os.environ:
+        os.environ["SRLIB_ROOT"] = str(artifacts.build_dir(profile.name) / "explore")
+        print(f"explored {changed}: artefacts go to {artifacts.root()}")
     return Run(notebook_id, profile, parameters, device)
+
+
+def default_parameters(notebook_id: str) -> dict[str, Any]:
+    """The parameters of a notebook with the values that stand in its file."""
+    cells = json.loads(source_path(notebook(notebook_id)).read_text(encoding="utf-8"))["cells"]
+    tagged = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    statements = ast.parse("".join(tagged["source"])).body
+    return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}

@@ -7,12 +7,13 @@ play no part. After a failure the next call therefore continues at the failed no
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from srlib import artifacts, config
 from srlib.errors import SrlibError
 
+IN_CHAIN = "SRLIB_IN_CHAIN"  # set in the environment of notebooks that the chain runs
 _NOT_USED_BY_NOTEBOOKS = {"__main__.py", "report.py"}  # a change here leaves every result as it was
 
 
@@ -158,11 +160,13 @@ def _is_current(state: Mapping[str, Any], key: str, link: Notebook, profile: str
 def _execute(link: Notebook, output: Path, values: Mapping[str, Any]) -> None:
     import papermill
 
+    options = {"kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": True}
+    quiet = ["--IPKernelApp.log_level=50"]
     try:
-        papermill.execute_notebook(
-            _source(link), output, dict(values), kernel_name="python3", cwd=str(artifacts.root()), progress_bar=False,
-            request_save_on_cell_execute=True, extra_arguments=["--IPKernelApp.log_level=50"],  # quiet
-        )  # fmt: skip
+        with _environment():
+            papermill.execute_notebook(
+                source_path(link), output, dict(values), cwd=str(artifacts.root()), extra_arguments=quiet, **options
+            )
     except papermill.PapermillExecutionError as error:
         raise SrlibError(
             f"Notebook {link.id} stopped at its cell {error.exec_count} with {error.ename}: {error.evalue} "
@@ -170,17 +174,31 @@ def _execute(link: Notebook, output: Path, values: Mapping[str, Any]) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """What kernels inherit: that the chain runs them, and threads that sleep when they wait (others need the cores)."""
+    before = os.environ.copy()
+    os.environ.update({IN_CHAIN: "1", "OMP_WAIT_POLICY": before.get("OMP_WAIT_POLICY", "passive")})
+    try:
+        yield
+    finally:
+        for name in (IN_CHAIN, "OMP_WAIT_POLICY"):
+            os.environ.pop(name)
+            os.environ.update({name: before[name]} if name in before else {})
+
+
 def _check_parameters(link: Notebook, values: Mapping[str, Any]) -> None:
     """Papermill only warns about a parameter that a notebook does not have; a typing error must not pass."""
     import papermill
 
-    known = papermill.inspect_notebook(_source(link))
+    known = papermill.inspect_notebook(source_path(link))
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise SrlibError(f"Notebook {link.id} has no parameter {', '.join(unknown)}; it has {', '.join(known)}.")
 
 
-def _source(link: Notebook) -> Path:
+def source_path(link: Notebook) -> Path:
+    """The notebook's file in the project folder."""
     path = artifacts.root() / "notebooks" / f"{link.id}.ipynb"
     if not path.is_file():
         raise SrlibError(f"{path} is missing: run from a checkout of the project, or point SRLIB_ROOT at one.")
@@ -189,7 +207,7 @@ def _source(link: Notebook) -> Path:
 
 def _key(link: Notebook, profile: str, values: Mapping[str, Any]) -> str:
     """Hash of everything that the notebook's result depends on."""
-    cells = json.loads(_source(link).read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(source_path(link).read_text(encoding="utf-8"))["cells"]
     source = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     parts = [source, sorted(values.items()), _package_hash(), fingerprint(link.inputs, profile)]
     parts.append(os.environ.get("MUSDB_ROOT") if config.profile(profile).dataset == "musdb" else None)

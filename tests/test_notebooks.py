@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import nbformat
 import pytest
 
 from srlib import artifacts
+from srlib.errors import SrlibError
+from srlib.notebook import default_parameters, notebook_setup
 from srlib.reproduce import CHAIN
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -115,6 +118,29 @@ def test_notebooks_run_and_repeat_their_committed_outputs(tmp_path):
         output = half.communicate()[0].decode()
         assert half.returncode == 0, output[-3000:]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build"]
+
+
+def test_other_parameters_stay_out_of_the_report(tmp_path, monkeypatch, capsys):
+    shutil.copytree(FOLDER, tmp_path / "notebooks")
+    monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
+    assert default_parameters("02_degradation")["cutoff_hz"] == 8000.0
+    run = notebook_setup("02_degradation", {"profile": "smoke", "cutoff_hz": 3000.0})
+    assert "explored {'cutoff_hz': 3000.0}" in capsys.readouterr().out
+    run.save_number("filter_f3db_min", 0.8)
+    assert artifacts.numbers_file("smoke").is_relative_to(tmp_path / "build" / "smoke" / "explore")
+
+
+def test_a_run_saves_what_it_declares_and_nothing_else(tmp_path, monkeypatch):
+    shutil.copytree(FOLDER, tmp_path / "notebooks")
+    monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
+    run = notebook_setup("02_degradation", {"profile": "smoke"})
+    with pytest.raises(SrlibError, match="saves 'filter_median' but does not declare it"):
+        run.save_number("filter_median", 1.0)
+    with pytest.raises(SrlibError, match="reads table 'lsd', not declared"):
+        run.read_table("lsd")
+    run.save_number("filter_f3db_min", 0.8)
+    with pytest.raises(SrlibError, match=r"declares filters\.csv, .*filter_f3db_max but did not save it"):
+        run.done()
 
 
 def test_root_is_found_from_the_notebooks_folder(monkeypatch):
