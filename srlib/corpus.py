@@ -67,6 +67,12 @@ class Corpus:
         piece = self.audio[self.starts[track] :][start : min(start + samples, lengths[track])]
         return np.resize(piece, samples).astype(np.float32) / 32768, float(self.bandwidth_hz[track])
 
+    def middle(self, track: int, samples: int) -> np.ndarray:
+        """The middle of a track, float32 `[samples]` or the whole of a shorter one."""
+        wav = self.audio[self.starts[track] : self.starts[track + 1]]
+        start = max(0, (len(wav) - samples) // 2)
+        return wav[start : start + samples].astype(np.float32) / 32768
+
 
 def _decode(tracks: list, path: Path) -> list[int]:
     lengths = []

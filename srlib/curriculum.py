@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from srlib import audio, data
+from srlib import audio
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
@@ -26,6 +26,7 @@ class Example:
     reference: np.ndarray
     degraded: np.ndarray
     restored: np.ndarray
+    merge: str
     global_step: int
 
 
@@ -59,17 +60,15 @@ def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def early_example(noise: str, folder: Path = SHIPPED / "early") -> Example:
-    """What the model made of a demo track early in training; `noise` is "tone" or "white".
+    """What the model made of a validation clip early in the run that met a noise first; `noise` is "tone" or "white".
 
-    The record beside the audio names the track, where the clip starts (s), the step and the degradation.
+    `srlib.publish` keeps the clip, what was restored, and a record with the step and the degradation.
     """
-    path = folder / f"{noise}.flac"
-    if not path.is_file():
-        raise SrlibError(f"{path} is missing: get a complete copy of the package.")
-    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    restored = audio.read(path)[0][0]
-    track = next(track for track in data.load_dataset("demo") if track.name == record["track"])
-    reference = track.mixture(record["start"], len(restored) / SAMPLE_RATE)
+    record_path = folder / f"{noise}.json"
+    if not record_path.is_file():
+        raise SrlibError(f"{record_path} is missing: get a complete copy of the package.")
+    record = json.loads(record_path.read_text(encoding="utf-8"))
+    reference, restored = (audio.read(folder / f"{noise}-{kind}.flac")[0][0] for kind in ("reference", "restored"))
     degradation = Degradation.from_json(record["degradation"])
     degraded = degradation.apply(reference, SAMPLE_RATE)
-    return Example(track.name, degradation, reference, degraded, restored, int(record["global_step"]))
+    return Example(record["track"], degradation, reference, degraded, restored, record["merge"], int(record["global_step"]))

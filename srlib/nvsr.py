@@ -69,11 +69,20 @@ class MelRegressor(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, hidden_size: int = 320, num_layers: int = 4, kernel_size: int = 7, expansion: int = 2) -> None:
+    def __init__(
+        self,
+        hidden_size: int = 320,
+        num_layers: int = 4,
+        kernel_size: int = 7,
+        expansion: int = 2,
+        latent_channels: int = 16,
+    ) -> None:
         super().__init__()
         experts = len(EXPERT_CUTOFFS_HZ) * len(EXPERT_NOISES)
         identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
         self.register_buffer("experts", identity.repeat(experts, 1, 1))  # [33, 256 + 1, 256], the last row constant
+        # Spread of what the base leaves over, by latent channel: the scale of what the diffusion model generates.
+        self.register_buffer("residual_std", torch.ones(latent_channels))
         self.gate = nn.Sequential(
             nn.Linear(len(_QUANTILES) * N_MELS, hidden_size), nn.GELU(), nn.Linear(hidden_size, experts)
         )

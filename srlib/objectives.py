@@ -152,10 +152,10 @@ class LdmObjective(Objective):
     @torch.no_grad()
     def prepare(self, draw: Callable[[int], Batch]) -> None:
         if self.pipeline.base is not None:
-            self.pipeline.register_to_config(residual_std=None)
+            self.pipeline.base.residual_std.fill_(1.0)
             batches = range(min(self.fit_batches, 8))
             residual = torch.cat([self._target_and_condition(draw(index))[0] for index in batches])
-            self.pipeline.register_to_config(residual_std=residual.std(dim=(0, 2, 3)).tolist())
+            self.pipeline.base.residual_std.copy_(residual.std(dim=(0, 2, 3)))
 
     @torch.no_grad()
     def _target_and_condition(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -68,7 +68,6 @@ class RestorationPipeline(DiffusionPipeline):
 
     Args:
         vae, unet, vocoder, scheduler, base: the parts (`srlib.vae`, `srlib.ldm`, `srlib.vocoder`, `srlib.nvsr`).
-        residual_std: `[16]`, spread of latent minus base latent; scales what the diffusion model generates.
         num_inference_steps, guidance_scale: what a call uses unless told otherwise.
     """
 
@@ -82,17 +81,12 @@ class RestorationPipeline(DiffusionPipeline):
         vocoder: nn.Module,
         scheduler: SchedulerMixin,
         base: nn.Module | None = None,
-        residual_std: Sequence[float] | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, vocoder=vocoder, scheduler=scheduler, base=base)
-        self.register_to_config(
-            residual_std=list(residual_std) if residual_std is not None else None,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
+        self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path = "compact", **kwargs) -> RestorationPipeline:
@@ -121,9 +115,10 @@ class RestorationPipeline(DiffusionPipeline):
     # The latent side: what is generated is the residual to the base latent, in units of its spread.
 
     def residual_spread(self) -> torch.Tensor:
-        """`[1, 16, 1, 1]`; ones where no spread was measured."""
-        std = self.config.residual_std or [1.0] * self.vae.config.latent_channels
-        return torch.tensor(std, device=self.device)[None, :, None, None]
+        """`[1, 16, 1, 1]`, by channel; one without a base."""
+        if self.base is None:
+            return torch.ones(1, self.vae.config.latent_channels, 1, 1, device=self.device)
+        return self.base.residual_std[None, :, None, None]
 
     def encode_pair(
         self, degraded: torch.Tensor, base: torch.Tensor | None

@@ -234,11 +234,9 @@ class Run:
     def _examples(self, seconds: float = 2.56) -> Iterator[tuple[np.ndarray, np.ndarray, Degradation]]:
         """Fixed validation clips: reference, degraded, and what was done to them."""
         for index, (cutoff, noise, amplitude, tone) in enumerate(_VALIDATION_CONDITIONS):
-            rng = np.random.default_rng([_VALIDATION_SEED, index])
-            reference, _ = self.validation.crop(rng, round(seconds * SAMPLE_RATE))
-            weights = self.config.noise_weights
+            reference = self.validation.middle(index % len(self.validation.names), round(seconds * SAMPLE_RATE))
             degradation = Degradation(cutoff, noise_type=noise, noise_amplitude=amplitude, tone_hz=tone)
-            if not weights.get(noise, 0):  # judge a run by what it is trained for
+            if not self.config.noise_weights.get(noise, 0):  # judge a run by what it is trained for
                 degradation = Degradation(cutoff)
             yield reference, degradation.apply(reference, SAMPLE_RATE), degradation
 
@@ -252,15 +250,20 @@ class Run:
     def _snapshot(self) -> None:
         """Keep what the model makes of the validation clips at this step, with their records."""
         folder = self.folder / "snapshots"
+        folder.mkdir(exist_ok=True)
         with self._ema_weights():
-            for reference, degraded, degradation in self._examples(5.12):
-                name = f"{degradation.noise_type}-{self.step:06d}"
+            for index, (reference, degraded, degradation) in enumerate(self._examples(5.12)):
+                stem = f"{degradation.noise_type}-{self.step:06d}"
+                write(folder / f"{stem}-reference.flac", reference, SAMPLE_RATE, "PCM_16")
                 restored = self._restore_example(reference, degraded, degradation)
-                folder.mkdir(exist_ok=True)
-                for kind, wav in (("reference", reference), ("degraded", degraded), ("restored", restored)):
-                    write(folder / f"{name}-{kind}.flac", wav, SAMPLE_RATE, "PCM_16")
-                record = degradation.record(SAMPLE_RATE) | {"global_step": self.step, "run_id": self.folder.name}
-                (folder / f"{name}.json").write_text(json.dumps(record, indent=1))
+                write(folder / f"{stem}-restored.flac", restored, SAMPLE_RATE, "PCM_16")
+                record = {
+                    "track": self.validation.names[index % len(self.validation.names)],
+                    "run_id": self.folder.name,
+                    "global_step": self.step,
+                    "degradation": degradation.record(SAMPLE_RATE),
+                }
+                (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def _log(self, train_loss: float, validation: tuple) -> None:
         path = self.folder / "log.csv"
@@ -286,7 +289,7 @@ class Run:
             "step": self.step,
             "elapsed": self.elapsed,
             "waited": self.waited,
-            "residual_std": self.pipeline.config.residual_std,
+            "residual_std": self.pipeline.residual_spread().flatten(),
         }
         partial = self.folder / "checkpoint.partial"
         torch.save(state, partial)
@@ -300,7 +303,8 @@ class Run:
         self.ema.load_state_dict(state["ema"])
         self.step, self.elapsed, self.waited = state["step"], state["elapsed"], state["waited"]
         self.spent_before = self.elapsed
-        self.pipeline.register_to_config(residual_std=state["residual_std"])
+        if self.pipeline.base is not None:
+            self.pipeline.base.residual_std.copy_(state["residual_std"])
 
 
 def _corpus(data: str | Path, split: str, folder: Path) -> Corpus:

@@ -1,0 +1,65 @@
+"""Assemble finished training runs into one pipeline folder to ship: half precision, with logs and early examples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from srlib.artifacts import write_atomically
+from srlib.errors import SrlibError
+from srlib.pipeline import RestorationPipeline
+
+_SHARD_SIZE = "15MB"  # repositories refuse larger files without special storage
+LOWPASS = "lowpass"  # variant of the weights that never met noise
+
+
+def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None = None) -> Path:
+    """Write the pipeline of a folder of runs (named as in `recipes/`) to `out`, in half precision.
+
+    Autoencoder and vocoder come from `vae` and `vocoder`; base and U-Net from the last `ldm-*` run, which holds the
+    base that it was trained on, and those of `ldm-1-lowpass` become the variant `lowpass`. Each run's log goes to
+    `logs/`, its settings to `training.json`.
+    """
+    runs, out = Path(runs), Path(out)
+    stages = sorted(runs.glob("ldm-*/pipeline"))
+    if not stages:
+        raise SrlibError(f"{runs} holds no finished ldm run: train the recipes of recipes/ there first.")
+    pipeline = RestorationPipeline.from_pretrained(stages[-1])
+    for part in ("vae", "vocoder"):
+        setattr(pipeline, part, getattr(RestorationPipeline.from_pretrained(runs / part / "pipeline"), part))
+    if num_inference_steps is not None:
+        pipeline.register_to_config(num_inference_steps=num_inference_steps)
+    for part in pipeline.modules():
+        part.half()
+    pipeline.save_pretrained(out, max_shard_size=_SHARD_SIZE)
+    lowpass = RestorationPipeline.from_pretrained(runs / "ldm-1-lowpass" / "pipeline")
+    for name in ("base", "unet"):
+        getattr(lowpass, name).half().save_pretrained(out / name, variant=LOWPASS, max_shard_size=_SHARD_SIZE)
+    _copy_records(runs, out)
+    _copy_early(runs, out / "early")
+    return out
+
+
+def _copy_early(runs: Path, folder: Path) -> None:
+    """Keep the first snapshot of each noise, of the run of the base's curriculum that met it first."""
+    folder.mkdir(exist_ok=True)
+    for noise in ("tone", "white"):
+        records = sorted(runs.glob(f"nvsr-*/snapshots/{noise}-*.json"))
+        if not records:
+            raise SrlibError(f"{runs} holds no snapshot with {noise} noise: set snapshot_steps in the nvsr recipes.")
+        first = records[0]
+        shutil.copyfile(first, folder / f"{noise}.json")
+        for kind in ("reference", "restored"):
+            shutil.copyfile(first.with_name(f"{first.stem}-{kind}.flac"), folder / f"{noise}-{kind}.flac")
+
+
+def _copy_records(runs: Path, out: Path) -> None:
+    (out / "logs").mkdir(exist_ok=True)
+    settings = {}
+    for log in sorted(runs.glob("*/log.csv")):
+        name = log.parent.name
+        shutil.copyfile(log, out / "logs" / f"{name}.csv")
+        settings[name] = json.loads((log.parent / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    write_atomically(out / "training.json", lambda path: path.write_text(text, encoding="utf-8"))
