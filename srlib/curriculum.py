@@ -71,4 +71,6 @@ def early_example(noise: str, folder: Path = SHIPPED / "early") -> Example:
     reference, restored = (audio.read(folder / f"{noise}-{kind}.flac")[0][0] for kind in ("reference", "restored"))
     degradation = Degradation.from_json(record["degradation"])
     degraded = degradation.apply(reference, SAMPLE_RATE)
-    return Example(record["track"], degradation, reference, degraded, restored, record["merge"], int(record["global_step"]))
+    return Example(
+        record["track"], degradation, reference, degraded, restored, record["merge"], int(record["global_step"])
+    )

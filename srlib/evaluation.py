@@ -167,8 +167,9 @@ class Evaluator:
         yield "ridge", self.ridges[condition.name].restore(degraded, degradation)
         for system in ("unprocessed", "band_replication", "wiener", "notch"):
             yield system, baselines.BLIND[system](degraded, SAMPLE_RATE, degradation.f_3db(SAMPLE_RATE), self.seed)
+        steps = {"num_inference_steps": self.profile.num_inference_steps}
         for system, (variant, options) in MODELS.items():
-            yield system, restore(self.pipelines[variant], degraded, degradation, self.seed, **options).audio
+            yield system, restore(self.pipelines[variant], degraded, degradation, self.seed, **steps | options).audio
 
 
 _evaluator: Evaluator  # of a worker process
