@@ -14,6 +14,7 @@ from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 
+STAGES = ("vae", "vocoder", "nvsr", "ldm")  # in the order of their training
 SHIPPED = Path(__file__).parent / "assets" / "compact"
 
 
@@ -26,14 +27,15 @@ class Example:
     reference: np.ndarray
     degraded: np.ndarray
     restored: np.ndarray
-    merge: str
     global_step: int
 
 
 def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataFrame]:
-    """{run: its log} of the runs whose stage is `stage` (all without one), in the order of their names."""
+    """{run: its log} of the runs whose stage is `stage` (all without one), in the order of their training."""
     found = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
-    found = {name: log for name, log in found.items() if not stage or log["stage"].iloc[0] == stage}
+    found = {
+        name: log for one in STAGES for name, log in found.items() if one == log["stage"].iloc[0] and stage in ("", one)
+    }
     if not found:
         raise SrlibError(f"{folder} holds no log of a {stage or 'training'} run: get a complete copy of the package.")
     return found
@@ -71,6 +73,4 @@ def early_example(noise: str, folder: Path = SHIPPED / "early") -> Example:
     reference, restored = (audio.read(folder / f"{noise}-{kind}.flac")[0][0] for kind in ("reference", "restored"))
     degradation = Degradation.from_json(record["degradation"])
     degraded = degradation.apply(reference, SAMPLE_RATE)
-    return Example(
-        record["track"], degradation, reference, degraded, restored, record["merge"], int(record["global_step"])
-    )
+    return Example(record["track"], degradation, reference, degraded, restored, int(record["global_step"]))

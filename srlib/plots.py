@@ -232,24 +232,21 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 @styled
-def loss_curves(logs: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Figure:
-    """Training and validation loss of the runs of the curriculum {run name: log}, end to end over time."""
-    ax = _axes(ax, 7.2, 3.2)
-    colours = list(PALETTE.values())
-    start, top = 0.0, 0.0
-    for (name, log), colour in zip(logs.items(), colours, strict=False):
-        minutes = start + log["wall_time"].to_numpy() / 60.0
-        train = log["train/loss"].to_numpy(float)
-        keep = np.isfinite(train)
-        ax.plot(minutes[keep], train[keep], color=colour, alpha=0.25, linewidth=0.8)
-        ax.plot(minutes[keep], _smooth(train[keep], max(3, keep.sum() // 25)), color=colour, label=name)
-        ax.plot(minutes, log["val/loss"].to_numpy(float), "o", color=colour, markersize=3.5, markeredgecolor="white")
-        ax.axvline(start, color=PALETTE["grey"], linewidth=0.8, linestyle=":")
-        start = minutes[-1]
-        top = max(top, float(np.percentile(train[keep], 98)))
-    ax.set(xlabel="training time, minutes   (circles: validation)", ylabel="velocity loss", ylim=(0, 1.1 * top))
-    ax.legend(ncols=2)
-    return ax.figure
+def loss_curves(panels: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+    """Training and validation loss over time, {what the loss is: {run name: log}}: one panel each, runs end to end."""
+    figure = Figure(figsize=(7.2, 2.5 * len(panels) + 0.3), layout="constrained")
+    for ax, (label, logs) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+        start = 0.0
+        for (name, log), colour in zip(logs.items(), PALETTE.values(), strict=False):
+            minutes, loss = start + log["wall_time"].to_numpy(float) / 60.0, log["train/loss"].to_numpy(float)
+            ax.plot(minutes, loss, color=colour, alpha=0.3, linewidth=0.8)
+            ax.plot(minutes, _smooth(loss, max(3, len(loss) // 25)), color=colour, label=name)
+            ax.plot(minutes, log["val/loss"].to_numpy(float), "o", color=colour, markersize=4, markeredgecolor="white")
+            ax.axvline(start, color=PALETTE["grey"], linewidth=0.8, linestyle=":")
+            start = minutes[-1]
+        ax.set(xlabel="training time, minutes   (circles: validation)", ylabel=label)
+        ax.legend(ncols=3)
+    return figure
 
 
 @styled
@@ -268,8 +265,8 @@ def lsd_vs_step(
         ax.axhline(value, color=PALETTE["black"], linewidth=0.9, linestyle="--")
         ax.annotate(name, (1.0, value), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
                     ha="right", fontsize=7.5)  # fmt: skip
-    ax.set(xlabel="training step, runs end to end", ylabel="validation LSD")
-    ax.legend(ncols=2)
+    ax.set(xlabel="training step, runs end to end", ylabel="validation LSD to 19 kHz")
+    ax.legend(ncols=3)
     return ax.figure
 
 

@@ -45,7 +45,7 @@ FIGURES = {
     "bandwidth_histogram": lambda: plots.bandwidth_histogram({"train": [19.0, 20.5], "test": [16.0]}),
     "filter_responses": lambda: plots.filter_responses(RESPONSES, np.linspace(0, 24000, 50), 8000),
     "noise_schedule": lambda: plots.noise_schedule(np.linspace(0.999, 0, 100), [99, 50, 0]),
-    "loss_curves": lambda: plots.loss_curves({"one": training_log(), "two": training_log()}),
+    "loss_curves": lambda: plots.loss_curves({"loss": {"one": training_log(), "two": training_log()}}),
     "lsd_vs_step": lambda: plots.lsd_vs_step({"one": training_log()}, {"unprocessed": 2.0}),
     "live_training": lambda: plots.live_training(training_log()),
     "lsd_bars": lambda: plots.lsd_bars(lsd_summary()),
