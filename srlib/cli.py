@@ -81,7 +81,7 @@ def _check_output(out: Path, inputs: list[Path], overwrite: bool) -> None:
 
 def _read_restorable(path: Path, cutoff_hz: float | str, gaps: list[tuple[float, float]]) -> None:
     """Raise SrlibError if a file cannot be read, or cannot be restored as asked."""
-    from srlib.pipeline import MAX_CHANNELS, MAX_SECONDS
+    from srlib.checks import MAX_CHANNELS, MAX_SECONDS
 
     wav, sample_rate = audio.read(path)
     channels, seconds = wav.shape[0], wav.shape[-1] / sample_rate

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from srlib.artifacts import write_text
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.degrade import Degradation, DegradationConfig, sample, zero_phase_response
 from srlib.errors import SrlibError
@@ -46,14 +47,16 @@ class Corpus:
         tracks = list(tracks)
         if not tracks:
             raise SrlibError("There are no tracks to train on: check the data folder and its split.")
-        key = hashlib.sha256("\n".join(f"{t.split}/{t.name}/{t.seconds:.3f}" for t in tracks).encode()).hexdigest()[:12]
+        files = [(t.split, t.name, t.bandwidth_hz, t.path.stat().st_size, t.path.stat().st_mtime_ns) for t in tracks]
+        key = hashlib.sha256(repr(files).encode()).hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
         path, index = folder / f"corpus-{key}.int16", folder / f"corpus-{key}.json"
         if not index.exists():
             lengths = _decode(tracks, path)
             bandwidths = [float(t.bandwidth_hz or SAMPLE_RATE / 2) for t in tracks]
             names = [t.name for t in tracks]
-            index.write_text(json.dumps({"lengths": lengths, "bandwidth_hz": bandwidths, "names": names}))
+            text = json.dumps({"lengths": lengths, "bandwidth_hz": bandwidths, "names": names})
+            write_text(index, text)
         record = json.loads(index.read_text())
         starts = np.concatenate([[0], np.cumsum(record["lengths"])])
         audio = np.memmap(path, dtype=np.int16, mode="r")

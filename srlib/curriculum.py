@@ -28,6 +28,7 @@ class Example:
     degraded: np.ndarray
     restored: np.ndarray
     global_step: int
+    merge: str
 
 
 def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataFrame]:
@@ -73,4 +74,4 @@ def early_example(noise: str, folder: Path = SHIPPED / "early") -> Example:
     reference, restored = (audio.read(folder / f"{noise}-{kind}.flac")[0][0] for kind in ("reference", "restored"))
     degradation = Degradation.from_json(record["degradation"])
     degraded = degradation.apply(reference, SAMPLE_RATE)
-    return Example(record["track"], degradation, reference, degraded, restored, int(record["global_step"]))
+    return Example(record["track"], degradation, reference, degraded, restored, int(record["global_step"]), record["merge"])

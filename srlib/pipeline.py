@@ -17,6 +17,7 @@ from torch import nn
 
 from srlib import ldm, vae
 from srlib.audio import resample
+from srlib.checks import check_audio, check_edges, check_sampling
 from srlib.config import HOP_LENGTH, LATENT_FACTOR, SAMPLE_RATE, SIZES
 from srlib.errors import SrlibError
 from srlib.mel import log_mel
@@ -28,8 +29,6 @@ from srlib.vocoder import build_vocoder, vocode
 
 logging.disable_progress_bar()  # loading five small parts needs none
 
-MAX_SECONDS = 60.0  # s; longer files need chunks that are read and written one by one
-MAX_CHANNELS = 1
 _FRAME_MULTIPLE = 8 * LATENT_FACTOR  # the U-Net halves the latent three times
 _CHUNK_FRAMES, _CONTEXT_FRAMES = 1024, 64  # what the model sees at once (10.24 s), and drops at either end
 
@@ -240,7 +239,12 @@ class RestorationPipeline(DiffusionPipeline):
             SrlibError: for audio or options that cannot be used.
         """
         # 1. Check and prepare the input
-        single = _check(wav, sample_rate, merge, gaps, cutoff_hz)
+        single = check_audio(wav, sample_rate)
+        check_edges(cutoff_hz, f_20db, gaps, len(single), sample_rate)
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        check_sampling(steps, num_samples, eta, self.scheduler.config.num_train_timesteps, self.base is not None)
+        if merge not in MERGES:
+            raise SrlibError(f"There is no merge {merge!r}: choose one of {', '.join(MERGES)}.")
         audio = resample(single, sample_rate, SAMPLE_RATE).astype(np.float32)
         if not np.any(audio):  # silence stays silence
             return self._output(wav, audio, audio, torch.empty(0), None, [], [])
@@ -248,7 +252,7 @@ class RestorationPipeline(DiffusionPipeline):
         level = float(np.clip(np.abs(audio).max(), 0.1, 1.0) / np.abs(audio).max())
         padded = torch.from_numpy(_pad_to_frames(audio * level)).to(self.device)
         sampling = Sampling(
-            self.config.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            steps,
             num_samples,
             self.config.guidance_scale if guidance_scale is None else guidance_scale,
             eta,
@@ -344,30 +348,6 @@ def _check_weights(pipeline: RestorationPipeline, folder: Path, variant: str | N
         wrong = sorted(stored ^ set(part.state_dict()))
         if wrong:
             raise SrlibError(f"The weights in {folder / name} miss or add {', '.join(wrong)}: write the model again.")
-
-
-def _check(wav: np.ndarray, sample_rate: int, merge: str, gaps: Sequence, cutoff_hz: float | str | None) -> np.ndarray:
-    """The one channel of `wav`, or the sentence that says what is wrong with the request."""
-    wav = np.asarray(wav, dtype=np.float32)
-    if wav.size == 0:
-        raise SrlibError("The audio has no samples: give a file that holds sound.")
-    if not np.isfinite(wav).all():
-        raise SrlibError("The audio holds NaN or infinite samples: repair the file first.")
-    if wav.ndim > 2 or (wav.ndim == 2 and wav.shape[0] > MAX_CHANNELS):
-        raise SrlibError(f"The audio has {wav.shape[0]} channels and only mono is restored: mix it down first.")
-    seconds = wav.shape[-1] / sample_rate
-    if seconds > MAX_SECONDS:
-        raise SrlibError(f"The audio lasts {seconds:.1f} s and at most {MAX_SECONDS:.0f} s are restored: cut it first.")
-    if merge not in MERGES:
-        raise SrlibError(f"There is no merge {merge!r}: choose one of {', '.join(MERGES)}.")
-    if isinstance(cutoff_hz, str) and cutoff_hz != "auto":
-        raise SrlibError(f"cutoff_hz is {cutoff_hz!r}: give a frequency in Hz, auto, or None for full band.")
-    if isinstance(cutoff_hz, int | float) and not 0 < cutoff_hz < SAMPLE_RATE / 2:
-        raise SrlibError(f"cutoff_hz is {cutoff_hz:g}: give a frequency between 0 and {SAMPLE_RATE // 2} Hz.")
-    for start, end in gaps:
-        if not 0 <= start < end <= seconds:
-            raise SrlibError(f"The gap {start:g}:{end:g} s is not inside the audio, which lasts {seconds:.3f} s.")
-    return wav.reshape(-1)
 
 
 def _pad_to_frames(wav: np.ndarray) -> np.ndarray:

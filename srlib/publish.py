@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from srlib.artifacts import write_atomically
+from srlib.artifacts import write_text
 from srlib.errors import SrlibError
 from srlib.pipeline import RestorationPipeline
 
@@ -61,5 +61,4 @@ def _copy_records(runs: Path, out: Path) -> None:
         name = log.parent.name
         shutil.copyfile(log, out / "logs" / f"{name}.csv")
         settings[name] = json.loads((log.parent / "config.json").read_text(encoding="utf-8"))
-    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
-    write_atomically(out / "training.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(out / "training.json", json.dumps(settings, indent=1, sort_keys=True) + "\n")

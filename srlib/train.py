@@ -11,19 +11,21 @@ import contextlib
 import csv
 import json
 import math
-import os
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
+from srlib.artifacts import write_atomically, write_text
 from srlib.audio import write
 from srlib.config import SAMPLE_RATE
 from srlib.corpus import Batch, Corpus, draw
@@ -38,6 +40,7 @@ LOG_COLUMNS = (
     "run_id", "stage", "global_step", "wall_time", "train/loss", "val/loss", "val/lsd",
     "learning_rate", "samples_per_second", "data_wait_share",
 )  # fmt: skip
+_SNAPSHOT_MERGE = "none"  # what the model makes of a clip, with nothing taken from the input
 _VALIDATION_SEED = 1_000_003  # validation draws nothing that training draws
 # What validation restores: (cutoff in Hz, noise, amplitude, tone in Hz), one a clip in turn.
 _VALIDATION_CONDITIONS = ((4000, "none", 0.0, None), (8000, "tone", 0.1, 3000.0), (8000, "white", 0.01, None))
@@ -72,11 +75,25 @@ class TrainConfig:
             path = Path(config)
             if not path.is_file():
                 raise SrlibError(f"There is no configuration file {path}: give a recipe, recipes/compact/*.toml.")
-            config = tomllib.loads(path.read_text())
+            try:
+                config = tomllib.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise SrlibError(f"{path} is not TOML ({error}): correct it.") from error
         unknown = sorted(set(config) - {f.name for f in fields(cls)})
         if unknown:
             raise SrlibError(f"Unknown training settings {', '.join(unknown)}: see srlib.train.TrainConfig.")
         return cls(**config)
+
+    def __post_init__(self) -> None:
+        wrong = [f.name for f in fields(self) if f.type == "int" and not (isinstance(getattr(self, f.name), int))]
+        counts = ("batch_size", "frames", "max_steps", "log_every", "validate_every", "fit_batches")
+        wrong += [name for name in counts if name not in wrong and getattr(self, name) < 1]
+        if self.frames % 64:
+            wrong.append("frames (a multiple of 64)")
+        if self.precision not in ("no", "bf16"):
+            wrong.append("precision (no or bf16)")
+        if wrong:
+            raise SrlibError(f"Unusable values of training settings {', '.join(wrong)}: see srlib.train.TrainConfig.")
 
     def degradation(self) -> DegradationConfig:
         """What the crops of this run suffer."""
@@ -111,7 +128,7 @@ def train(
     if stage not in STAGES:
         raise SrlibError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
     settings = TrainConfig.load(config)
-    run = Run(stage, settings, Path(out), max_steps or settings.max_steps, time_budget)
+    run = Run(stage, settings if max_steps is None else replace(settings, max_steps=max_steps), Path(out), time_budget)
     run.open(init, data, resume)
     run.fit()
     return run.folder
@@ -120,11 +137,8 @@ def train(
 class Run:
     """One run: its folder, model, optimiser and progress."""
 
-    def __init__(
-        self, stage: str, config: TrainConfig, folder: Path, max_steps: int, time_budget: float | None
-    ) -> None:
-        self.stage, self.config, self.folder, self.max_steps = stage, config, folder, max_steps
-        self.time_budget = time_budget
+    def __init__(self, stage: str, config: TrainConfig, folder: Path, time_budget: float | None) -> None:
+        self.stage, self.config, self.folder, self.time_budget = stage, config, folder, time_budget
         self.step, self.elapsed, self.waited, self.spent_before = 0, 0.0, 0.0, 0.0
 
     def open(self, init: str | Path | None, data: str | Path, resume: bool) -> None:
@@ -132,8 +146,12 @@ class Run:
         checkpoint = self.folder / "checkpoint.pt"
         if checkpoint.exists() and not resume:
             raise SrlibError(f"{self.folder} already holds a run: pass --resume to continue it, or give a new folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder.is_file():
+            raise SrlibError(f"{self.folder} is a file: give a folder for the run.")
+        settings = asdict(self.config) | {"stage": self.stage, "data": str(data), "init": str(init)}
+        self._record(settings, resumed=checkpoint.exists())
         self.corpus, self.validation = (_corpus(data, split, self.folder.parent) for split in ("train", "valid"))
+        AcceleratorState._reset_state(True)  # a process may train several runs, each with its own precision
         self.accelerator = Accelerator(mixed_precision=self.config.precision)
         torch.manual_seed(self.config.seed)
         self.pipeline = RestorationPipeline.from_pretrained(init) if init else build(self.config.size, self.config.seed)
@@ -150,9 +168,20 @@ class Run:
         self.module, self.optimizer = self.accelerator.prepare(self.objective.module, optimizer)
         self.ema = EMAModel(self.objective.module.parameters(), self.config.ema_decay, use_ema_warmup=True, power=0.75)
         if checkpoint.exists():
-            self._restore(torch.load(checkpoint, weights_only=True))
-        settings = {"stage": self.stage, "data": str(data), "init": str(init), "max_steps": self.max_steps}
-        (self.folder / "config.json").write_text(json.dumps(asdict(self.config) | settings, indent=1))
+            self._restore(checkpoint)
+
+    def _record(self, settings: dict[str, Any], resumed: bool) -> None:
+        """Write the settings beside the run, or check that a resumed run is the same one; only its length may grow."""
+        path = self.folder / "config.json"
+        settings = json.loads(json.dumps(settings))
+        if resumed:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = sorted(key for key in settings if key != "max_steps" and settings[key] != before.get(key))
+            if changed:
+                names = ", ".join(changed)
+                raise SrlibError(f"{self.folder} holds a run with other {names}: resume it as it was begun.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(settings, indent=1) + "\n")
 
     def fit(self) -> None:
         """Step until the steps or the time are used up."""
@@ -175,7 +204,7 @@ class Run:
                 self._save()
 
     def _finished(self) -> bool:
-        return self.step >= self.max_steps or (self.time_budget is not None and self.elapsed >= self.time_budget)
+        return self.step >= self.config.max_steps or (self.time_budget is not None and self.elapsed >= self.time_budget)
 
     def _update(self, batch: Batch) -> float:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
@@ -192,7 +221,7 @@ class Run:
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then a cosine to zero over the steps or, with a budget, over the time."""
-        progress = self.step / self.max_steps
+        progress = self.step / self.config.max_steps
         if self.time_budget is not None:
             progress = max(progress, self.elapsed / self.time_budget)
         warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
@@ -240,12 +269,14 @@ class Run:
                 degradation = Degradation(cutoff)
             yield reference, degradation.apply(reference, SAMPLE_RATE), degradation
 
-    def _restore_example(self, reference: np.ndarray, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
+    def _restore_example(
+        self, reference: np.ndarray, degraded: np.ndarray, degradation: Degradation, merge: str = "gain"
+    ) -> np.ndarray:
         if self.stage in ("vae", "vocoder"):  # judged on the true log-mel, decoded and vocoded
             return self.pipeline.vocode_truth(reference)
         f_3db, f_20db = degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE)
         steps = None if self.stage == "ldm" else 0
-        return self.pipeline(degraded, SAMPLE_RATE, steps, cutoff_hz=f_3db, f_20db=f_20db).audio
+        return self.pipeline(degraded, SAMPLE_RATE, steps, cutoff_hz=f_3db, f_20db=f_20db, merge=merge).audio
 
     def _snapshot(self) -> None:
         """Keep what the model makes of the validation clips at this step, with their records."""
@@ -255,15 +286,16 @@ class Run:
             for index, (reference, degraded, degradation) in enumerate(self._examples(5.12)):
                 stem = f"{degradation.noise_type}-{self.step:06d}"
                 write(folder / f"{stem}-reference.flac", reference, SAMPLE_RATE, "PCM_16")
-                restored = self._restore_example(reference, degraded, degradation)
+                restored = self._restore_example(reference, degraded, degradation, _SNAPSHOT_MERGE)
                 write(folder / f"{stem}-restored.flac", restored, SAMPLE_RATE, "PCM_16")
                 record = {
                     "track": self.validation.names[index % len(self.validation.names)],
                     "run_id": self.folder.name,
                     "global_step": self.step,
+                    "merge": _SNAPSHOT_MERGE,
                     "degradation": degradation.record(SAMPLE_RATE),
                 }
-                (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                write_text(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
 
     def _log(self, train_loss: float, validation: tuple) -> None:
         path = self.folder / "log.csv"
@@ -291,13 +323,15 @@ class Run:
             "waited": self.waited,
             "residual_std": self.pipeline.residual_spread().flatten(),
         }
-        partial = self.folder / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / "checkpoint.pt")
+        write_atomically(self.folder / "checkpoint.pt", lambda partial: torch.save(state, partial))
         with self._ema_weights():
             self.pipeline.save_pretrained(self.folder / "pipeline")
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: Path) -> None:
+        try:
+            state = torch.load(checkpoint, weights_only=True)
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            raise SrlibError(f"{checkpoint} is damaged: delete it and start the run again.") from error
         self.objective.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
@@ -305,6 +339,20 @@ class Run:
         self.spent_before = self.elapsed
         if self.pipeline.base is not None:
             self.pipeline.base.residual_std.copy_(state["residual_std"])
+        self._forget_rows_after(self.step)
+
+    def _forget_rows_after(self, step: int) -> None:
+        """Drop what was logged between the checkpoint and the interruption: it is about to be trained again."""
+        path = self.folder / "log.csv"
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        kept = [row for row in rows if int(row[LOG_COLUMNS.index("global_step")]) <= step]
+
+        def write_rows(partial: Path) -> None:
+            with partial.open("w", newline="") as file:
+                csv.writer(file).writerows([header, *kept])
+
+        write_atomically(path, write_rows)
 
 
 def _corpus(data: str | Path, split: str, folder: Path) -> Corpus:

@@ -280,7 +280,7 @@ def test_restore_refuses_cuda_where_there_is_none(capsys, tmp_path, clip, monkey
 
 
 def test_restore_says_what_it_does_not_take_yet(capsys, tmp_path, clip):
-    from srlib.pipeline import MAX_SECONDS
+    from srlib.checks import MAX_SECONDS
 
     audio.write(tmp_path / "stereo.wav", np.zeros((2, 4800), np.float32), 48_000)
     audio.write(tmp_path / "long.wav", np.zeros(int(MAX_SECONDS * 8000) + 8000, np.float32), 8000)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -212,6 +213,33 @@ def test_publish_assembles_a_half_precision_pipeline_with_its_records(runs, tmp_
         torch.testing.assert_close(whole.unet.state_dict()[name], part.half().float(), rtol=0, atol=0)
     wav = np.random.default_rng(0).standard_normal(SAMPLE_RATE // 2).astype(np.float32) * 0.05
     assert lowpass(wav, SAMPLE_RATE).audio.shape == wav.shape
+
+
+def test_a_run_is_resumed_as_it_was_begun(one_step, tmp_path):
+    run = shutil.copytree(one_step, tmp_path / "run")
+    with pytest.raises(SrlibError, match="other seed"):
+        train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1], "seed": 5}, "demo", run, resume=True)
+
+
+def test_rows_logged_after_the_checkpoint_are_dropped_on_resuming(one_step, tmp_path):
+    run = shutil.copytree(one_step, tmp_path / "run")
+    with (run / "log.csv").open("a") as log:
+        log.write("run,nvsr,7,1.0,1.0,,,0.001,1.0,0.1\n")
+    train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1]}, "demo", run, resume=True)
+    assert [row["global_step"] for row in rows_of(run)] == ["1"]
+
+
+def test_a_damaged_checkpoint_is_named(one_step, tmp_path):
+    run = shutil.copytree(one_step, tmp_path / "run")
+    (run / "checkpoint.pt").write_bytes(b"PK")
+    with pytest.raises(SrlibError, match=r"checkpoint\.pt is damaged"):
+        train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1]}, "demo", run, resume=True)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"frames": 100}, {"seed": "one"}, {"precision": "fp8"}])
+def test_unusable_settings_are_named(wrong, tmp_path):
+    with pytest.raises(SrlibError, match=next(iter(wrong))):
+        train.train("nvsr", CONFIG | wrong, "demo", tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""What a restoration can be asked for: each check raises one sentence, before any model runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import numpy as np
+
+from srlib.config import SAMPLE_RATE
+from srlib.errors import SrlibError
+
+MAX_SECONDS = 60.0  # s; longer files need chunks that are read and written one by one
+MAX_CHANNELS = 1
+_QUIETEST = 1e-20  # peak; below it is nothing that float32 arithmetic could restore
+
+
+def check_audio(wav: np.ndarray, sample_rate: int) -> np.ndarray:
+    """The one channel of `[samples]` or `[1, samples]`, float32; samples too small to restore become silence."""
+    wav = np.asarray(wav)
+    if not np.issubdtype(wav.dtype, np.floating):
+        raise SrlibError(f"The audio is {wav.dtype}: give floating point samples in -1..1.")
+    if wav.ndim not in (1, 2):
+        raise SrlibError(f"The audio has the shape {wav.shape}: give [samples] or [channels, samples].")
+    if wav.size == 0:
+        raise SrlibError("The audio has no samples: give a file that holds sound.")
+    if wav.ndim == 2 and wav.shape[0] > MAX_CHANNELS:
+        raise SrlibError(f"The audio has {wav.shape[0]} channels and only mono is restored: mix it down first.")
+    if not sample_rate > 0:
+        raise SrlibError(f"The sample rate is {sample_rate}: give a positive number of Hz.")
+    if not np.isfinite(wav).all():
+        raise SrlibError("The audio holds NaN or infinite samples: repair the file first.")
+    seconds = wav.shape[-1] / sample_rate
+    if seconds > MAX_SECONDS:
+        raise SrlibError(f"The audio lasts {seconds:.1f} s and at most {MAX_SECONDS:.0f} s are restored: cut it first.")
+    single = wav.reshape(-1).astype(np.float32)
+    return single if np.abs(single).max() > _QUIETEST else np.zeros_like(single)
+
+
+def check_edges(
+    cutoff_hz: float | str | None,
+    f_20db: float | None,
+    gaps: Sequence[tuple[float, float]],
+    samples: int,
+    sample_rate: int,
+) -> None:
+    """Band edges in Hz and gaps in seconds that the recording can have."""
+    if cutoff_hz is not None and cutoff_hz != "auto":
+        if not isinstance(cutoff_hz, Real) or not 0 < cutoff_hz < SAMPLE_RATE / 2:
+            raise SrlibError(f"cutoff_hz is {cutoff_hz!r}: give auto, None or a frequency below {SAMPLE_RATE // 2} Hz.")
+        if cutoff_hz >= sample_rate / 2:
+            nyquist = sample_rate / 2
+            raise SrlibError(f"cutoff_hz {cutoff_hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it.")
+        if f_20db is not None and not cutoff_hz <= f_20db < math.inf:
+            raise SrlibError(f"f_20db is {f_20db:g} and lies below the cutoff, {cutoff_hz:g} Hz: give both or neither.")
+    seconds = samples / sample_rate
+    for start, end in gaps:
+        if not 0 <= start < end <= seconds:
+            raise SrlibError(f"The gap {start:g}:{end:g} s is not inside the audio, which lasts {seconds:.3f} s.")
+
+
+def check_sampling(steps: int, num_samples: int, eta: float, most_steps: int, has_base: bool) -> None:
+    """Sampler settings that the schedule allows; without a base model at least one step is needed."""
+    fewest = 0 if has_base else 1
+    if not fewest <= steps <= most_steps:
+        raise SrlibError(f"num_inference_steps is {steps}: give a whole number from {fewest} to {most_steps}.")
+    if num_samples < 1:
+        raise SrlibError(f"num_samples is {num_samples}: give a whole number from 1 on.")
+    if not 0 <= eta <= 1:
+        raise SrlibError(f"eta is {eta}: give a number from 0 (deterministic) to 1.")
