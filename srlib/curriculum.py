@@ -13,6 +13,7 @@ from srlib import audio
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
+from srlib.metrics import evaluate
 
 STAGES = ("vae", "vocoder", "nvsr", "ldm")  # in the order of their training
 SHIPPED = Path(__file__).parent / "assets" / "compact"
@@ -20,7 +21,10 @@ SHIPPED = Path(__file__).parent / "assets" / "compact"
 
 @dataclass(frozen=True)
 class Example:
-    """One clip before and after: `reference`, `degraded` and `restored` are float32 [samples] at 48 kHz."""
+    """One clip before and after: `reference`, `degraded` and `restored` are float32 [samples] at 48 kHz.
+
+    `global_step` of its run and the `merge` say how it was restored.
+    """
 
     track: str
     degradation: Degradation
@@ -74,4 +78,19 @@ def early_example(noise: str, folder: Path = SHIPPED / "early") -> Example:
     reference, restored = (audio.read(folder / f"{noise}-{kind}.flac")[0][0] for kind in ("reference", "restored"))
     degradation = Degradation.from_json(record["degradation"])
     degraded = degradation.apply(reference, SAMPLE_RATE)
-    return Example(record["track"], degradation, reference, degraded, restored, int(record["global_step"]), record["merge"])
+    step, merge = int(record["global_step"]), record["merge"]
+    return Example(record["track"], degradation, reference, degraded, restored, step, merge)
+
+
+def score_examples(early: dict[str, Example], late: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame:
+    """One row per restoration of the examples: early in training, and late (`{noise: {merge: [samples]}}`)."""
+    restored = {(noise, "early", example.merge): example.restored for noise, example in early.items()}
+    restored |= {(noise, "late", merge): wav for noise, merges in late.items() for merge, wav in merges.items()}
+    rows = []
+    for (noise, stage, merge), wav in restored.items():
+        example = early[noise]
+        measures = evaluate(
+            example.reference, wav, SAMPLE_RATE, example.degraded, degradation=example.degradation
+        )
+        rows.append({"noise": noise, "stage": stage, "merge": merge, **measures})
+    return pd.DataFrame(rows)

@@ -110,6 +110,15 @@ def restore(
     return pipe(degraded, SAMPLE_RATE, generator=seed, gaps=degradation.gaps, **known, **options)
 
 
+def restore_each_merge(
+    pipe: RestorationPipeline, degraded: np.ndarray, degradation: Degradation, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """{merge: `degraded` [samples] restored with it}, from the same random numbers."""
+    from srlib.merge import MERGES
+
+    return {merge: restore(pipe, degraded, degradation, seed, merge=merge).audio for merge in MERGES}
+
+
 def vocode_truth(pipe: RestorationPipeline, reference: np.ndarray) -> np.ndarray:
     """GT-Mel: the vocoder on the true log-mel of `reference` [samples]; the limit of everything before it."""
     import torch

@@ -73,7 +73,7 @@ CHAIN = (
     ),
     _link(
         "07_lsd_tables",
-        "lsd.csv lsd_summary.csv lsd_by_condition.svg lsd_published.csv test_tracks_evaluated seconds_per_track",
+        "lsd.csv lsd_summary.csv lsd_by_condition.svg lsd_published.csv test_tracks_evaluated",
         *(f"{prefix}_{condition}" for prefix in LSD_NUMBERS for condition in LSD_NUMBER_CONDITIONS),
     ),
 )
