@@ -27,7 +27,7 @@ def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None =
         raise SrlibError(f"{runs} holds no finished ldm run: train the recipes of recipes/ there first.")
     pipeline = RestorationPipeline.from_pretrained(stages[-1])
     for part in ("vae", "vocoder"):
-        setattr(pipeline, part, getattr(RestorationPipeline.from_pretrained(runs / part / "pipeline"), part))
+        setattr(pipeline, part, type(getattr(pipeline, part)).from_pretrained(runs / part / "pipeline" / part))
     if num_inference_steps is not None:
         pipeline.register_to_config(num_inference_steps=num_inference_steps)
     for part in pipeline.modules():
