@@ -43,7 +43,7 @@ LOG_COLUMNS = (
 _SNAPSHOT_MERGE = "none"  # what the model makes of a clip, with nothing taken from the input
 _VALIDATION_SEED = 1_000_003  # validation draws nothing that training draws
 # What validation restores: (cutoff in Hz, noise, amplitude, tone in Hz), one a clip in turn.
-_VALIDATION_CONDITIONS = ((4000, "none", 0.0, None), (8000, "tone", 0.1, 3000.0), (8000, "white", 0.01, None))
+_VALIDATION_CONDITIONS = ((4000, "none", 0.0, None), (8000, "tone", 0.1, 3000.0), (8000, "white", 0.02, None))
 
 
 @dataclass(frozen=True)
