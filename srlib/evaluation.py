@@ -22,7 +22,7 @@ import pandas as pd
 from srlib import baselines, data
 from srlib.config import SAMPLE_RATE, Profile
 from srlib.degrade import Degradation, DegradationConfig
-from srlib.metrics import bootstrap_ci, evaluate
+from srlib.metrics import HEADLINE_HZ, bootstrap_ci, evaluate, level_high_db, lsd, texture_high
 from srlib.reproduce import LSD_NUMBER_CONDITIONS
 
 if TYPE_CHECKING:
@@ -117,6 +117,26 @@ def restore_each_merge(
     from srlib.merge import MERGES
 
     return {merge: restore(pipe, degraded, degradation, seed, merge=merge).audio for merge in MERGES}
+
+
+def sampling_steps(
+    pipe: RestorationPipeline,
+    references: list[np.ndarray],
+    degradation: Degradation,
+    steps: tuple[int, ...],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row per number of sampling steps: measures above the cutoff, as means over `references` [samples]."""
+    degraded = [degradation.apply(reference, SAMPLE_RATE) for reference in references]
+    rows = []
+    for count in steps:
+        for reference, wav in zip(references, degraded, strict=True):
+            restored = restore(pipe, wav, degradation, seed, num_inference_steps=count).audio
+            f_20db = degradation.f_20db(SAMPLE_RATE)
+            row = {"steps": count, "lsd_19k": lsd(reference, restored, convention="plain", f_high=HEADLINE_HZ)}
+            row["level_high_db"] = level_high_db(reference, restored, f_20db)
+            rows.append(row | {"texture_high": texture_high(reference, restored, f_20db)})
+    return pd.DataFrame(rows).groupby("steps", as_index=False).mean()
 
 
 def vocode_truth(pipe: RestorationPipeline, reference: np.ndarray) -> np.ndarray:

@@ -59,7 +59,11 @@ CHAIN = (
         "03_vae",
         "vae.csv vae_reconstruction.png gt_mel.csv vocoder_gt_mel.png vae_log_mel_l1 gt_mel_lsd gt_mel_lsd_19k",
     ),
-    _link("04_latent_diffusion", "models.csv noise_schedule.svg denoising_steps.png model_parameters_total"),
+    _link(
+        "04_latent_diffusion",
+        "models.csv sampling_steps.csv noise_schedule.svg denoising_steps.png",
+        "model_parameters_total sampling_steps_default",
+    ),
     _link(
         "05_training",
         "live_training.svg training_runs.csv loss_curve.svg lsd_vs_step.svg",
