@@ -15,6 +15,7 @@ MERGES = ("gain", "replace", "none")
 _PAD = (N_FFT - HOP_LENGTH) // 2
 # A band's level must be off by more than the first (nat) to be touched at all; past the second it is followed fully.
 _DEAD_ZONE = (0.1, 0.4)
+_FLOOR_QUANTILE, _FLOOR_FACTOR = 0.1, 6.0  # of a band's levels over time; how far in power noise may exceed it
 _ROLL_OFF = 0.985  # AudioSR's share of the summed magnitude below the cutoff (audiosr/utils.py:42)
 
 
@@ -74,7 +75,11 @@ def noise_gain(restored: torch.Tensor, degraded: torch.Tensor, noisy: torch.Tens
     excess = degraded - restored
     low, high = _DEAD_ZONE
     followed = ((excess - low) / (high - low)).clamp(0, 1)
-    return -followed * noisy * excess.clamp(min=0)
+    # Stationary noise is no louder than a band's quiet frames: a frame far above them holds little of it, whatever
+    # the model says. This is the Wiener gain for that floor, as a lower bound.
+    floor = torch.quantile(degraded, _FLOOR_QUANTILE, dim=0)
+    least = 0.5 * torch.log((1 - _FLOOR_FACTOR * torch.exp(2 * (floor - degraded))).clamp(min=1e-4))
+    return torch.maximum(-followed * noisy * excess.clamp(min=0), least.clamp(max=0))
 
 
 def merge(
