@@ -66,7 +66,8 @@ def velocity_loss(
         channel_weights: `[16]`, mean one: how much a channel's error shows in the log-mel.
         last_step_share: share of the batch trained at the last timestep, where a zero terminal SNR makes the
             prediction the posterior mean, so that one sampling step works.
-        min_snr_gamma: clip of the signal-to-noise weighting (Hang et al. 2023); None weights velocities equally.
+        min_snr_gamma: clip of the weighting (min(snr, gamma) + 1) / (snr + 1), after Hang et al. (2023); None weights
+            velocities equally.
     """
     batch, steps = len(latent), scheduler.config.num_train_timesteps
     noise = torch.randn_like(latent)

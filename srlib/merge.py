@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from srlib.config import F_MAX, HOP_LENGTH, N_FFT, SAMPLE_RATE
+from srlib.config import F_MAX, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, SAMPLE_RATE
 from srlib.mel import band_edges_hz, mel_to_bins
 from srlib.vocoder import istft_same, stft
 
@@ -16,6 +17,7 @@ _PAD = (N_FFT - HOP_LENGTH) // 2
 # A band's level must be off by more than the first (nat) to be touched at all; past the second it is followed fully.
 _DEAD_ZONE = (0.1, 0.4)
 _FLOOR_QUANTILE, _FLOOR_FACTOR = 0.1, 6.0  # of a band's levels over time; how far in power noise may exceed it
+_SILENT_NAT = math.log(LOG_MEL_FLOOR) + 0.1
 _ROLL_OFF = 0.985  # AudioSR's share of the summed magnitude below the cutoff (audiosr/utils.py:42)
 
 
@@ -53,7 +55,7 @@ def band_from_evidence(evidence: torch.Tensor) -> Band:
 
 
 def roll_off_hz(wav: torch.Tensor) -> float:
-    """AudioSR's cutoff of `[samples]`: below it lie 98.5 % of the summed STFT magnitudes. Runs low: see the report."""
+    """AudioSR's cutoff of `[samples]`: below it lie 98.5 % of the summed STFT magnitudes."""
     magnitude = stft(F.pad(wav, (_PAD, _PAD))).abs().sum(0)
     share = magnitude.cumsum(0) / magnitude.sum().clamp(min=1e-12)
     return float((share < _ROLL_OFF).sum()) * SAMPLE_RATE / N_FFT
@@ -77,7 +79,8 @@ def noise_gain(restored: torch.Tensor, degraded: torch.Tensor, noisy: torch.Tens
     followed = ((excess - low) / (high - low)).clamp(0, 1)
     # Stationary noise is no louder than a band's quiet frames: a frame far above them holds little of it, whatever
     # the model says. This is the Wiener gain for that floor, as a lower bound.
-    floor = torch.quantile(degraded, _FLOOR_QUANTILE, dim=0)
+    sounding = degraded.amax(1) > _SILENT_NAT  # digital silence says nothing of the noise elsewhere
+    floor = torch.quantile(degraded[sounding], _FLOOR_QUANTILE, dim=0) if sounding.any() else degraded[0]
     least = 0.5 * torch.log((1 - _FLOOR_FACTOR * torch.exp(2 * (floor - degraded))).clamp(min=1e-4))
     return torch.maximum(-followed * noisy * excess.clamp(min=0), least.clamp(max=0))
 

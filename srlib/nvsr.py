@@ -48,13 +48,12 @@ class ConvNeXtBlock(nn.Module):
 class RegressorOutput(BaseOutput):
     """What the regressor says of a clip.
 
-    `log_mel` `[batch, 1, frames, 256]` is the clean estimate, `linear` that of the experts alone. `evidence`
-    `[batch, 3, 256]` are logits for each band of the whole clip: that the filter passes it (above -3 dB), that it is
-    not missing (above -20 dB), that it is noisy. `gate` `[batch, 33]` are logits of the experts.
+    `log_mel` `[batch, 1, frames, 256]` is the clean estimate. `evidence` `[batch, 3, 256]` are logits for each band of
+    the whole clip: that the filter passes it (above -3 dB), that it is not missing (above -20 dB), that it is noisy.
+    `gate` `[batch, 33]` are logits of the experts.
     """
 
     log_mel: torch.Tensor | None = None
-    linear: torch.Tensor | None = None
     evidence: torch.Tensor | None = None
     gate: torch.Tensor | None = None
 
@@ -110,7 +109,6 @@ class MelRegressor(ModelMixin, ConfigMixin):
         pooled = torch.cat([hidden.mean(1), hidden.amax(1)], dim=-1)
         return RegressorOutput(
             log_mel=denormalise(linear + self.head(hidden))[:, None],
-            linear=denormalise(linear)[:, None],
             evidence=self.evidence(pooled).unflatten(1, (3, N_MELS)),
             gate=gate,
         )

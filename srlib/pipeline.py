@@ -37,7 +37,8 @@ _CHUNK_FRAMES, _CONTEXT_FRAMES = 1024, 64  # what the model sees at once (10.24 
 class RestorationOutput(BaseOutput):
     """`audio` `[samples]` or `[channels, samples]` float32 at 48 kHz, and how it came about.
 
-    `generated` is the vocoder's output before the merge, `log_mel` `[1, 1, frames, 256]` the restored log-mel,
+    `generated` is the vocoder's output before the merge, `log_mel` `[1, 1, frames, 256]` the restored log-mel (empty
+    for silence),
     `cutoff_hz` the cutoff that was used (None: full band), `trajectory` the predicted log-mels of each step of the
     first chunk if they were asked for, `tones` the stationary tones that were subtracted before all else.
     """
@@ -284,7 +285,7 @@ class RestorationPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def vocode_truth(self, reference: np.ndarray) -> np.ndarray:
-        """GT-Mel: a clean recording `[samples]` at 48 kHz through autoencoder and vocoder only, float32 `[samples]`."""
+        """Autoencoder and vocoder on the true log-mel: a clean recording `[samples]` at 48 kHz, float32 `[samples]`."""
         true = log_mel(torch.from_numpy(_pad_to_frames(reference)).to(self.device))
         decoded = vae.decode(self.vae, vae.encode(self.vae, true))
         return vocode(self.vocoder, decoded)[0, : len(reference)].float().cpu().numpy()

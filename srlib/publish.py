@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from srlib.artifacts import write_text
 from srlib.errors import SrlibError
 from srlib.pipeline import RestorationPipeline
 
-_SHARD_SIZE = "15MB"  # repositories refuse larger files without special storage
+_SHARD_SIZE = "15MB"
 LOWPASS = "lowpass"  # variant of the weights that never met noise
 
 
@@ -36,9 +37,18 @@ def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None =
     lowpass = RestorationPipeline.from_pretrained(runs / "ldm-1-lowpass" / "pipeline")
     for name in ("base", "unet"):
         getattr(lowpass, name).half().save_pretrained(out / name, variant=LOWPASS, max_shard_size=_SHARD_SIZE)
+    _forget_origin(out)
     _copy_records(runs, out)
     _copy_early(runs, out / "early")
     return out
+
+
+def _forget_origin(out: Path) -> None:
+    """Drop the paths of this machine that diffusers writes into the configurations."""
+    for path in [*out.glob("*.json"), *out.glob("*/config.json")]:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _copy_early(runs: Path, folder: Path) -> None:
@@ -61,4 +71,11 @@ def _copy_records(runs: Path, out: Path) -> None:
         name = log.parent.name
         shutil.copyfile(log, out / "logs" / f"{name}.csv")
         settings[name] = json.loads((log.parent / "config.json").read_text(encoding="utf-8"))
+        for key in ("data", "init"):  # names, not paths of the machine that trained
+            parts = Path(settings[name][key]).parts
+            settings[name][key] = next((part for part in reversed(parts) if part != "pipeline"), "")
     write_text(out / "training.json", json.dumps(settings, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":  # python -m srlib.publish RUNS OUT
+    publish(*sys.argv[1:3], num_inference_steps=1)

@@ -60,7 +60,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
-    fit_batches: int = 100  # batches from which a stage's closed forms are fitted before its first step
+    fit_batches: int = 100  # batches from which closed forms are fitted before the first step (vae, ldm: 8 at most)
     precision: str = "no"  # or bf16
     log_every: int = 20  # steps
     validate_every: int = 200  # steps; also writes a checkpoint

@@ -16,8 +16,7 @@ class PatchAutoencoderKL(AutoencoderKL):
     """AutoencoderKL beside a linear path of 8 x 8 patches, which the convolutions correct.
 
     The linear path alone is a principal component analysis of log-mel patches (`fit_patches`): it is fitted in
-    seconds, its latents have unit variance, and convolutions that start at zero can only improve on it. A plain
-    AutoencoderKL of this size needs hours to reach the same error.
+    seconds, its latents have unit variance, and convolutions that start at zero can only improve on it.
     """
 
     @functools.wraps(AutoencoderKL.__init__)

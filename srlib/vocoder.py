@@ -48,7 +48,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
     def forward(self, log_mel: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
         """Waveform `[batch, 480 * frames]` of a log-mel `[batch, 1, frames, 256]`.
 
-        `first_frame` is the position in the file: chunks that overlap share their excitation.
+        `first_frame` is where in the loop the excitation starts; overlapping chunks can share it.
         """
         frames = log_mel.shape[2]
         hidden = (log_mel[:, 0].transpose(1, 2) - LOG_MEL_CENTRE) / LOG_MEL_SPREAD  # (B, 256, T)

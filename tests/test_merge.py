@@ -1,5 +1,7 @@
 """The merges on signals whose right answer is known: what must be kept, what must go, what must be filled."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -185,3 +187,13 @@ def test_roll_off_of_white_noise_is_the_detector_s_share_of_its_band(share):
     if share < 1:
         wav = torch.from_numpy(Degradation(24000 * share, "ellip", 10).apply(wav.numpy(), SAMPLE_RATE))
     assert roll_off_hz(wav) == pytest.approx(0.985 * 24000 * share, rel=0.02)
+
+
+def test_digital_silence_in_a_clip_leaves_the_noise_gain_as_it_is():
+    degraded = torch.full((100, 256), -4.0) + 0.2 * torch.randn(100, 256, generator=torch.Generator().manual_seed(0))
+    restored, noisy = degraded - 2.0, torch.ones(256)
+    silence = torch.full((50, 256), math.log(1e-5))
+    alone = noise_gain(restored, degraded, noisy)
+    beside = noise_gain(torch.cat([restored, silence]), torch.cat([degraded, silence]), noisy)
+    assert alone.median() < -1.5
+    torch.testing.assert_close(beside[:100], alone)
