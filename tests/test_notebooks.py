@@ -107,9 +107,10 @@ def test_some_outputs_are_compared():
 
 def test_notebooks_run_and_repeat_their_committed_outputs(tmp_path):
     """nbval, on the smoke profile, as a user who has never run the chain: no notebook needs another one's artefacts."""
+    folder = shutil.copytree(FOLDER, tmp_path / "notebooks")
     settings = {"SRLIB_PROFILE": "smoke", "SRLIB_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "--color=no", "-p", "no:cacheprovider"]
-    paths = [str(FOLDER / f"{name}.ipynb") for name in IDS]
+    paths = [str(folder / f"{name}.ipynb") for name in IDS]
     halves = [
         subprocess.Popen([*command, *half], env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for half in (paths[::2], paths[1::2])
@@ -117,7 +118,7 @@ def test_notebooks_run_and_repeat_their_committed_outputs(tmp_path):
     for half in halves:
         output = half.communicate()[0].decode()
         assert half.returncode == 0, output[-3000:]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["build"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build", "notebooks"]
 
 
 def test_other_parameters_stay_out_of_the_report(tmp_path, monkeypatch, capsys):
