@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from srlib import audio
+from srlib.checks import check_audio
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
@@ -81,14 +82,11 @@ def _check_output(out: Path, inputs: list[Path], overwrite: bool) -> None:
 
 def _read_restorable(path: Path, cutoff_hz: float | str, gaps: list[tuple[float, float]]) -> None:
     """Raise SrlibError if a file cannot be read, or cannot be restored as asked."""
-    from srlib.checks import MAX_CHANNELS, MAX_SECONDS
-
     wav, sample_rate = audio.read(path)
-    channels, seconds = wav.shape[0], wav.shape[-1] / sample_rate
-    if channels > MAX_CHANNELS:
-        raise SrlibError(f"{path}: has {channels} channels, and so far only mono is restored; mix it down first.")
-    if seconds > MAX_SECONDS:
-        raise SrlibError(f"{path}: lasts {seconds:.1f} s, and so far {MAX_SECONDS:g} s at most are restored; cut it.")
+    try:
+        check_audio(wav, sample_rate)
+    except SrlibError as error:
+        raise SrlibError(f"{path}: {error}") from None
     asked = Degradation(cutoff_hz=None if cutoff_hz == "auto" else cutoff_hz, gaps=tuple(gaps))
     _check_degradation(path, asked, wav, sample_rate)
 

@@ -145,16 +145,15 @@ class Profile:
     max_tracks: dict[str, int | None]  # split -> number of tracks, None for all
     cutoffs_hz: tuple[int, ...]  # columns of the LSD table, Hz
     num_inference_steps: int | None  # None: the pipeline's default
-    train_seconds: float  # time budget of notebook 05's own training, s
-    train_steps: int | None = None  # optimiser steps that end it earlier
+    train_steps: int | None = None  # optimiser steps of notebook 05's own training; None: the notebook's parameter
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", "demo", "tiny", 1.28, {"train": 2, "valid": 1, "test": 1}, (8000,), 2, 60.0, train_steps=2),
-        Profile("demo", "demo", "compact", 5.12, {}, (2000, 4000, 8000, 12_000, 16_000), None, 75.0),
-        Profile("paper", "musdb", "compact", 10.24, {}, (2000, 4000, 8000, 12_000, 16_000), None, 3600.0),
+        Profile("smoke", "demo", "tiny", 1.28, {"train": 2, "valid": 1, "test": 1}, (8000,), 2, train_steps=2),
+        Profile("demo", "demo", "compact", 5.12, {}, (2000, 4000, 8000, 12_000, 16_000), None),
+        Profile("paper", "musdb", "compact", 10.24, {}, (2000, 4000, 8000, 12_000, 16_000), None),
     )
 }
 
