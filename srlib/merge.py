@@ -18,7 +18,6 @@ _PAD = (N_FFT - HOP_LENGTH) // 2
 _DEAD_ZONE = (0.1, 0.4)
 _FLOOR_QUANTILE, _FLOOR_FACTOR = 0.1, 6.0  # of a band's levels over time; how far in power noise may exceed it
 _SILENT_NAT = math.log(LOG_MEL_FLOOR) + 0.1
-_ROLL_OFF = 0.985  # AudioSR's share of the summed magnitude below the cutoff (audiosr/utils.py:42)
 
 
 @dataclass(frozen=True)
@@ -40,25 +39,6 @@ class Band:
 
 
 FULL_BAND = Band(F_MAX, F_MAX + 1)
-
-
-def band_from_evidence(evidence: torch.Tensor) -> Band:
-    """The band that the regressor's evidence `[>= 2, 256]` (logits, see `RegressorOutput`) speaks for.
-
-    The edge is where the expected number of passed bands ends; what reaches 18.5 kHz counts as full band.
-    """
-    edges = band_edges_hz()
-    known, missing = (float(edges[1 + min(round(float(torch.sigmoid(row).sum())), 255)]) for row in evidence[:2])
-    if known > 18_500:
-        return FULL_BAND
-    return Band(known, max(missing, 1.02 * known))
-
-
-def roll_off_hz(wav: torch.Tensor) -> float:
-    """AudioSR's cutoff of `[samples]`: below it lie 98.5 % of the summed STFT magnitudes."""
-    magnitude = stft(F.pad(wav, (_PAD, _PAD))).abs().sum(0)
-    share = magnitude.cumsum(0) / magnitude.sum().clamp(min=1e-12)
-    return float((share < _ROLL_OFF).sum()) * SAMPLE_RATE / N_FFT
 
 
 def replace_mel(restored: torch.Tensor, degraded: torch.Tensor, band: Band) -> torch.Tensor:

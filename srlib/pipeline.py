@@ -19,9 +19,10 @@ from srlib import ldm, vae
 from srlib.audio import resample
 from srlib.checks import check_audio, check_edges, check_sampling
 from srlib.config import HOP_LENGTH, LATENT_FACTOR, SAMPLE_RATE, SIZES
+from srlib.cutoff import detect_band
 from srlib.errors import SrlibError
 from srlib.mel import log_mel
-from srlib.merge import FULL_BAND, MERGES, Band, band_from_evidence, noise_gain, replace_mel, roll_off_hz
+from srlib.merge import FULL_BAND, MERGES, Band, noise_gain, replace_mel
 from srlib.merge import merge as join
 from srlib.nvsr import MelRegressor, RegressorOutput
 from srlib.tones import Tone, subtract_tones
@@ -297,9 +298,7 @@ class RestorationPipeline(DiffusionPipeline):
             return FULL_BAND
         if cutoff_hz != "auto":
             return Band(float(cutoff_hz), f_20db) if f_20db else Band.at(float(cutoff_hz))
-        if regressed is None:
-            return Band.at(roll_off_hz(wav))
-        return band_from_evidence(regressed.evidence[0])
+        return detect_band(wav, None if regressed is None else regressed.evidence[0])
 
     @staticmethod
     def _output(
