@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from srlib.config import F_MAX, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, SAMPLE_RATE
+from srlib.gaps import fill_gaps
 from srlib.mel import band_edges_hz, mel_to_bins
 from srlib.vocoder import istft_same, stft
 
@@ -92,17 +93,6 @@ def merge(
     # What is not touched is not transformed either: keep the difference that the change makes.
     untouched = istft_same(spectra[1][None])[0, :length]
     return fill_gaps(degraded + restored - untouched, generated, gaps)
-
-
-def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: tuple[tuple[float, float], ...]) -> torch.Tensor:
-    """Use the generated audio inside `gaps` (seconds), faded in and out over 10 ms outside of them."""
-    fade = SAMPLE_RATE // 100
-    for start, end in gaps:
-        first, last = round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)
-        position = torch.arange(len(wav), device=wav.device)
-        share = (torch.minimum(position - first + fade, last + fade - position) / fade).clamp(0, 1)
-        wav = wav + share * (generated - wav)
-    return wav
 
 
 def _aligned_stft(wav: torch.Tensor, frames: int) -> torch.Tensor:

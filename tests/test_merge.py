@@ -11,7 +11,6 @@ from srlib.mel import band_edges_hz, log_mel
 from srlib.merge import (
     FULL_BAND,
     Band,
-    fill_gaps,
     merge,
     noise_gain,
     replace_mel,
@@ -116,32 +115,12 @@ def test_noise_gain_only_lowers_and_only_where_told():
     assert gain[:, 64:].abs().max() == 0
 
 
-def test_gaps_are_filled_and_the_rest_is_untouched():
-    wav, generated = white(0.1, 0), white(0.1, 1)
-    gap = (0.5, 0.75)
-    filled = fill_gaps(wav, generated, (gap,))
-    first, last, fade = 24000, 36000, 480
-    torch.testing.assert_close(filled[first:last], generated[first:last], atol=1e-6, rtol=0)
-    assert torch.equal(filled[: first - fade], wav[: first - fade])
-    assert torch.equal(filled[last + fade :], wav[last + fade :])
-    assert fill_gaps(wav, generated, ()) is wav
-
-
-@pytest.mark.parametrize("gap", [(0.0, 0.25), (1.75, 2.0)])
-def test_gaps_at_the_ends_of_the_file(gap):
-    wav, generated = torch.zeros(SAMPLES), torch.ones(SAMPLES)
-    filled = fill_gaps(wav, generated, (gap,))
-    inside = slice(round(gap[0] * SAMPLE_RATE), round(gap[1] * SAMPLE_RATE))
-    assert filled[inside].min() == 1
-    assert filled.sum() <= 0.25 * SAMPLE_RATE + 480
-
-
 def test_merge_fills_gaps_with_the_generated_audio(degraded):
     generated = white(0.1, 0)
     gapped = degraded.clone()
     gapped[24000:36000] = 0
     restored = merge(generated, gapped, FULL_BAND, "gain", gaps=((0.5, 0.75),))
-    torch.testing.assert_close(restored[24000:36000], generated[24000:36000], atol=1e-5, rtol=0)
+    torch.testing.assert_close(restored[24300:35700], generated[24300:35700], atol=1e-5, rtol=0)
     torch.testing.assert_close(restored[:23500], gapped[:23500], atol=1e-5, rtol=0)
 
 
