@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from srlib.config import F_MAX, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, SAMPLE_RATE
+from srlib.config import F_MAX, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT
 from srlib.gaps import fill_gaps
 from srlib.mel import band_edges_hz, mel_to_bins
 from srlib.vocoder import istft_same, stft
