@@ -17,6 +17,7 @@ FILTER_TYPES = ("cheby1", "ellip", "butter", "boxcar")
 NOISE_TYPES = ("none", "tone", "white")
 MERGES = ("gain", "replace", "none")
 SCHEDULERS = ("dpm", "ddim", "unipc")
+DTYPES = ("fp32", "bf16", "fp16")
 STAGES = ("vae", "vocoder", "nvsr", "ldm")
 
 
@@ -132,6 +133,13 @@ def _add_project_verbs(verbs: argparse._SubParsersAction) -> None:
     p.add_argument("--max-steps", type=_count, metavar="N", help="stop after so many optimiser steps")
     p.add_argument("--resume", action="store_true", help="continue from the run's last checkpoint")
 
+    about = "Write AudioSR's checkpoint as a model folder."
+    p = verbs.add_parser("import-audiosr", help="convert AudioSR's checkpoint", description=about)
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="AudioSR's pytorch_model.bin, or a .safetensors of it")
+    p.add_argument("-o", "--out", required=True, metavar="FOLDER", help="the model folder, which must not exist yet")
+    p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the stored weights (default: fp32)")
+    p.add_argument("--ema", action="store_true", help="the averaged U-Net, which AudioSR stores but does not use")
+
     p = verbs.add_parser("reproduce", help="run the notebooks", description="Run the notebooks whose inputs changed.")
     p.add_argument("--profile", metavar="P", help="smoke, demo or paper (default: $SRLIB_PROFILE, else demo)")
     p.add_argument("--from", dest="start", metavar="NB", help="first notebook to run, such as 05")
@@ -161,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from srlib import cli
 
-        getattr(cli, args.verb)(args)
+        getattr(cli, args.verb.replace("-", "_"))(args)
     except SrlibError as error:
         message = str(error)
     except OSError as error:  # disk full, no permission, a folder where a file was expected

@@ -290,6 +290,13 @@ def train(args: argparse.Namespace) -> None:
     print(run)
 
 
+def import_audiosr(args: argparse.Namespace) -> None:
+    """Convert AudioSR's checkpoint to a model folder; its path is the last line."""
+    from srlib import convert
+
+    print(convert.import_audiosr(args.checkpoint, args.out, args.dtype, args.ema))
+
+
 def reproduce(args: argparse.Namespace) -> None:
     """Run the notebooks whose inputs changed."""
     from srlib import config

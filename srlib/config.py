@@ -102,36 +102,41 @@ TINY = ModelSize(
     scheduler=_ZERO_SNR_SCHEDULER,
 )
 
-# Numerically AudioSR `basic` (audiosr/utils.py:403-524): 672,012,546 parameters.
-AUDIOSR = ModelSize(
-    name="audiosr",
-    vae=_vae((128, 256, 512, 1024), 2, scaling_factor=0.3342),
-    unet=_unet((128, 256, 384, 640), (4, 8, 12, 20), 2, in_channels=32),
-    vocoder={
-        "model_in_dim": N_MELS,
-        "sampling_rate": SAMPLE_RATE,
-        "upsample_initial_channel": 1536,
-        "upsample_rates": [6, 5, 4, 2, 2],
-        "upsample_kernel_sizes": [12, 10, 8, 4, 4],
-        "resblock_kernel_sizes": [3, 7, 11, 15],
-        "resblock_dilation_sizes": [[1, 3, 5]] * 4,
-        "leaky_relu_slope": 0.1,
-        "normalize_before": False,
-    },
-    scheduler={
-        "num_train_timesteps": 1000,
-        "beta_schedule": "squaredcos_cap_v2",
-        "prediction_type": "v_prediction",
-        "timestep_spacing": "leading",
-        "steps_offset": 1,
-        "set_alpha_to_one": False,
-        "clip_sample": False,
-    },
-    num_inference_steps=50,
-    guidance_scale=3.5,
-)
+def _audiosr(name: str, vae_width: int, unet_width: int, vocoder_width: int) -> ModelSize:
+    """AudioSR's topology (audiosr/utils.py:403-524) at a width, in channels of the first layer of each part."""
+    return ModelSize(
+        name=name,
+        vae=_vae(tuple(vae_width * m for m in (1, 2, 4, 8)), 2, scaling_factor=0.3342),
+        unet=_unet(tuple(unet_width * m for m in (1, 2, 3, 5)), (4, 8, 12, 20), 2, in_channels=32),
+        vocoder={
+            "model_in_dim": N_MELS,
+            "sampling_rate": SAMPLE_RATE,
+            "upsample_initial_channel": vocoder_width,
+            "upsample_rates": [6, 5, 4, 2, 2],
+            "upsample_kernel_sizes": [12, 10, 8, 4, 4],
+            "resblock_kernel_sizes": [3, 7, 11, 15],
+            "resblock_dilation_sizes": [[1, 3, 5]] * 4,
+            "leaky_relu_slope": 0.1,
+            "normalize_before": False,
+        },
+        scheduler={
+            "num_train_timesteps": 1000,
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "leading",
+            "steps_offset": 1,
+            "set_alpha_to_one": False,
+            "clip_sample": False,
+        },
+        num_inference_steps=50,
+        guidance_scale=3.5,
+    )
 
-SIZES = {size.name: size for size in (TINY, COMPACT, AUDIOSR)}
+
+AUDIOSR = _audiosr("audiosr", 128, 128, 1536)  # numerically AudioSR `basic`: 672,012,546 parameters
+AUDIOSR_NARROW = _audiosr("audiosr-narrow", 32, 32, 64)  # for tests: the width of tests/data/audiosr_tiny_seed0
+
+SIZES = {size.name: size for size in (TINY, COMPACT, AUDIOSR, AUDIOSR_NARROW)}
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def denoise(
     if guided:
         condition = torch.cat([unconditional(condition, scaling_factor), condition])
     # At exactly one, rounding takes the step from pure noise to the root of a negative number.
-    extra = {"eta": min(eta, 0.9999), "generator": generator} if isinstance(scheduler, DDIMScheduler) else {}
+    highest_eta = 0.9999 if scheduler.config.get("rescale_betas_zero_snr") else 1.0
+    extra = {"eta": min(eta, highest_eta), "generator": generator} if isinstance(scheduler, DDIMScheduler) else {}
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latent, timestep)
         pair = torch.cat([scaled, scaled]) if guided else scaled

@@ -1,5 +1,7 @@
 """Fixtures that several test files share: a few seconds of music, and a model small enough to run in a second."""
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -24,3 +26,26 @@ def tiny_pipeline():
     from srlib.pipeline import build
 
     return build("tiny", seed=0)
+
+
+def audiosr_tensor(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The parity fixture's weight of an AudioSR key; tests/data/README.md has the recipe."""
+    name = key.removeprefix("model.").removeprefix("first_stage_model.")
+    rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
+    value = rng.standard_normal(shape, dtype=np.float32)
+    if value.ndim >= 2:
+        return value / np.sqrt(np.prod(shape[1:]), dtype=np.float32)
+    return (1 + 0.1 * value if key.endswith("weight") else 0.02 * value).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def audiosr_weights() -> dict:
+    """A checkpoint of AudioSR's kind, at the width of the parity fixture, without what inference does not need."""
+    import torch
+
+    from srlib import convert
+    from srlib.config import AUDIOSR_NARROW
+
+    shapes = convert.wanted_shapes(AUDIOSR_NARROW)
+    weights = {key: torch.from_numpy(audiosr_tensor(key, shape, seed=0)) for key, shape in shapes.items() if shape}
+    return weights | {"scale_factor": torch.tensor(1.0)}
