@@ -10,8 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ _DEFAULT_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24"}
 _STREAMED_SIZE = 0x7FFF_F000  # sizes from here up are placeholders of programs that wrote to a pipe
 _MALFORMED = 3  # libsndfile's SF_ERR_MALFORMED_FILE
 _WAV_LIMIT = 2**32 - 2**16  # bytes; the size field of WAV has 32 bits
+TAGS = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright", "license")
 _DAMAGE = re.compile(r"partial file|ended prematurely|Error submitting packet|Invalid data found", re.IGNORECASE)
 
 
@@ -75,13 +76,10 @@ def read(path: str | os.PathLike, start: int = 0, frames: int | None = None) -> 
     (first audio stream). Missing, empty, truncated and non-audio files and NaN or Inf samples raise `SrlibError`.
     """
     path = _existing_file(path)
-    wav = None
-    if path.suffix.lower() not in _MPEG_SUFFIXES:
-        wav = _read_soundfile(path, start, frames)
-    wav, sample_rate = wav or _read_ffmpeg(path, start, frames)
+    wav, sample_rate = _read_soundfile(path, start, frames) or _read_ffmpeg(path, start, frames)
     if wav.shape[1] == 0:
         raise SrlibError(f"{path} holds no samples{f' from sample {start} on' if start else ''}: nothing to process.")
-    _check_finite(wav, path)
+    check_finite(wav, path)
     return wav, sample_rate
 
 
@@ -90,23 +88,58 @@ def write(path: str | os.PathLike, wav: np.ndarray, sample_rate: int, subtype: s
 
     Integer subtypes clip at full scale. The same samples give the same bytes.
     """
+    wav = np.asarray(wav)
+    if wav.ndim not in (1, 2) or wav.size == 0 or wav.dtype.kind != "f":
+        raise SrlibError(f"{path}: expected floats [samples] or [channels, samples], got {wav.dtype} {wav.shape}.")
+    wav = np.atleast_2d(wav)
+    check_finite(wav, Path(path))
+    with open_output(path, sample_rate, *wav.shape, subtype=subtype) as put:
+        put(wav)
+
+
+@contextmanager
+def open_output(
+    path: str | os.PathLike,
+    sample_rate: int,
+    channels: int,
+    samples: int,
+    tags: Mapping[str, str] | None = None,
+    subtype: str | None = None,
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that writes the next `[channels, n]` of a file, which appears under its name once it is whole.
+
+    Args:
+        samples: how many will be written for each channel: a WAV beyond 4 GiB becomes RF64.
+        tags: of `TAGS`; those that the format cannot hold are left out.
+        subtype: of libsndfile; by default float32 for .wav and 24 bit for .flac.
+    """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in _DEFAULT_SUBTYPE:
         raise SrlibError(f"{path}: audio is written as .wav or .flac, not {suffix or 'without a suffix'}.")
-    wav = np.asarray(wav)
-    if wav.ndim not in (1, 2) or wav.size == 0 or wav.dtype.kind != "f":
-        raise SrlibError(f"{path}: expected floats [samples] or [channels, samples], got {wav.dtype} {wav.shape}.")
-    _check_finite(wav, path)
-    file_format = "FLAC" if suffix == ".flac" else "RF64" if wav.nbytes > _WAV_LIMIT else "WAV"
+    subtype = subtype or _DEFAULT_SUBTYPE[suffix]
+    size = samples * channels * (8 if subtype == "DOUBLE" else 4)
+    file_format = "FLAC" if suffix == ".flac" else "RF64" if size > _WAV_LIMIT else "WAV"
     with atomic_path(path) as temporary:
         try:
-            soundfile.write(temporary, wav.T, sample_rate, subtype or _DEFAULT_SUBTYPE[suffix], format=file_format)
-            written = soundfile.info(temporary).frames
+            file = soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype, format=file_format)
         except (soundfile.LibsndfileError, ValueError, TypeError) as error:
             raise SrlibError(f"Cannot write {path} ({_one_line(error)}).") from error
-        if written != wav.shape[-1]:
-            raise SrlibError(f"Cannot write {path}: {written} of {wav.shape[-1]} samples fitted; is the disk full?")
+        with file:
+            for name, value in (tags or {}).items():
+                with suppress(soundfile.LibsndfileError):
+                    setattr(file, name, value)
+
+            def put(block: np.ndarray) -> None:
+                try:
+                    file.write(block.T)
+                except soundfile.LibsndfileError as error:
+                    raise SrlibError(f"Cannot write {path} ({_one_line(error)}).") from error
+
+            yield put
+        written = soundfile.info(temporary).frames
+        if written != samples:
+            raise SrlibError(f"Cannot write {path}: {written} of {samples} samples fitted; is the disk full?")
         _clear_peak_time(temporary)
 
 
@@ -162,17 +195,41 @@ def _existing_file(path: str | os.PathLike) -> Path:
     return path
 
 
-def _read_soundfile(path: Path, start: int, frames: int | None) -> tuple[np.ndarray, int] | None:
-    """As `read`, or None when libsndfile does not know the format."""
+@contextmanager
+def decoded(path: str | os.PathLike) -> Iterator[Path]:
+    """A file that soundfile reads: `path` itself, or a temporary one that ffmpeg decoded it to."""
+    path = _existing_file(path)
+    file = _open_soundfile(path)
+    if file is not None:
+        file.close()
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="srlib-") as folder:
+        yield _decode(path, Path(folder))
+
+
+def _open_soundfile(path: Path) -> soundfile.SoundFile | None:
+    """The open file, or None when libsndfile does not know the format."""
+    if path.suffix.lower() in _MPEG_SUFFIXES:
+        return None
     try:
         file = soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:
         if error.code == _MALFORMED:
-            raise _truncated(path) from error
+            raise truncated(path) from error
+        return None
+    if _is_cut_off(file, path):
+        file.close()
+        raise truncated(path)
+    return file
+
+
+def _read_soundfile(path: Path, start: int, frames: int | None) -> tuple[np.ndarray, int] | None:
+    """As `read`, or None when libsndfile does not know the format."""
+    file = _open_soundfile(path)
+    if file is None:
         return None
     with file:
-        if _is_cut_off(file, path):
-            raise _truncated(path)
         start = min(start, file.frames)
         end = file.frames if frames is None else min(start + frames, file.frames)
         # libsndfile's seek lands beside the sample in some Ogg files, or fails: decode those from their start.
@@ -181,9 +238,9 @@ def _read_soundfile(path: Path, start: int, frames: int | None) -> tuple[np.ndar
             file.seek(first)
             wav = file.read(end - first, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise _truncated(path) from error
+            raise truncated(path) from error
         if len(wav) < end - first:
-            raise _truncated(path)
+            raise truncated(path)
         return wav[start - first :].T, file.samplerate
 
 
@@ -201,21 +258,25 @@ def _is_cut_off(file: soundfile.SoundFile, path: Path) -> bool:
 
 
 def _read_ffmpeg(path: Path, start: int, frames: int | None) -> tuple[np.ndarray, int]:
-    header = _probe(path)
-    whole = start == 0 and frames is None
     end = "" if frames is None else f":end_sample={start + frames}"
-    trim = [] if whole else ["-af", f"atrim=start_sample={start}{end}"]
+    trim = [] if start == 0 and frames is None else ["-af", f"atrim=start_sample={start}{end}"]
     with tempfile.TemporaryDirectory(prefix="srlib-") as folder:
-        decoded = Path(folder) / "decoded.wav"
-        log = _run("ffmpeg", path, "-vn", "-map", "0:a:0", *trim, "-c:a", "pcm_f32le", "-rf64", "auto", str(decoded))
-        if not decoded.exists() or decoded.stat().st_size == 0:
-            raise SrlibError(f"{path} is not an audio file that ffmpeg can decode ({_one_line(log)}).")
-        wav, sample_rate = soundfile.read(decoded, dtype="float32", always_2d=True)
-    shortfall = header.samples - len(wav)
-    guessed = "Estimating duration" in log  # no length in the file, so nothing to compare with
-    if _DAMAGE.search(log) or (whole and not guessed and shortfall > max(0.05 * header.samples, 0.5 * sample_rate)):
-        raise _truncated(path)
+        wav, sample_rate = soundfile.read(_decode(path, Path(folder), trim), dtype="float32", always_2d=True)
     return wav.T, sample_rate
+
+
+def _decode(path: Path, folder: Path, trim: Sequence[str] = ()) -> Path:
+    """The float WAV in a folder that ffmpeg decodes a file, or what is left after trimming it, to."""
+    header = _probe(path)
+    wav = folder / "decoded.wav"
+    log = _run("ffmpeg", path, "-vn", "-map", "0:a:0", *trim, "-c:a", "pcm_f32le", "-rf64", "auto", str(wav))
+    if not wav.exists() or wav.stat().st_size == 0:
+        raise SrlibError(f"{path} is not an audio file that ffmpeg can decode ({_one_line(log)}).")
+    shortfall = header.samples - soundfile.info(wav).frames
+    guessed = "Estimating duration" in log  # no length in the file, so nothing to compare with
+    if _DAMAGE.search(log) or (not trim and not guessed and shortfall > max(0.05 * header.samples, 0.5 * header[0])):
+        raise truncated(path)
+    return wav
 
 
 def _probe(path: Path) -> AudioInfo:
@@ -238,7 +299,8 @@ def _run(program: str, path: Path, *arguments: str) -> str:
     return done.stdout if program == "ffprobe" else done.stderr
 
 
-def _check_finite(wav: np.ndarray, path: Path) -> None:
+def check_finite(wav: np.ndarray, path: Path) -> None:
+    """Raise SrlibError if `wav` (of any shape but empty) holds NaN or Inf."""
     # Minimum and maximum carry NaN and Inf along and, unlike isfinite(wav), need no second array.
     if not np.isfinite(wav.min()) or not np.isfinite(wav.max()):
         raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
@@ -247,14 +309,18 @@ def _check_finite(wav: np.ndarray, path: Path) -> None:
 def _clear_peak_time(path: Path) -> None:
     """libsndfile stores the time of day in the PEAK chunk of float files; without it the bytes are repeatable."""
     with path.open("r+b") as stream:
-        header = stream.read(256).partition(b"data")[0]
-        position = header.find(b"PEAK")
-        if position > 0 and header.startswith((b"RIFF", b"RF64")):
-            stream.seek(position + 12)  # id, size, version, time
-            stream.write(bytes(4))
+        if stream.read(12)[:4] not in (b"RIFF", b"RF64"):
+            return
+        while len(header := stream.read(8)) == 8 and not header.startswith(b"data"):
+            if header.startswith(b"PEAK"):
+                stream.seek(4, os.SEEK_CUR)  # its version
+                stream.write(bytes(4))
+                return
+            stream.seek(int.from_bytes(header[4:], "little"), os.SEEK_CUR)
 
 
-def _truncated(path: Path) -> SrlibError:
+def truncated(path: Path) -> SrlibError:
+    """The error for a file that holds less than its header says."""
     return SrlibError(f"{path} is truncated or damaged: it holds less audio than it should; get a complete copy.")
 
 
