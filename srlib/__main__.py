@@ -75,12 +75,16 @@ def _gap(text: str) -> tuple[float, float]:
     return start, end
 
 
+def _gap_or_auto(text: str) -> tuple[float, float] | str:
+    return text if text == "auto" else _gap(text)
+
+
 def _add_restore(verbs: argparse._SubParsersAction) -> None:
     p = verbs.add_parser("restore", help="restore bandwidth and remove noise", description="Restore audio files.")
-    p.add_argument("inputs", nargs="+", metavar="IN", help="audio files")
+    p.add_argument("inputs", nargs="+", metavar="IN", help="audio files, or folders of them")
     p.add_argument("-o", "--out", required=True, metavar="OUT|DIR", help="a .wav or .flac file, or a folder")
     p.add_argument("--model", default="compact", metavar="compact|PATH", help="a model folder (default: compact)")
-    p.add_argument("--steps", type=_count, metavar="N", help="diffusion steps (default: the model's)")
+    p.add_argument("--steps", type=_seed, metavar="N", help="diffusion steps (default: the model's; 0: none)")
     p.add_argument("--samples", type=_count, default=1, metavar="K", help="draws to average (default: 1)")
     p.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
     p.add_argument("--eta", type=_number, default=0.0, metavar="E", help="0 is deterministic DDIM, 1 like DDPM")
@@ -88,7 +92,8 @@ def _add_restore(verbs: argparse._SubParsersAction) -> None:
     p.add_argument("--seed", type=_seed, default=0, metavar="S", help="default: 0")
     p.add_argument("--cutoff-hz", type=_cutoff, default="auto", metavar="auto|HZ", help="where the input's band ends")
     p.add_argument("--merge", choices=MERGES, default="gain", help="how input and generated audio join (default: gain)")
-    p.add_argument("--gap", type=_gap, action="append", default=[], metavar="START:END", help="seconds to fill in")
+    gaps = "seconds to fill in, or auto: runs of digital silence"
+    p.add_argument("--gap", type=_gap_or_auto, action="append", default=[], metavar="START:END|auto", help=gaps)
     p.add_argument("--device", metavar="D", help="cpu or cuda (default: cuda where there is one)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
@@ -169,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from srlib import cli
 
-        getattr(cli, args.verb.replace("-", "_"))(args)
+        code = getattr(cli, args.verb.replace("-", "_"))(args)
     except SrlibError as error:
         message = str(error)
     except OSError as error:  # disk full, no permission, a folder where a file was expected
@@ -177,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     else:
-        return 0
+        return code or 0
     print("srlib:", " ".join(message.split()), file=sys.stderr)
     return 2
 

@@ -10,14 +10,13 @@ import numpy as np
 
 from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError
+from srlib.recording import Recording
 
-MAX_SECONDS = 60.0  # s; longer files need chunks that are read and written one by one
-MAX_CHANNELS = 1
-_QUIETEST = 1e-20  # peak; below it is nothing that float32 arithmetic could restore
+MAX_CHANNELS = 8
 
 
 def check_audio(wav: np.ndarray, sample_rate: int) -> np.ndarray:
-    """The one channel of `[samples]` or `[1, samples]`, float32; samples too small to restore become silence."""
+    """`[channels, samples]` of `[samples]` or `[channels, samples]` floats."""
     wav = np.asarray(wav)
     if not np.issubdtype(wav.dtype, np.floating):
         raise SrlibError(f"The audio is {wav.dtype}: give floating point samples in -1..1.")
@@ -25,23 +24,23 @@ def check_audio(wav: np.ndarray, sample_rate: int) -> np.ndarray:
         raise SrlibError(f"The audio has the shape {wav.shape}: give [samples] or [channels, samples].")
     if wav.size == 0:
         raise SrlibError("The audio has no samples: give a file that holds sound.")
-    if wav.ndim == 2 and wav.shape[0] > MAX_CHANNELS:
-        raise SrlibError(f"The audio has {wav.shape[0]} channels and only mono is restored: mix it down first.")
     if not sample_rate > 0:
         raise SrlibError(f"The sample rate is {sample_rate}: give a positive number of Hz.")
     if not np.isfinite(wav).all():
         raise SrlibError("The audio holds NaN or infinite samples: repair the file first.")
-    seconds = wav.shape[-1] / sample_rate
-    if seconds > MAX_SECONDS:
-        raise SrlibError(f"The audio lasts {seconds:.1f} s and at most {MAX_SECONDS:.0f} s are restored: cut it first.")
-    single = wav.reshape(-1).astype(np.float32)
-    return single if np.abs(single).max() > _QUIETEST else np.zeros_like(single)
+    return np.atleast_2d(wav)
+
+
+def check_recording(recording: Recording) -> None:
+    """Channels that can be restored together."""
+    if recording.channels > MAX_CHANNELS:
+        raise SrlibError(f"The audio has {recording.channels} channels, more than {MAX_CHANNELS}: split it first.")
 
 
 def check_edges(
     cutoff_hz: float | str | None,
     f_20db: float | None,
-    gaps: Sequence[tuple[float, float]],
+    gaps: Sequence[tuple[float, float]] | str,
     samples: int,
     sample_rate: int,
 ) -> None:
@@ -55,7 +54,9 @@ def check_edges(
         if f_20db is not None and not cutoff_hz <= f_20db < math.inf:
             raise SrlibError(f"f_20db is {f_20db:g} and lies below the cutoff, {cutoff_hz:g} Hz: give both or neither.")
     seconds = samples / sample_rate
-    for start, end in gaps:
+    if isinstance(gaps, str) and gaps != "auto":
+        raise SrlibError(f"gaps is {gaps!r}: give auto or pairs of seconds.")
+    for start, end in () if isinstance(gaps, str) else gaps:
         if not 0 <= start < end <= seconds:
             raise SrlibError(f"The gap {start:g}:{end:g} s is not inside the audio, which lasts {seconds:.3f} s.")
 

@@ -6,7 +6,11 @@ import argparse
 import json
 import math
 import os
+import signal
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -14,43 +18,95 @@ from typing import Any
 import numpy as np
 
 from srlib import audio
-from srlib.checks import check_audio
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 
 OUTPUT_SUFFIXES = (".wav", ".flac")
+_Job = tuple[Path, Path, float]  # input, output, seconds that the input's header promises
 
 
-def restore(args: argparse.Namespace) -> None:
-    """Restore one file into a file, or several into a folder."""
-    inputs = [Path(name) for name in args.inputs]
+def restore(args: argparse.Namespace) -> int:
+    """Restore one file into a file, or several into a folder; 2 if some of several could not be restored."""
+    inputs = _restorable(args.inputs)
     outputs = _restored_paths(inputs, args.out)
     for out in outputs:
         _check_output(out, inputs, args.overwrite)
-    for path in inputs:  # all of them before the first is written
-        _read_restorable(path, args.cutoff_hz, args.gap)
-    pipe = _load_pipeline(args.model, args.device)
+    if "auto" in args.gap and len(args.gap) > 1:
+        raise SrlibError("--gap auto finds all gaps itself: leave out the others.")
+    faults: list[Path] | None = [] if len(inputs) > 1 else None
+    jobs: list[_Job] = []
     for path, out in zip(inputs, outputs, strict=True):
-        started = time.perf_counter()
-        wav, sample_rate = audio.read(path)
-        result = pipe(
-            wav,
-            sample_rate,
-            num_inference_steps=args.steps,
-            num_samples=args.samples,
-            generator=args.seed,
-            guidance_scale=args.guidance,
-            eta=args.eta,
-            scheduler=args.scheduler,
-            cutoff_hz=args.cutoff_hz,
-            merge=args.merge,
-            gaps=tuple(args.gap),
-        )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        audio.write(out, result.audio, SAMPLE_RATE)
-        seconds = wav.shape[-1] / sample_rate
-        print(f"{out}: {seconds:.1f} s restored in {time.perf_counter() - started:.1f} s")
+        with _naming(path, faults):
+            header = audio.info(path)
+            jobs.append((path, out, header.samples / header.sample_rate))
+    if jobs:
+        _restore_each(jobs, args, faults)
+    return 2 if faults else 0
+
+
+def _restore_each(jobs: list[_Job], args: argparse.Namespace, faults: list[Path] | None) -> None:
+    """Restore file by file, behind one progress bar; `faults` as in `_naming`."""
+    from tqdm import tqdm
+
+    from srlib.restoration import Options
+
+    asked = {
+        "num_inference_steps": args.steps,
+        "num_samples": args.samples,
+        "generator": args.seed,
+        "guidance_scale": args.guidance,
+        "eta": args.eta,
+        "scheduler": args.scheduler,
+        "cutoff_hz": args.cutoff_hz,
+        "merge": args.merge,
+        "gaps": "auto" if "auto" in args.gap else args.gap,
+    }
+    pipe = _load_pipeline(args.model, args.device)
+    pipe.sampling(Options(**asked))  # what no file could change is refused before the first
+    bar = {"unit": "s", "bar_format": "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"}
+    total = sum(seconds for *_, seconds in jobs)
+    with tqdm(total=total, disable=not sys.stderr.isatty(), **bar) as progress, _termination():
+        for path, out, _ in jobs:
+            started = time.perf_counter()
+            with _naming(path, faults):
+                seconds = pipe.restore_file(path, out, progress.update, **asked)
+                tqdm.write(f"{out}: {seconds:.1f} s restored in {time.perf_counter() - started:.1f} s")
+
+
+@contextmanager
+def _naming(path: Path, faults: list[Path] | None) -> Iterator[None]:
+    """Name the file in the sentence of an error; with a list of faults, print it and go on with the next file."""
+    try:
+        yield
+    except (SrlibError, OSError) as error:
+        sentence = " ".join(str(error).split())
+        named = sentence if path.name in sentence else f"{path}: {sentence}"
+        if faults is None:
+            raise SrlibError(named) from error
+        print("srlib:", named, file=sys.stderr)
+        faults.append(path)
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Leave in order when asked to terminate, so that no temporary file stays."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _restorable(names: list[str]) -> list[Path]:
+    """The inputs, each folder replaced by the audio files in it."""
+    inputs: list[Path] = []
+    for path in map(Path, names):
+        found = list(_audio_files(path).values()) if path.is_dir() else [path]
+        if not found:
+            raise SrlibError(f"{path}: this folder holds no audio files.")
+        inputs += found
+    return inputs
 
 
 def _restored_paths(inputs: list[Path], out: str) -> list[Path]:
@@ -78,17 +134,6 @@ def _check_output(out: Path, inputs: list[Path], overwrite: bool) -> None:
         raise SrlibError(f"{out}: this is a folder; name a file.")
     if out.exists() and not overwrite:
         raise SrlibError(f"{out}: exists already; add --overwrite to replace it.")
-
-
-def _read_restorable(path: Path, cutoff_hz: float | str, gaps: list[tuple[float, float]]) -> None:
-    """Raise SrlibError if a file cannot be read, or cannot be restored as asked."""
-    wav, sample_rate = audio.read(path)
-    try:
-        check_audio(wav, sample_rate)
-    except SrlibError as error:
-        raise SrlibError(f"{path}: {error}") from None
-    asked = Degradation(cutoff_hz=None if cutoff_hz == "auto" else cutoff_hz, gaps=tuple(gaps))
-    _check_degradation(path, asked, wav, sample_rate)
 
 
 def _check_degradation(path: Path, degradation: Degradation, wav: np.ndarray, sample_rate: int) -> None:

@@ -83,7 +83,7 @@ def merge(
         return generated
     length = degraded.shape[-1]
     frames = -(-length // HOP_LENGTH) + 1
-    spectra = [_aligned_stft(wav, frames) for wav in (generated, degraded)]
+    spectra = [aligned_stft(wav, frames) for wav in (generated, degraded)]
     share = band.generated_share(torch.linspace(0, F_MAX, N_FFT // 2 + 1, device=degraded.device))
     known = spectra[1]
     if mode == "gain" and log_gain is not None:
@@ -92,10 +92,10 @@ def merge(
     restored = istft_same(spectrum[None])[0, :length]
     # What is not touched is not transformed either: keep the difference that the change makes.
     untouched = istft_same(spectra[1][None])[0, :length]
-    return fill_gaps(degraded + restored - untouched, generated, gaps)
+    return fill_gaps(degraded + (restored - untouched), generated, gaps)
 
 
-def _aligned_stft(wav: torch.Tensor, frames: int) -> torch.Tensor:
+def aligned_stft(wav: torch.Tensor, frames: int) -> torch.Tensor:
     """STFT `[frames, 1025]` framed as the log-mel, zero-padded at the ends."""
     return stft(F.pad(wav, (_PAD, frames * HOP_LENGTH + _PAD - wav.shape[-1])))
 

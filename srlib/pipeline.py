@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -16,32 +16,31 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from srlib import ldm, vae
-from srlib.audio import resample
-from srlib.checks import check_audio, check_edges, check_sampling
-from srlib.config import HOP_LENGTH, LATENT_FACTOR, SAMPLE_RATE, SIZES
-from srlib.cutoff import detect_band
+from srlib.audio import open_output
+from srlib.checks import check_audio, check_sampling
+from srlib.chunks import join
+from srlib.config import SAMPLE_RATE, SIZES
 from srlib.errors import SrlibError
+from srlib.gaps import Gap
 from srlib.mel import log_mel
-from srlib.merge import FULL_BAND, MERGES, Band, noise_gain, replace_mel
-from srlib.merge import merge as join
-from srlib.nvsr import MelRegressor, RegressorOutput
-from srlib.tones import Tone, subtract_tones
+from srlib.merge import MERGES
+from srlib.nvsr import MelRegressor
+from srlib.recording import Recording, open_recording
+from srlib.restoration import Options, Restoration, Sampling, pad_to_frames
+from srlib.tones import Tone
 from srlib.vocoder import build_vocoder, vocode
 
 logging.disable_progress_bar()  # loading five small parts needs none
-
-_FRAME_MULTIPLE = 8 * LATENT_FACTOR  # the U-Net halves the latent three times
-_CHUNK_FRAMES, _CONTEXT_FRAMES = 1024, 64  # what the model sees at once (10.24 s), and drops at either end
 
 
 @dataclass
 class RestorationOutput(BaseOutput):
     """`audio` `[samples]` or `[channels, samples]` float32 at 48 kHz, and how it came about.
 
-    `generated` is the vocoder's output before the merge, `log_mel` `[1, 1, frames, 256]` the restored log-mel (empty
-    for silence),
-    `cutoff_hz` the cutoff that was used (None: full band), `trajectory` the predicted log-mels of each step of the
-    first chunk if they were asked for, `tones` the stationary tones that were subtracted before all else.
+    `generated` is the vocoder's output before the merge, `log_mel` `[1, 1, frames, 256]` the restored log-mel of the
+    channels' component (no frames for silence), `cutoff_hz` the cutoff that was used (None: full band), `trajectory`
+    the predicted log-mels of each step of the first chunk if they were asked for, `tones` the stationary tones that
+    were subtracted from that chunk before all else.
     """
 
     audio: np.ndarray
@@ -50,18 +49,6 @@ class RestorationOutput(BaseOutput):
     cutoff_hz: float | None
     trajectory: list[torch.Tensor] = field(default_factory=list)
     tones: list[Tone] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the diffusion model is sampled."""
-
-    steps: int
-    samples: int  # averaged: LSD prefers the mean, ears prefer one sample
-    guidance_scale: float
-    eta: float
-    scheduler: SchedulerMixin
-    generator: torch.Generator
 
 
 class RestorationPipeline(DiffusionPipeline):
@@ -175,32 +162,22 @@ class RestorationPipeline(DiffusionPipeline):
         )
         return vae.decode(self.vae, self.from_residual(residual.mean(0, keepdim=True), base_latent))
 
-    def restore_log_mel(
-        self,
-        degraded: torch.Tensor,
-        base: torch.Tensor | None,
-        sampling: Sampling,
-        trajectory: list[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """As `generate`, for any number of frames that is a multiple of 64: chunks with context that is discarded.
-
-        The sampler's noise belongs to positions in the file, so overlapping chunks start from the same noise.
-        """
-        frames = degraded.shape[2]
-        shape = (sampling.samples, self.vae.config.latent_channels, frames // LATENT_FACTOR, 256 // LATENT_FACTOR)
-        noise = torch.randn(shape, generator=sampling.generator)
-        restored = torch.empty_like(degraded)
-        for start, stop, keep_from in _chunks(frames):
-            piece = slice(start, stop)
-            generated = self.generate(
-                degraded[:, :, piece],
-                None if base is None else base[:, :, piece],
-                noise[:, :, start // LATENT_FACTOR : stop // LATENT_FACTOR],
-                sampling,
-                trajectory if start == 0 else None,
-            )
-            restored[:, :, keep_from:stop] = generated[:, :, keep_from - start :]
-        return restored
+    def sampling(self, options: Options) -> Sampling:
+        """What the options say of the sampler, checked and filled up with this model's defaults."""
+        steps = self.config.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
+        most_steps = self.scheduler.config.num_train_timesteps
+        check_sampling(steps, options.num_samples, options.eta, most_steps, self.base is not None)
+        if options.merge not in MERGES:
+            raise SrlibError(f"There is no merge {options.merge!r}: choose one of {', '.join(MERGES)}.")
+        seeded = isinstance(options.generator, torch.Generator)
+        return Sampling(
+            steps,
+            options.num_samples,
+            self.config.guidance_scale if options.guidance_scale is None else options.guidance_scale,
+            options.eta,
+            ldm.use_scheduler(self.scheduler, options.scheduler),
+            options.generator if seeded else torch.Generator().manual_seed(options.generator or 0),
+        )
 
     @torch.no_grad()
     def __call__(
@@ -216,13 +193,13 @@ class RestorationPipeline(DiffusionPipeline):
         cutoff_hz: float | str | None = "auto",
         f_20db: float | None = None,
         merge: str = "gain",
-        gaps: Sequence[tuple[float, float]] = (),
+        gaps: Sequence[Gap] | str = (),
         return_trajectory: bool = False,
     ) -> RestorationOutput:
         """Restore a recording.
 
         Args:
-            wav: `[samples]` or `[1, samples]` float32, at most 60 s.
+            wav: `[samples]` or `[channels, samples]` float32, one to eight channels.
             sample_rate: of `wav`, Hz; the output has 48 kHz.
             num_inference_steps: steps of the sampler; None takes the model's default, 0 the base mean alone.
             num_samples: samples of the latent that are averaged.
@@ -234,84 +211,65 @@ class RestorationPipeline(DiffusionPipeline):
             f_20db: where the missing band starts, Hz, if that is known too.
             merge: `gain` (tones are subtracted, noise is removed from the known band), `replace` (the known band is
                 kept, as in AudioSR) or `none`.
-            gaps: (start, end) in seconds, to be filled.
+            gaps: (start, end) in seconds, to be filled; `auto` finds runs of digital silence.
             return_trajectory: keep the predicted log-mel of every step.
 
         Raises:
             SrlibError: for audio or options that cannot be used.
         """
-        # 1. Check and prepare the input
-        single = check_audio(wav, sample_rate)
-        check_edges(cutoff_hz, f_20db, gaps, len(single), sample_rate)
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        check_sampling(steps, num_samples, eta, self.scheduler.config.num_train_timesteps, self.base is not None)
-        if merge not in MERGES:
-            raise SrlibError(f"There is no merge {merge!r}: choose one of {', '.join(MERGES)}.")
-        audio = resample(single, sample_rate, SAMPLE_RATE).astype(np.float32)
-        if not np.any(audio):  # silence stays silence
-            return self._output(wav, audio, audio, torch.empty(0), None, [], [])
-        audio, tones = subtract_tones(audio, SAMPLE_RATE) if merge == "gain" else (audio, [])
-        level = float(np.clip(np.abs(audio).max(), 0.1, 1.0) / np.abs(audio).max())
-        padded = torch.from_numpy(_pad_to_frames(audio * level)).to(self.device)
-        sampling = Sampling(
-            steps,
-            num_samples,
-            self.config.guidance_scale if guidance_scale is None else guidance_scale,
-            eta,
-            ldm.use_scheduler(self.scheduler, scheduler),
-            generator if isinstance(generator, torch.Generator) else torch.Generator().manual_seed(generator or 0),
+        recording = Recording.from_array(check_audio(wav, sample_rate), sample_rate)
+        options = Options(
+            num_inference_steps, num_samples, generator, guidance_scale, eta, scheduler, cutoff_hz, f_20db, merge, gaps
         )
-        # 2. What was done to it: the regression says where the band ends and which bands are noisy
-        degraded = log_mel(padded)
-        regressed = self.base(degraded) if self.base is not None else None
-        band = self._band(cutoff_hz, f_20db, padded[: len(audio)], regressed)
-        # 3. Restore the log-mel
         trajectory: list[torch.Tensor] = []
-        base = None if regressed is None else regressed.log_mel
-        kept = trajectory if return_trajectory else None
-        restored = self.restore_log_mel(degraded, base, sampling, kept) if sampling.steps else base
-        # 4. Vocode, AudioSR's way of keeping the known band included
-        voiced = replace_mel(restored, degraded, band) if merge == "replace" else restored
-        generated = vocode(self.vocoder, voiced)[0, : len(audio)]
-        # 5. Join with what was given
-        gain = None
-        if merge == "gain" and regressed is not None:
-            noisy = torch.sigmoid(regressed.evidence[0, 2])
-            gain = noise_gain(restored[0, 0], degraded[0, 0], torch.where(noisy > 0.5, noisy, 0.0))
-        joined = join(generated, padded[: len(audio)], band, merge, gain, tuple(gaps))
-        # 6. The level it came with
-        cutoff = None if band == FULL_BAND else band.known_hz
-        pair = [(x / level).float().cpu().numpy() for x in (joined, generated)]
-        return self._output(wav, *pair, restored.cpu(), cutoff, trajectory, tones)
+        job = Restoration(self, recording, options, trajectory if return_trajectory else None)
+        planned, parts = job.analysis.chunks, list(job.chunks())
+        ends = [following.keep_from for following in planned[1:]] + [planned[-1].stop]
+        mels = [
+            part.log_mel[:, :, part.chunk.keep_from - part.chunk.start : end - part.chunk.start]
+            for part, end in zip(parts, ends, strict=True)
+        ]
+        audio, generated = (
+            job.analysis.layout.expand(np.concatenate(list(join(planned, pieces)), axis=1))
+            for pieces in ([part.audio for part in parts], [part.generated for part in parts])
+        )
+        shape = (-1,) if np.ndim(wav) == 1 else (recording.channels, -1)
+        return RestorationOutput(
+            audio.reshape(shape), generated.reshape(shape), torch.cat(mels, dim=2), job.cutoff_hz, trajectory, job.tones
+        )
+
+    @torch.no_grad()
+    def restore_file(
+        self, path: str | Path, out: str | Path, progress: Callable[[float], None] | None = None, **options
+    ) -> float:
+        """Restore a file of any length in constant memory, and return the seconds of audio it holds.
+
+        Args:
+            path: what soundfile or ffmpeg reads; tags are kept.
+            out: a .wav or .flac file, which appears when it is whole; its folder is made if it is missing.
+            progress: is told the seconds of audio of each piece that was written.
+            options: as `__call__` takes them.
+
+        Raises:
+            SrlibError: for a file or options that cannot be used.
+        """
+        with open_recording(path) as recording:
+            job = Restoration(self, recording, Options(**options))
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            samples = recording.samples_at(SAMPLE_RATE)
+            with open_output(out, SAMPLE_RATE, recording.channels, samples, recording.tags) as put:
+                for piece in join(job.analysis.chunks, (part.audio for part in job.chunks())):
+                    put(job.analysis.layout.expand(piece))
+                    if progress is not None:
+                        progress(piece.shape[1] / SAMPLE_RATE)
+            return recording.samples / recording.sample_rate
 
     @torch.no_grad()
     def vocode_truth(self, reference: np.ndarray) -> np.ndarray:
         """Autoencoder and vocoder on the true log-mel: a clean recording `[samples]` at 48 kHz, float32 `[samples]`."""
-        true = log_mel(torch.from_numpy(_pad_to_frames(reference)).to(self.device))
+        true = log_mel(torch.from_numpy(pad_to_frames(reference)).to(self.device))
         decoded = vae.decode(self.vae, vae.encode(self.vae, true))
         return vocode(self.vocoder, decoded)[0, : len(reference)].float().cpu().numpy()
-
-    def _band(
-        self, cutoff_hz: float | str | None, f_20db: float | None, wav: torch.Tensor, regressed: RegressorOutput | None
-    ) -> Band:
-        if cutoff_hz is None:
-            return FULL_BAND
-        if cutoff_hz != "auto":
-            return Band(float(cutoff_hz), f_20db) if f_20db else Band.at(float(cutoff_hz))
-        return detect_band(wav, None if regressed is None else regressed.evidence[0])
-
-    @staticmethod
-    def _output(
-        wav: np.ndarray,
-        audio: np.ndarray,
-        generated: np.ndarray,
-        mel: torch.Tensor,
-        cutoff_hz: float | None,
-        trajectory: list[torch.Tensor],
-        tones: list[Tone],
-    ) -> RestorationOutput:
-        shape = (1, -1) if np.ndim(wav) == 2 else (-1,)
-        return RestorationOutput(audio.reshape(shape), generated.reshape(shape), mel, cutoff_hz, trajectory, tones)
 
 
 def build(size: str = "compact", seed: int = 0) -> RestorationPipeline:
@@ -348,18 +306,3 @@ def _check_weights(pipeline: RestorationPipeline, folder: Path, variant: str | N
         wrong = sorted(stored ^ set(part.state_dict()))
         if wrong:
             raise SrlibError(f"The weights in {folder / name} miss or add {', '.join(wrong)}: write the model again.")
-
-
-def _pad_to_frames(wav: np.ndarray) -> np.ndarray:
-    """Reflect the end so that the U-Net can halve the frames three times; zeros would be an edge to restore."""
-    unit = _FRAME_MULTIPLE * HOP_LENGTH
-    return np.pad(wav, (0, -len(wav) % unit), mode="reflect" if len(wav) > 1 else "edge")
-
-
-def _chunks(frames: int) -> list[tuple[int, int, int]]:
-    """(start, stop, keep_from) of chunks that cover `frames`: from `keep_from` on a chunk overwrites the one before."""
-    if frames <= _CHUNK_FRAMES:
-        return [(0, frames, 0)]
-    hop = _CHUNK_FRAMES - 2 * _CONTEXT_FRAMES
-    starts = [*range(0, frames - _CHUNK_FRAMES, hop), frames - _CHUNK_FRAMES]
-    return [(start, start + _CHUNK_FRAMES, start + _CONTEXT_FRAMES if start else 0) for start in starts]

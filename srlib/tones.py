@@ -15,6 +15,7 @@ _BLOCK_SECONDS = 0.5  # s; a tone must stand in every block
 _MIN_BLOCKS = 4  # half overlapping, so at least 1.25 s
 _PROMINENCE_DB = 12.0  # of the quietest block over what surrounds the tone
 _MAX_SWING_DB = 2.0  # of a tone's level between blocks: notes decay, tones do not
+_MOST_KEPT = 256  # blocks, over two minutes before they are thinned
 _MAX_TONES = 2  # more at once are harmonics of music that is held, and stay
 _LOWEST_HZ = 50.0
 _EXCLUDED_BINS = 4  # either side of a peak that belong to it (Blackman window)
@@ -34,37 +35,77 @@ class Tone:
         return self.amplitude * np.sin(2 * np.pi * self.frequency_hz * time + self.phase)
 
 
+class ToneFinder:
+    """Stationary sinusoids of a recording that comes block by block, in constant memory."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self._block = round(_BLOCK_SECONDS * sample_rate)
+        self._window = signal.windows.blackman(self._block, sym=False)
+        self._held = np.empty(0, np.float32)
+        self._count = 0
+        self._stride = 1  # of the blocks that are kept for their median
+        self._kept: list[np.ndarray] = []
+        bins = self._block // 2 + 1
+        self._quietest, self._loudest = np.full(bins, np.inf), np.full(bins, -np.inf)
+
+    def add(self, wav: np.ndarray) -> None:
+        """Take the next `[samples]`."""
+        self._held = np.concatenate([self._held, wav])
+        hop = self._block // 2
+        for start in range(0, len(self._held) - self._block + 1, hop):
+            spectrum = np.fft.rfft(self._held[start : start + self._block] * self._window)
+            self._add_spectrum(10 * np.log10(np.abs(spectrum) ** 2 + 1e-12))
+        self._held = self._held[max(0, (len(self._held) - self._block) // hop + 1) * hop :]
+
+    def _add_spectrum(self, power_db: np.ndarray) -> None:
+        self._quietest = np.minimum(self._quietest, power_db)
+        self._loudest = np.maximum(self._loudest, power_db)
+        if self._count % self._stride == 0:
+            self._kept.append(power_db.astype(np.float32))
+        self._count += 1
+        if len(self._kept) > _MOST_KEPT:  # every second one will do for the median
+            self._kept, self._stride = self._kept[::2], 2 * self._stride
+
+    def result(self) -> list[float]:
+        """Frequencies in Hz to the nearest 2 Hz, strongest first; none if there are more than two (held music)."""
+        if self._count < _MIN_BLOCKS:
+            return []
+        width = 2 * round(60 * _BLOCK_SECONDS) + 1  # bins of 120 Hz
+        surroundings = ndimage.median_filter(np.median(self._kept, axis=0), width, mode="nearest")
+        peak = self._quietest == ndimage.maximum_filter1d(self._quietest, 2 * _EXCLUDED_BINS + 1)
+        steady = self._loudest - self._quietest < _MAX_SWING_DB
+        found = np.flatnonzero(peak & (self._quietest - surroundings > _PROMINENCE_DB) & steady)
+        found = found[found >= _LOWEST_HZ * _BLOCK_SECONDS]
+        if len(found) > _MAX_TONES:
+            return []
+        return [float(bin_index / _BLOCK_SECONDS) for bin_index in found[np.argsort(-self._quietest[found])]]
+
+
 def find_tones(wav: np.ndarray, sample_rate: int) -> list[Tone]:
-    """Stationary sinusoids of `[samples]`, strongest first; none if there are more than two (music that is held)."""
-    block = round(_BLOCK_SECONDS * sample_rate)
-    if len(wav) < block * (1 + _MIN_BLOCKS) // 2:
-        return []
-    window = signal.windows.blackman(block, sym=False)
-    blocks = np.lib.stride_tricks.sliding_window_view(wav, block)[:: block // 2]
-    power_db = 10 * np.log10(np.abs(np.fft.rfft(blocks * window)) ** 2 + 1e-12)
-    quietest, swing = power_db.min(0), np.ptp(power_db, axis=0)
-    width = 2 * round(60 * _BLOCK_SECONDS) + 1  # bins of 120 Hz
-    surroundings = ndimage.median_filter(np.median(power_db, axis=0), width, mode="nearest")
-    peak = quietest == ndimage.maximum_filter1d(quietest, 2 * _EXCLUDED_BINS + 1)
-    found = np.flatnonzero(peak & (quietest - surroundings > _PROMINENCE_DB) & (swing < _MAX_SWING_DB))
-    found = found[found >= _LOWEST_HZ * _BLOCK_SECONDS]
-    if len(found) > _MAX_TONES:
-        return []
-    strongest = found[np.argsort(-quietest[found])]
-    return [_fit(wav, bin_index / _BLOCK_SECONDS, sample_rate) for bin_index in strongest]
+    """Stationary sinusoids of `[samples]`, strongest first."""
+    finder = ToneFinder(sample_rate)
+    finder.add(wav)
+    return [fit_tone(wav, frequency_hz, sample_rate) for frequency_hz in finder.result()]
 
 
 def subtract_tones(wav: np.ndarray, sample_rate: int) -> tuple[np.ndarray, list[Tone]]:
     """`[samples]` float32 without its stationary sinusoids, and what was subtracted."""
     tones = find_tones(wav, sample_rate)
+    return without(wav, tones, sample_rate), tones
+
+
+def without(wav: np.ndarray, tones: list[Tone], sample_rate: int) -> np.ndarray:
+    """`[samples]` float32 less the tones."""
     clean = wav.astype(np.float64)
     for tone in tones:
         clean -= tone.render(len(wav), sample_rate)
-    return clean.astype(np.float32), tones
+    return clean.astype(np.float32)
 
 
-def _fit(wav: np.ndarray, frequency_hz: float, sample_rate: int) -> Tone:
-    """Least squares in all three numbers: the frequency within a bin by its correlation, the others in closed form."""
+def fit_tone(wav: np.ndarray, frequency_hz: float, sample_rate: int) -> Tone:
+    """The tone of `[samples]` near a frequency.
+
+    Least squares in all three numbers: the frequency within a bin by its correlation, the others in closed form."""
     window = signal.windows.hann(len(wav), sym=False)
     weighted, time = wav * window, np.arange(len(wav)) / sample_rate
     step = sample_rate / len(wav)  # Hz; the correlation's main lobe is four steps wide

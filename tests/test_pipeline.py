@@ -1,6 +1,5 @@
 """The restoration pipeline in its smallest size: lengths, levels, seeds, files, refusals."""
 
-import itertools
 import json
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from srlib import pipeline as pipeline_module
 from srlib.errors import SrlibError
 from srlib.mel import log_mel
 from srlib.pipeline import RestorationPipeline, build
@@ -190,38 +188,10 @@ def test_gaps_are_filled_with_what_was_generated(pipe):
     wav = noise(1.0, level=0.05)
     wav[24000:36000] = 0
     output = pipe(wav, SAMPLE_RATE, cutoff_hz=None, gaps=[(0.5, 0.75)], merge="replace")
-    np.testing.assert_allclose(output.audio[24000:36000], output.generated[24000:36000], atol=1e-5)
+    np.testing.assert_allclose(output.audio[24480:35520], output.generated[24480:35520], atol=1e-5)  # past the fades
     assert output.audio[24000:36000].std() > 0
-    np.testing.assert_allclose(output.audio[:23520], wav[:23520], atol=1e-6)
-    np.testing.assert_allclose(output.audio[36480:], wav[36480:], atol=1e-6)
-
-
-def test_chunks_cover_any_number_of_frames_with_context():
-    for frames in (64, 1024, 1088, 1216, 1920, 1984, 6016):
-        chunks = pipeline_module._chunks(frames)
-        assert chunks[0][0] == chunks[0][2] == 0
-        assert chunks[-1][1] == frames
-        for start, stop, _ in chunks:
-            assert start % 64 == 0
-            assert 0 < stop - start <= 1024
-        for (_, previous_stop, _), (start, _, keep_from) in itertools.pairwise(chunks):
-            assert keep_from - start == 64
-            assert previous_stop - keep_from >= 64  # dropped from the end of the chunk before
-
-
-def test_long_input_has_no_seams(pipe, monkeypatch):
-    wav = noise(12.0)
-    output = pipe(wav, SAMPLE_RATE)
-    assert output.audio.shape == wav.shape
-    assert len(pipeline_module._chunks(output.log_mel.shape[2])) == 2
-    levels = output.log_mel[0, 0, :1200].exp().mean(1).log()
-    jump = (levels[1:] - levels[:-1]).abs()
-    assert jump[250:262].max() <= 1.5 * jump.max()  # the second chunk is used from frame 256 on
-    before, after = levels[192:256].mean(), levels[256:320].mean()
-    assert abs(before - after) < 0.1
-    monkeypatch.setattr(pipeline_module, "_CHUNK_FRAMES", 2048)
-    whole = pipe(wav, SAMPLE_RATE).log_mel
-    assert (whole - output.log_mel).abs().mean() < 0.1 * (whole - whole.mean()).abs().mean()
+    np.testing.assert_array_equal(output.audio[:24000], wav[:24000])
+    np.testing.assert_array_equal(output.audio[36000:], wav[36000:])
 
 
 @pytest.mark.parametrize(
@@ -230,8 +200,10 @@ def test_long_input_has_no_seams(pipe, monkeypatch):
         ({"wav": np.zeros(0, np.float32)}, "no samples"),
         ({"wav": np.array([0.1, np.nan], np.float32)}, "NaN"),
         ({"wav": np.array([0.1, np.inf], np.float32)}, "infinite"),
-        ({"wav": np.ones((2, 4800), np.float32)}, "2 channels"),
-        ({"wav": np.ones(61 * 8000, np.float32), "sample_rate": 8000}, "61.0 s"),
+        ({"wav": np.ones((9, 4800), np.float32)}, "9 channels"),
+        ({"wav": np.ones(4800, np.int16)}, "int16"),
+        ({"sample_rate": 0}, "sample rate"),
+        ({"gaps": "all"}, "all"),
         ({"merge": "paste"}, "paste.*gain, replace, none"),
         ({"cutoff_hz": 24000}, "24000"),
         ({"cutoff_hz": 0}, "cutoff_hz"),

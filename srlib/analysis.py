@@ -1,0 +1,88 @@
+"""The first passes over a recording: what has to be known of the whole before a chunk of it can be restored."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from srlib.channels import ChannelSurvey, Layout
+from srlib.chunks import Chunk, cut, plan
+from srlib.config import SAMPLE_RATE
+from srlib.cutoff import BandDetector
+from srlib.gaps import Gap, GapFinder
+from srlib.merge import FULL_BAND, Band
+from srlib.recording import Recording
+from srlib.tones import Tone, ToneFinder, fit_tone, without
+
+_LEVELS = (0.1, 1.0)  # peaks that the model has seen
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """`tones_hz` are those of each source channel, `level` is the factor to a peak that the model has seen."""
+
+    layout: Layout
+    level: float
+    tones_hz: tuple[tuple[float, ...], ...]
+    gaps: tuple[Gap, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One chunk of the source channels, `wav` `[sources, samples]` at 48 kHz, without its `tones`."""
+
+    chunk: Chunk
+    wav: np.ndarray
+    tones: list[Tone]
+
+
+def survey(recording: Recording, gaps: Sequence[Gap] | str, find_tones: bool) -> Analysis:
+    """Levels, channels, stationary tones and, for `gaps="auto"`, runs of digital silence, in one pass."""
+    channels = ChannelSurvey(recording.channels)
+    gap_finder = GapFinder(recording.sample_rate)
+    tone_finders = [ToneFinder(recording.sample_rate) for _ in range(recording.channels if find_tones else 0)]
+    for block in recording.blocks():
+        channels.add(block)
+        gap_finder.add(block)
+        for finder, wav in zip(tone_finders, block, strict=False):
+            finder.add(wav)
+    layout = channels.layout()
+    peak = channels.peaks[list(layout.sources)].max(initial=0.0)
+    level = float(np.clip(peak, *_LEVELS) / peak) if peak else 1.0
+    tones_hz = tuple(tuple(tone_finders[source].result()) for source in layout.sources) if find_tones else ()
+    found = tuple(gap_finder.result() if gaps == "auto" else gaps)
+    chunks = plan(recording.samples_at(SAMPLE_RATE), found)
+    return Analysis(layout, level, tones_hz, found, tuple(chunks))
+
+
+def prepare(recording: Recording, analysis: Analysis) -> Iterator[Prepared]:
+    """A pass over the chunks at 48 kHz, tones subtracted: their phase is fitted to each chunk."""
+    blocks = recording.blocks_at(SAMPLE_RATE, analysis.layout.sources)
+    for chunk, wav in zip(analysis.chunks, cut(blocks, analysis.chunks), strict=True):
+        tones = [
+            [fit_tone(channel, hz, SAMPLE_RATE) for hz in known]
+            for channel, known in zip(wav, analysis.tones_hz, strict=False)
+        ]
+        if any(tones):
+            wav = np.stack([without(*pair, SAMPLE_RATE) for pair in zip(wav, tones, strict=True)])
+        yield Prepared(chunk, wav, list(itertools.chain(*tones)))
+
+
+def find_band(
+    recording: Recording, analysis: Analysis, evidence: Callable[[torch.Tensor], torch.Tensor | None]
+) -> Band:
+    """The band of the component of a recording; `evidence` is the regressor's word on `[samples]`, or None."""
+    detector = BandDetector()
+    for prepared in prepare(recording, analysis):
+        mixed = analysis.layout.mix(torch.from_numpy(prepared.wav * np.float32(analysis.level)))
+        detector.add(mixed, evidence(mixed))
+    band = detector.result()
+    nyquist = recording.sample_rate / 2
+    if band.known_hz < nyquist or nyquist > FULL_BAND.known_hz:
+        return band
+    return Band.at(0.95 * nyquist)  # nothing above was sampled

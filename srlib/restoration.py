@@ -1,0 +1,177 @@
+"""One restoration: what was asked for, and the pass over a recording that does it, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+
+from srlib.analysis import Prepared, find_band, prepare, survey
+from srlib.channels import spread
+from srlib.checks import check_edges, check_recording
+from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
+from srlib.config import HOP_LENGTH, SAMPLE_RATE
+from srlib.gaps import Gap
+from srlib.mel import log_mel
+from srlib.merge import FULL_BAND, Band, merge, noise_gain, replace_mel
+from srlib.nvsr import RegressorOutput
+from srlib.recording import Recording
+from srlib.tones import Tone
+from srlib.vocoder import vocode
+
+if TYPE_CHECKING:
+    from srlib.pipeline import RestorationPipeline
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `RestorationPipeline.__call__`, which explains them."""
+
+    num_inference_steps: int | None = None
+    num_samples: int = 1
+    generator: torch.Generator | int | None = None
+    guidance_scale: float | None = None
+    eta: float = 0.0
+    scheduler: str | None = None
+    cutoff_hz: float | str | None = "auto"
+    f_20db: float | None = None
+    merge: str = "gain"
+    gaps: Sequence[Gap] | str = ()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the diffusion model is sampled."""
+
+    steps: int
+    samples: int  # averaged: LSD prefers the mean, ears prefer one sample
+    guidance_scale: float
+    eta: float
+    scheduler: SchedulerMixin
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class RestoredChunk:
+    """`audio` and `generated` `[sources, samples]`, at the level of the input; `log_mel` `[1, 1, frames, 256]`."""
+
+    chunk: Chunk
+    audio: np.ndarray
+    generated: np.ndarray
+    log_mel: torch.Tensor
+
+
+class Restoration:
+    """Made from a recording, it knows what holds for the whole; `chunks` then restores one after the other.
+
+    Args:
+        trajectory: where the predicted log-mels of each step of the first chunk go, if anywhere.
+    """
+
+    def __init__(
+        self,
+        pipe: RestorationPipeline,
+        recording: Recording,
+        options: Options,
+        trajectory: list[torch.Tensor] | None = None,
+    ) -> None:
+        check_recording(recording)
+        check_edges(options.cutoff_hz, options.f_20db, options.gaps, recording.samples, recording.sample_rate)
+        self.sampling = pipe.sampling(options)
+        self.tones: list[Tone] = []  # of the first chunk
+        self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
+        self.analysis = survey(recording, options.gaps, find_tones=options.merge == "gain")
+        self.band = self._find_band(options)
+
+    @property
+    def cutoff_hz(self) -> float | None:
+        """Where the known band ends, Hz; None for full band and for silence."""
+        return None if self.band == FULL_BAND else self.band.known_hz
+
+    def chunks(self) -> Iterator[RestoredChunk]:
+        """The chunks of `analysis.chunks`, in order."""
+        if not self.analysis.layout.sources:
+            yield from map(self._silence, self.analysis.chunks)
+            return
+        latent_channels = self._pipe.vae.config.latent_channels
+        noise = PositionalNoise(self.sampling.samples, latent_channels, self.sampling.generator)
+        for prepared in prepare(self._recording, self.analysis):
+            if prepared.chunk.start == 0:
+                self.tones.extend(prepared.tones)
+            yield self._restore(prepared, noise.of(prepared.chunk))
+
+    def _find_band(self, options: Options) -> Band:
+        if options.cutoff_hz is None or not self.analysis.layout.sources:
+            return FULL_BAND
+        if options.cutoff_hz != "auto":
+            known_hz = float(options.cutoff_hz)
+            return Band(known_hz, options.f_20db) if options.f_20db else Band.at(known_hz)
+        return find_band(self._recording, self.analysis, self._evidence)
+
+    def _evidence(self, wav: torch.Tensor) -> torch.Tensor | None:
+        if self._pipe.base is None:
+            return None
+        padded = torch.from_numpy(pad_to_frames(wav.numpy())).to(self._pipe.device)
+        return self._pipe.base(log_mel(padded)).evidence[0]
+
+    def _silence(self, chunk: Chunk) -> RestoredChunk:
+        last = min(chunk.stop * HOP_LENGTH, self._recording.samples_at(SAMPLE_RATE))
+        nothing = np.zeros((0, last - chunk.start * HOP_LENGTH), np.float32)
+        return RestoredChunk(chunk, nothing, nothing, torch.zeros(1, 1, 0, 256))
+
+    def _restore(self, prepared: Prepared, noise: torch.Tensor) -> RestoredChunk:
+        chunk, (sources, samples) = prepared.chunk, prepared.wav.shape
+        level, layout = np.float32(self.analysis.level), self.analysis.layout
+        gaps = chunk.local(self.analysis.gaps)
+        wav = torch.from_numpy(pad_to_frames(prepared.wav * level)).to(self._pipe.device)
+        # 1. Log-mels and regression: of the component that the model runs on and, if there are several, every source
+        mixed = layout.mix(wav)
+        degraded = log_mel(mixed[None] if sources == 1 else torch.cat([mixed[None], wav]))
+        regressed = self._pipe.base(degraded) if self._pipe.base is not None else None
+        # 2. Restore the component's log-mel, and vocode it: AudioSR's way of keeping the known band included
+        restored = self._restore_log_mel(chunk, degraded[:1], regressed, noise)
+        voiced = replace_mel(restored, degraded[:1], self.band) if self._merge == "replace" else restored
+        generated = vocode(self._pipe.vocoder, voiced, chunk.start)[:1, :samples]
+        # 3. Join each source's share of it with what was given
+        gains = self._noise_gains(restored, degraded, regressed)
+        if sources > 1:
+            known = degraded[:, 0] + gains
+            generated = spread(generated[0], known[1:], known[0], layout.weights, self.band.known_hz, gaps)
+        wav = wav[:, :samples]
+        rows = zip(generated, wav, gains[-sources:], strict=True)
+        joined = torch.stack([merge(*pair, self.band, self._merge, gain, gaps) for *pair, gain in rows])
+        # 4. The level it came with; what nothing was done to comes back to the bit
+        audio = np.where((joined == wav).cpu().numpy(), prepared.wav, joined.float().cpu().numpy() / level)
+        return RestoredChunk(chunk, audio, generated.float().cpu().numpy() / level, restored.cpu())
+
+    def _restore_log_mel(
+        self, chunk: Chunk, degraded: torch.Tensor, regressed: RegressorOutput | None, noise: torch.Tensor
+    ) -> torch.Tensor:
+        base = None if regressed is None else regressed.log_mel[:1]
+        if not self.sampling.steps:
+            return base
+        trajectory = self._trajectory if chunk.start == 0 else None
+        return self._pipe.generate(degraded, base, noise, self.sampling, trajectory)
+
+    def _noise_gains(
+        self, restored: torch.Tensor, degraded: torch.Tensor, regressed: RegressorOutput | None
+    ) -> torch.Tensor:
+        """Log gains `[rows, frames, 256]` of the log-mels `degraded` `[rows, 1, frames, 256]`, zero where untouched."""
+        if self._merge != "gain" or regressed is None:
+            return torch.zeros_like(degraded[:, 0])
+        # Sources beside the component are judged by their own regression: their noise is their own.
+        clean = torch.cat([restored, regressed.log_mel[1:]])[:, 0]
+        noisy = torch.sigmoid(regressed.evidence[:, 2])
+        noisy = torch.where(noisy > 0.5, noisy, 0.0)
+        return torch.stack([noise_gain(*row) for row in zip(clean, degraded[:, 0], noisy, strict=True)])
+
+
+def pad_to_frames(wav: np.ndarray) -> np.ndarray:
+    """Reflect the end of `[..., samples]` to whole units of frames: zeros would be an edge to restore."""
+    missing = -wav.shape[-1] % (UNIT_FRAMES * HOP_LENGTH)
+    mode = "reflect" if wav.shape[-1] > 1 else "edge"
+    return np.pad(wav, [(0, 0)] * (wav.ndim - 1) + [(0, missing)], mode=mode)
