@@ -102,8 +102,10 @@ def denoise(
     """Sample a latent from `noise` `[batch, 16, frames / 8, 32]` given `condition` `[batch, C, frames / 8, 32]`.
 
     Guidance mixes the velocity with that of the unconditional latent, in one batch: u + g (c - u). `eta` (0 DDIM,
-    1 DDPM-like) acts with the DDIM scheduler. `callback` sees the predicted clean latent after each step.
+    1 DDPM-like) acts with the DDIM scheduler. `callback` sees the predicted clean latent after each step. The U-Net
+    runs in the precision of its weights; the scheduler steps in that of `noise`, since rounding adds up over steps.
     """
+    dtype = next((weight.dtype for weight in unet.parameters()), noise.dtype)
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     latent = noise * scheduler.init_noise_sigma
     guided = guidance_scale != 1.0
@@ -115,7 +117,8 @@ def denoise(
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latent, timestep)
         pair = torch.cat([scaled, scaled]) if guided else scaled
-        velocity = unet(torch.cat([pair, condition], dim=1), timestep, encoder_hidden_states=None).sample
+        stacked = torch.cat([pair, condition], dim=1).to(dtype)
+        velocity = unet(stacked, timestep, encoder_hidden_states=None).sample.to(noise.dtype)
         if guided:
             without, given = velocity.chunk(2)
             velocity = without + guidance_scale * (given - without)

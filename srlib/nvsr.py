@@ -99,17 +99,17 @@ class MelRegressor(ModelMixin, ConfigMixin):
         frames = normalise(log_mel[:, 0])  # (B, T, 256)
         fractions = torch.tensor(_QUANTILES, device=frames.device)
         levels = torch.quantile(frames.float(), fractions, dim=1).to(frames).transpose(0, 1).flatten(1)  # (B, 768)
-        gate = self.gate(levels)
+        gate = self.gate(levels.to(self.dtype))
         linear = self._linear(frames, gate)
         features = torch.cat([frames, linear, levels[:, None].expand(-1, frames.shape[1], -1)], dim=-1)
-        hidden = self.embed(features).transpose(1, 2)
+        hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
         for block in self.blocks:
             hidden = block(hidden)
         hidden = self.norm(hidden.transpose(1, 2))  # (B, T, hidden)
         pooled = torch.cat([hidden.mean(1), hidden.amax(1)], dim=-1)
         return RegressorOutput(
             log_mel=denormalise(linear + self.head(hidden))[:, None],
-            evidence=self.evidence(pooled).unflatten(1, (3, N_MELS)),
+            evidence=self.evidence(pooled).float().unflatten(1, (3, N_MELS)),
             gate=gate,
         )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,9 @@ from torch import nn
 from srlib.config import HOP_LENGTH, N_FFT, N_MELS, ModelSize
 from srlib.mel import mel_filters, mel_to_bins
 from srlib.nvsr import LOG_MEL_CENTRE, LOG_MEL_SPREAD, ConvNeXtBlock
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _BINS = N_FFT // 2 + 1
 _PAD = (N_FFT - HOP_LENGTH) // 2
@@ -52,7 +58,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
         """
         frames = log_mel.shape[2]
         hidden = (log_mel[:, 0].transpose(1, 2) - LOG_MEL_CENTRE) / LOG_MEL_SPREAD  # (B, 256, T)
-        hidden = self.embed(hidden)
+        hidden = self.embed(hidden.to(self.dtype))
         for block in self.blocks:
             hidden = block(hidden)
         gain, phase = self.head(self.norm(hidden.transpose(1, 2))).float().chunk(2, dim=-1)
@@ -134,11 +140,53 @@ def build_vocoder(size: ModelSize) -> nn.Module:
     return SpeechT5HifiGan(SpeechT5HifiGanConfig(**size.vocoder))
 
 
-def vocode(vocoder: nn.Module, log_mel: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
-    """Waveform `[batch, 480 * frames]` of a log-mel `[batch, 1, frames, 256]` with either vocoder.
+def vocode(
+    vocoder: nn.Module, log_mel: torch.Tensor, first_frame: int = 0, tile_frames: int = 1024
+) -> torch.Tensor:
+    """Waveform `[batch, 480 * frames]`, float32, of a log-mel `[batch, 1, frames, 256]` with either vocoder.
 
-    HiFi-GAN's odd upsampling rate adds 16 samples, which are dropped here.
+    HiFi-GAN holds hundreds of values a sample: it runs over tiles of `tile_frames` with all the context that its
+    convolutions see, so that memory is bounded and the result the same. Its odd upsampling rate adds 16 samples, which
+    are dropped here.
     """
     if isinstance(vocoder, IstftVocoder):
         return vocoder(log_mel, first_frame)
-    return vocoder(log_mel[:, 0])[:, : log_mel.shape[2] * HOP_LENGTH]
+    frames, context = log_mel.shape[2], receptive_frames(vocoder.config)
+    tiles = []
+    for start in range(0, frames, tile_frames):
+        stop, lead = min(start + tile_frames, frames), min(start, context)
+        wav = _hifigan(vocoder, log_mel[:, 0, start - lead : stop + context])
+        tiles.append(wav[:, lead * HOP_LENGTH : (lead + stop - start) * HOP_LENGTH])
+    return torch.cat(tiles, dim=1)
+
+
+def receptive_frames(config: PretrainedConfig) -> int:
+    """Frames on either side that a frame of HiFi-GAN's output depends on."""
+    blocks = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+    widest = max((kernel - 1) // 2 * (sum(dilations) + len(dilations)) for kernel, dilations in blocks)
+    reach, rate = 3.0, 1  # of the first convolution, frames; values a frame
+    for stride, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+        reach += kernel / stride / rate
+        rate *= stride
+        reach += widest / rate
+    return math.ceil(reach + 3 / rate)
+
+
+def _hifigan(vocoder: nn.Module, log_mel: torch.Tensor) -> torch.Tensor:
+    """SpeechT5HifiGan's forward on `[batch, frames, 256]`, its first and last convolution in float32.
+
+    In bfloat16 those two would round the log-mel and the waveform itself to eight bits, for no gain in time.
+    """
+    dtype, count = vocoder.conv_pre.weight.dtype, vocoder.num_kernels
+    hidden = _conv_float32(vocoder.conv_pre, log_mel.transpose(1, 2)).to(dtype)
+    for stage, upsample in enumerate(vocoder.upsampler):
+        hidden = upsample(F.leaky_relu(hidden, vocoder.config.leaky_relu_slope))
+        mixed = torch.zeros_like(hidden)
+        for block in vocoder.resblocks[stage * count : (stage + 1) * count]:
+            mixed += block(hidden)
+        hidden = mixed / count
+    return torch.tanh(_conv_float32(vocoder.conv_post, F.leaky_relu(hidden)))[:, 0]
+
+
+def _conv_float32(conv: nn.Conv1d, values: torch.Tensor) -> torch.Tensor:
+    return F.conv1d(values.float(), conv.weight.float(), conv.bias.float(), padding=conv.padding)
