@@ -1,0 +1,97 @@
+"""Stationary noise below the cutoff: how loud it is in every STFT bin, and the gain that takes it out.
+
+The level comes from the whole recording, block by block; the gain is Ephraim and Malah's log-spectral amplitude
+estimator (1985), for which the model's log-mel says how loud the music is where noise hides it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.special import exp1
+
+from srlib.config import F_MAX, HOP_LENGTH, N_FFT
+from srlib.mel import band_edges_hz
+from srlib.merge import Band, aligned_stft, fit_frames, frames_of
+from srlib.vocoder import envelope
+
+_BINS_HZ = np.linspace(0, F_MAX, N_FFT // 2 + 1)
+_WINDOW_POWER = 3 * N_FFT / 8  # expected power of a bin of white noise of variance one, Hann window
+# Minimum statistics: the first decile over time of power smoothed over 9 frames (90 ms), then the first over frequency.
+_SMOOTHED_FRAMES, _QUANTILE = 9, 0.1
+_TIME_BIAS, _BIAS = 2.05, 2.29  # mean power of white noise over that decile, and over that of both; measured
+_LEVEL_STEP_DB, _LOWEST_DB, _LEVELS = 0.5, -140.0, 400  # the histogram of levels
+_CLEAR_HZ = 1.05  # above the missing band's edge times this only noise is left
+_TOP_HZ = 20_000.0  # resamplers and coders empty what lies above
+_FEWEST_BINS = 40
+_OUTSIDE = 10.0  # noise that does not reach above the band is this much louder (power) inside
+_INAUDIBLE = (3e-5) ** 2 * _WINDOW_POWER  # of the order of the dither of 16-bit audio
+_MEMORY = 0.7  # of the a-priori SNR: the share of the frame before; best on the valid split of the demo set
+_LEAST_SNR = 1e-5
+
+
+class NoiseFloor:
+    """How loud stationary noise is in every bin of the STFT, from a recording that comes in chunks."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((len(_BINS_HZ), _LEVELS), np.int64)  # frames by level: an hour takes no more than this
+
+    def add(self, wav: torch.Tensor) -> None:
+        """Take the next seconds `[samples]` of the recording, at 48 kHz; digital silence says nothing of the noise."""
+        power = aligned_stft(wav, max(len(wav) // HOP_LENGTH, 1)).abs().square().double().cpu().numpy()
+        power = power[power.max(1) > 10 ** (_LOWEST_DB / 10)]
+        smooth = ndimage.uniform_filter1d(power, _SMOOTHED_FRAMES, axis=0, mode="nearest")
+        level = (10 * np.log10(smooth + 1e-30) - _LOWEST_DB) / _LEVEL_STEP_DB
+        cell = np.arange(len(_BINS_HZ)) * _LEVELS + level.clip(0, _LEVELS - 1).astype(np.int64)
+        self._counts += np.bincount(cell.ravel(), minlength=self._counts.size).reshape(self._counts.shape)
+
+    def result(self, band: Band, noisy: np.ndarray | None = None) -> np.ndarray:
+        """Expected noise power of every bin, `[1025]`; zero where there is no noise to be heard.
+
+        White noise is measured above the band, where nothing else is left. `noisy` `[256]`, the model's probability
+        that a band holds noise, speaks for what does not reach there, tones and noise that was filtered too: in such
+        bands noise is as loud as each bin's own quiet moments.
+        """
+        quiet = self._quiet_moments()
+        above = (_BINS_HZ >= _CLEAR_HZ * band.missing_hz) & (_BINS_HZ <= _TOP_HZ)
+        white = np.quantile(quiet[above], _QUANTILE) if above.sum() >= _FEWEST_BINS else 0.0
+        floor = np.minimum(_BIAS * white, _TIME_BIAS * quiet)
+        if noisy is not None:
+            heard = (np.interp(_BINS_HZ, band_edges_hz()[1:-1], noisy) > 0.5) & (_BINS_HZ <= band.known_hz)
+            if heard.any() and np.quantile(quiet[heard], _QUANTILE) > _OUTSIDE * white:
+                floor[heard] = _TIME_BIAS * quiet[heard]
+        return np.where(floor > _INAUDIBLE, floor, 0.0)
+
+    def _quiet_moments(self) -> np.ndarray:
+        """First decile over time of each bin's power, `[1025]`; zero before anything was heard."""
+        heard = self._counts.cumsum(1)
+        cell = (heard <= _QUANTILE * heard[:, -1:]).sum(1)
+        return np.where(heard[:, -1] > 0, 10 ** ((_LOWEST_DB + _LEVEL_STEP_DB * (cell + 0.5)) / 10), 0.0)
+
+
+def noise_gain(degraded: torch.Tensor, restored: torch.Tensor, floor: np.ndarray) -> torch.Tensor | None:
+    """Gain `[frames, 1025]` from 0 to 1 that takes stationary noise out of `degraded`; None if there is none.
+
+    Args:
+        degraded: `[samples]` at 48 kHz.
+        restored: the model's log-mel of the same seconds, `[frames, 256]`, nat.
+        floor: noise power of every bin, `[1025]`, of `NoiseFloor`.
+
+    The a-priori SNR of a bin is a mean of what the frame before left of it, which follows single partials, and of what
+    the model's log-mel says, which knows how loud the music is under the noise.
+    """
+    if not floor.any():
+        return None
+    frames = frames_of(degraded)
+    snr = aligned_stft(degraded, frames).abs().square().double().cpu().numpy() / np.maximum(floor, 1e-30)
+    expected = 4 / np.pi * torch.exp(2 * envelope(fit_frames(restored, frames))).double().cpu().numpy()
+    expected /= np.maximum(floor, 1e-30)
+    gain = np.ones_like(snr)
+    before = expected[0]
+    for t in range(frames):
+        prior = np.maximum(_MEMORY * before + (1 - _MEMORY) * expected[t], _LEAST_SNR)
+        wiener = prior / (1 + prior)
+        gain[t] = np.minimum(wiener * np.exp(0.5 * exp1(np.maximum(wiener * snr[t], 1e-6))), 1.0)
+        before = gain[t] ** 2 * snr[t]
+    return torch.from_numpy(np.where(floor > 0, gain, 1.0)).to(restored)
