@@ -15,6 +15,7 @@ from srlib.config import SAMPLE_RATE
 from srlib.cutoff import BandDetector
 from srlib.gaps import Gap, GapFinder
 from srlib.merge import FULL_BAND, Band
+from srlib.noise import NoiseFloor
 from srlib.recording import Recording
 from srlib.tones import Tone, ToneFinder, fit_tone, without
 
@@ -73,16 +74,36 @@ def prepare(recording: Recording, analysis: Analysis) -> Iterator[Prepared]:
         yield Prepared(chunk, wav, list(itertools.chain(*tones)))
 
 
-def find_band(
-    recording: Recording, analysis: Analysis, evidence: Callable[[torch.Tensor], torch.Tensor | None]
-) -> Band:
-    """The band of the component of a recording; `evidence` is the regressor's word on `[samples]`, or None."""
-    detector = BandDetector()
+def listen(
+    recording: Recording,
+    analysis: Analysis,
+    band: Band | None,
+    evidence: Callable[[torch.Tensor], torch.Tensor | None],
+) -> tuple[Band, np.ndarray]:
+    """The band of the component of a recording, unless it is given, and the noise floors `[sources, 1025]`.
+
+    `evidence` is the regressor's word `[3, 256]` on `[samples]`, or None; floors are those at the model's level.
+    """
+    detector, noisy = BandDetector(), []
+    floors = [NoiseFloor() for _ in analysis.layout.sources]
     for prepared in prepare(recording, analysis):
-        mixed = analysis.layout.mix(torch.from_numpy(prepared.wav * np.float32(analysis.level)))
-        detector.add(mixed, evidence(mixed))
-    band = detector.result()
-    nyquist = recording.sample_rate / 2
+        wav = torch.from_numpy(prepared.wav * np.float32(analysis.level))
+        mixed = analysis.layout.mix(wav)
+        said = evidence(mixed)
+        if band is None:
+            detector.add(mixed, said)
+        if said is not None:
+            noisy.append(torch.sigmoid(said[2]).cpu().numpy())
+        for floor, source in zip(floors, wav, strict=True):
+            floor.add(source)
+    band = band or _within_sampled(detector.result(), recording.sample_rate)
+    mean_noisy = np.mean(noisy, axis=0) if noisy else None
+    return band, np.stack([floor.result(band, mean_noisy) for floor in floors])
+
+
+def _within_sampled(band: Band, sample_rate: int) -> Band:
+    """A band that ends where the recording's own rate makes it end."""
+    nyquist = sample_rate / 2
     if band.known_hz < nyquist or nyquist > FULL_BAND.known_hz:
         return band
     return Band.at(0.95 * nyquist)  # nothing above was sampled

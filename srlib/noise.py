@@ -25,7 +25,7 @@ _LEVEL_STEP_DB, _LOWEST_DB, _LEVELS = 0.5, -140.0, 400  # the histogram of level
 _CLEAR_HZ = 1.05  # above the missing band's edge times this only noise is left
 _TOP_HZ = 20_000.0  # resamplers and coders empty what lies above
 _FEWEST_BINS = 40
-_OUTSIDE = 10.0  # noise that does not reach above the band is this much louder (power) inside
+_OUTSTANDING, _NEIGHBOURS = 10.0, 41  # power of a tone over the median of that many bins, of noise over what is above
 _INAUDIBLE = (3e-5) ** 2 * _WINDOW_POWER  # of the order of the dither of 16-bit audio
 _MEMORY = 0.7  # of the a-priori SNR: the share of the frame before; best on the valid split of the demo set
 _LEAST_SNR = 1e-5
@@ -50,17 +50,20 @@ class NoiseFloor:
         """Expected noise power of every bin, `[1025]`; zero where there is no noise to be heard.
 
         White noise is measured above the band, where nothing else is left. `noisy` `[256]`, the model's probability
-        that a band holds noise, speaks for what does not reach there, tones and noise that was filtered too: in such
-        bands noise is as loud as each bin's own quiet moments.
+        that a band holds noise, speaks for what does not reach there: noise that was filtered too has the level of
+        the quietest bins in such bands, and a tone is a bin whose quiet moments stand out from its neighbours'.
         """
-        quiet = self._quiet_moments()
-        above = (_BINS_HZ >= _CLEAR_HZ * band.missing_hz) & (_BINS_HZ <= _TOP_HZ)
+        quiet, hz = self._quiet_moments(), _BINS_HZ
+        above = (hz >= _CLEAR_HZ * band.missing_hz) & (hz <= _TOP_HZ)
         white = np.quantile(quiet[above], _QUANTILE) if above.sum() >= _FEWEST_BINS else 0.0
         floor = np.minimum(_BIAS * white, _TIME_BIAS * quiet)
         if noisy is not None:
-            heard = (np.interp(_BINS_HZ, band_edges_hz()[1:-1], noisy) > 0.5) & (_BINS_HZ <= band.known_hz)
-            if heard.any() and np.quantile(quiet[heard], _QUANTILE) > _OUTSIDE * white:
-                floor[heard] = _TIME_BIAS * quiet[heard]
+            heard = (np.interp(hz, band_edges_hz()[1:-1], noisy) > 0.5) & (hz <= band.known_hz)
+            inside = np.quantile(quiet[heard], _QUANTILE) if heard.any() else 0.0
+            if inside > _OUTSTANDING * white:
+                floor[heard] = np.minimum(_BIAS * inside, _TIME_BIAS * quiet)[heard]
+            tone = heard & (quiet > _OUTSTANDING * ndimage.median_filter(quiet, _NEIGHBOURS, mode="nearest"))
+            floor[tone] = _TIME_BIAS * quiet[tone]
         return np.where(floor > _INAUDIBLE, floor, 0.0)
 
     def _quiet_moments(self) -> np.ndarray:

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from srlib.analysis import Prepared, find_band, prepare, survey
+from srlib.analysis import Prepared, listen, prepare, survey
 from srlib.channels import spread
 from srlib.checks import check_edges, check_recording
 from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
-from srlib.config import HOP_LENGTH, SAMPLE_RATE
+from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from srlib.gaps import Gap
 from srlib.mel import log_mel
-from srlib.merge import FULL_BAND, Band, merge, noise_gain, replace_mel
+from srlib.merge import FULL_BAND, Band, merge, replace_mel
+from srlib.noise import noise_gain
 from srlib.nvsr import RegressorOutput
 from srlib.recording import Recording
 from srlib.tones import Tone
@@ -85,7 +86,7 @@ class Restoration:
         self.tones: list[Tone] = []  # of the first chunk
         self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
         self.analysis = survey(recording, options.gaps, find_tones=options.merge == "gain")
-        self.band = self._find_band(options)
+        self.band, self._floors = self._listen(options)
 
     @property
     def cutoff_hz(self) -> float | None:
@@ -104,13 +105,18 @@ class Restoration:
                 self.tones.extend(prepared.tones)
             yield self._restore(prepared, noise.of(prepared.chunk))
 
-    def _find_band(self, options: Options) -> Band:
-        if options.cutoff_hz is None or not self.analysis.layout.sources:
-            return FULL_BAND
-        if options.cutoff_hz != "auto":
+    def _listen(self, options: Options) -> tuple[Band, np.ndarray]:
+        """The band, and the noise floors `[sources, 1025]` that the gain merge works with."""
+        band, nothing = None, np.zeros((len(self.analysis.layout.sources), N_FFT // 2 + 1))
+        if options.cutoff_hz is None or not len(nothing):
+            band = FULL_BAND
+        elif options.cutoff_hz != "auto":
             known_hz = float(options.cutoff_hz)
-            return Band(known_hz, options.f_20db) if options.f_20db else Band.at(known_hz)
-        return find_band(self._recording, self.analysis, self._evidence)
+            band = Band(known_hz, options.f_20db) if options.f_20db else Band.at(known_hz)
+        if band is not None and (self._merge != "gain" or not len(nothing)):
+            return band, nothing
+        band, floors = listen(self._recording, self.analysis, band, self._evidence)
+        return band, floors if self._merge == "gain" else nothing
 
     def _evidence(self, wav: torch.Tensor) -> torch.Tensor | None:
         if self._pipe.base is None:
@@ -137,12 +143,14 @@ class Restoration:
         voiced = replace_mel(restored, degraded[:1], self.band) if self._merge == "replace" else restored
         generated = vocode(self._pipe.vocoder, voiced, chunk.start)[:1, :samples]
         # 3. Join each source's share of it with what was given
-        gains = self._noise_gains(restored, degraded, regressed)
+        # Sources beside the component are judged by their own regression: their noise is their own.
+        clean = torch.cat([restored, (degraded if regressed is None else regressed.log_mel)[1:]])[:, 0]
         if sources > 1:
-            known = degraded[:, 0] + gains
+            known = torch.minimum(degraded[:, 0], clean) if self._floors.any() else degraded[:, 0]
             generated = spread(generated[0], known[1:], known[0], layout.weights, self.band.known_hz, gaps)
         wav = wav[:, :samples]
-        rows = zip(generated, wav, gains[-sources:], strict=True)
+        gains = [noise_gain(*row) for row in zip(wav, clean[-sources:], self._floors, strict=True)]
+        rows = zip(generated, wav, gains, strict=True)
         joined = torch.stack([merge(*pair, self.band, self._merge, gain, gaps) for *pair, gain in rows])
         # 4. The level it came with; what nothing was done to comes back to the bit
         audio = np.where((joined == wav).cpu().numpy(), prepared.wav, joined.float().cpu().numpy() / level)
@@ -156,18 +164,6 @@ class Restoration:
             return base
         trajectory = self._trajectory if chunk.start == 0 else None
         return self._pipe.generate(degraded, base, noise, self.sampling, trajectory)
-
-    def _noise_gains(
-        self, restored: torch.Tensor, degraded: torch.Tensor, regressed: RegressorOutput | None
-    ) -> torch.Tensor:
-        """Log gains `[rows, frames, 256]` of the log-mels `degraded` `[rows, 1, frames, 256]`, zero where untouched."""
-        if self._merge != "gain" or regressed is None:
-            return torch.zeros_like(degraded[:, 0])
-        # Sources beside the component are judged by their own regression: their noise is their own.
-        clean = torch.cat([restored, regressed.log_mel[1:]])[:, 0]
-        noisy = torch.sigmoid(regressed.evidence[:, 2])
-        noisy = torch.where(noisy > 0.5, noisy, 0.0)
-        return torch.stack([noise_gain(*row) for row in zip(clean, degraded[:, 0], noisy, strict=True)])
 
 
 def pad_to_frames(wav: np.ndarray) -> np.ndarray:

@@ -1,18 +1,16 @@
 """The merges on signals whose right answer is known: what must be kept, what must go, what must be filled."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
 from srlib.degrade import Degradation
-from srlib.mel import band_edges_hz, log_mel
+from srlib.mel import band_edges_hz
 from srlib.merge import (
     FULL_BAND,
     Band,
+    frames_of,
     merge,
-    noise_gain,
     replace_mel,
 )
 
@@ -58,15 +56,18 @@ def test_generated_share_is_a_cosine_from_known_to_missing():
     assert Band.at(4000).missing_hz > 4000
 
 
-def test_gain_merge_of_a_restoration_that_changes_nothing_keeps_the_known_band(degraded):
-    mel = log_mel(degraded)[0, 0]
-    gain = noise_gain(mel, mel, torch.ones(256))
-    assert gain.abs().max() == 0
-    restored = merge(white(0.1, 0), degraded, BAND, "gain", gain)
-    assert restored.shape == degraded.shape
-    assert band_snr_db(degraded, restored, 0, 7900) > 60
-    untouched = merge(white(0.1, 0), degraded, FULL_BAND, "gain", gain)
-    torch.testing.assert_close(untouched, degraded, atol=1e-6, rtol=0)
+@pytest.mark.parametrize("mode", ["gain", "replace"])
+def test_full_band_without_noise_comes_back_to_the_bit(degraded, mode):
+    assert torch.equal(merge(white(0.1, 0), degraded, FULL_BAND, mode), degraded)
+
+
+def test_a_gain_scales_the_known_band_and_nothing_else(degraded):
+    generated, frames = white(0.1, 0), frames_of(degraded)
+    untouched = merge(generated, degraded, BAND, "gain", torch.ones(frames, 1025))
+    torch.testing.assert_close(untouched, merge(generated, degraded, BAND, "gain"), atol=1e-6, rtol=0)
+    halved = merge(generated, degraded, BAND, "gain", torch.full((frames, 1025), 0.5))
+    assert band_snr_db(0.5 * degraded, halved, 0, BAND.known_hz - 100) > 60
+    assert band_snr_db(generated, halved, BAND.missing_hz + 100, 24000) > 40
 
 
 @pytest.mark.parametrize("mode", ["gain", "replace"])
@@ -82,52 +83,20 @@ def test_none_is_all_generated(degraded):
     assert torch.equal(merge(generated, degraded, BAND, "none"), generated)
 
 
-@pytest.mark.parametrize(("level", "at_least_db"), [(0.0005, 0), (0.002, 0), (0.02, 3)])
-def test_exact_mels_take_white_noise_out(clip, degraded, level, at_least_db):
-    quiet, noisy = 0.1 * clip, 0.1 * degraded + white(level, 1)
-    gain = noise_gain(log_mel(quiet)[0, 0], log_mel(noisy)[0, 0], torch.ones(256))
-    restored = merge(quiet, noisy, BAND, "gain", gain)
-    pasted = merge(quiet, noisy, BAND, "replace")
-    before = band_snr_db(quiet, noisy, 0, 7900)
-    assert band_snr_db(quiet, restored, 0, 7900) >= before + at_least_db
-    assert band_snr_db(quiet, pasted, 0, 7900) == pytest.approx(before, abs=0.1)  # replacement pastes it back
-
-
-def test_exact_mels_take_a_tone_out(clip, degraded):
-    time = torch.arange(SAMPLES, dtype=torch.float64) / SAMPLE_RATE
-    quiet, noisy = 0.1 * clip, 0.1 * degraded + (0.1 * torch.sin(2 * torch.pi * 5000 * time)).float()
-    gain = noise_gain(log_mel(quiet)[0, 0], log_mel(noisy)[0, 0], torch.ones(256))
-    restored = merge(quiet, noisy, BAND, "gain", gain)
-    assert band_snr_db(quiet, restored, 0, 7900) > band_snr_db(quiet, noisy, 0, 7900) + 25
-
-
-def test_noise_gain_only_lowers_and_only_where_told():
-    degraded = torch.full((4, 256), -3.0)
-    restored = degraded.clone()
-    restored[:, :64] -= 2.0  # much lower: noise
-    restored[:, 64:128] -= 0.05  # within the model's error: left alone
-    restored[:, 128:192] += 2.0  # a gain never amplifies
-    restored[:, 192:] -= 2.0
-    noisy = torch.ones(256)
-    noisy[192:] = 0.0  # lower too, but not believed to be noise
-    gain = noise_gain(restored, degraded, noisy)
-    torch.testing.assert_close(gain[:, :64], torch.full((4, 64), -2.0))
-    assert gain[:, 64:].abs().max() == 0
-
-
 def test_merge_fills_gaps_with_the_generated_audio(degraded):
     generated = white(0.1, 0)
     gapped = degraded.clone()
     gapped[24000:36000] = 0
     restored = merge(generated, gapped, FULL_BAND, "gain", gaps=((0.5, 0.75),))
     torch.testing.assert_close(restored[24300:35700], generated[24300:35700], atol=1e-5, rtol=0)
-    torch.testing.assert_close(restored[:23500], gapped[:23500], atol=1e-5, rtol=0)
+    outside = torch.cat([torch.arange(24000), torch.arange(36000, SAMPLES)])
+    assert torch.equal(restored[outside], gapped[outside])
 
 
 @pytest.mark.parametrize("samples", [1, 479, 481, 5000])
 @pytest.mark.parametrize("mode", ["gain", "replace", "none"])
 def test_every_length_is_kept(mode, samples):
-    restored = merge(white(0.1, 0, samples), white(0.1, 1, samples), BAND, mode, torch.zeros(1, 256))
+    restored = merge(white(0.1, 0, samples), white(0.1, 1, samples), BAND, mode)
     assert restored.shape == (samples,)
     assert torch.isfinite(restored).all()
 
@@ -138,13 +107,3 @@ def test_replace_mel_takes_the_bands_below_the_cutoff():
     merged = replace_mel(restored, degraded, BAND)
     assert merged[..., below].min() == 1
     assert merged[..., ~below].max() == 0
-
-
-def test_digital_silence_in_a_clip_leaves_the_noise_gain_as_it_is():
-    degraded = torch.full((100, 256), -4.0) + 0.2 * torch.randn(100, 256, generator=torch.Generator().manual_seed(0))
-    restored, noisy = degraded - 2.0, torch.ones(256)
-    silence = torch.full((50, 256), math.log(1e-5))
-    alone = noise_gain(restored, degraded, noisy)
-    beside = noise_gain(torch.cat([restored, silence]), torch.cat([degraded, silence]), noisy)
-    assert alone.median() < -1.5
-    torch.testing.assert_close(beside[:100], alone)

@@ -1,0 +1,108 @@
+"""Stationary noise on real music: its level is measured, it goes, and where there is none nothing changes."""
+
+import numpy as np
+import pytest
+import torch
+
+from srlib import baselines
+from srlib.degrade import Degradation
+from srlib.mel import band_edges_hz, log_mel
+from srlib.merge import FULL_BAND, Band, merge
+from srlib.metrics import lsd, snr_low_db
+from srlib.noise import NoiseFloor, noise_gain
+
+SAMPLE_RATE = 48000
+BAND = Band(8000, 8560)
+WINDOW_POWER = float((torch.hann_window(2048) ** 2).sum())
+CLEAN = Degradation(8000, "ellip", 10)
+NO_EVIDENCE = np.zeros(256)
+
+
+def floor_of(*chunks, band=BAND, noisy=None):
+    floor = NoiseFloor()
+    for chunk in chunks:
+        floor.add(torch.from_numpy(np.ascontiguousarray(chunk)))
+    return floor.result(band, noisy)
+
+
+def noisy_music(music, amplitude, seed=1):
+    noise = np.random.default_rng(seed).standard_normal(len(music)).astype(np.float32)
+    return CLEAN.apply(music, SAMPLE_RATE) + np.float32(amplitude) * noise
+
+
+def denoised(wav, clean, floor):
+    """The known band of `wav`, with the exact log-mel of `clean` in the place of a model's."""
+    wav, clean = torch.from_numpy(wav), torch.from_numpy(clean)
+    return merge(clean, wav, BAND, "gain", noise_gain(wav, log_mel(clean)[0, 0], floor)).numpy()
+
+
+@pytest.mark.parametrize("amplitude", [0.001, 0.005, 0.02])
+def test_white_noise_under_music_is_measured_to_one_decibel(music, amplitude):
+    floor = floor_of(noisy_music(music, amplitude))[10:330]
+    assert 10 * np.log10(floor.mean() / (amplitude**2 * WINDOW_POWER)) == pytest.approx(0, abs=1)
+
+
+def test_where_there_is_no_noise_nothing_is_found(music):
+    assert not floor_of(CLEAN.apply(music, SAMPLE_RATE), noisy=NO_EVIDENCE).any()
+    assert not floor_of(music, band=FULL_BAND, noisy=NO_EVIDENCE).any()
+    wav = torch.from_numpy(music)
+    assert noise_gain(wav, log_mel(wav)[0, 0], np.zeros(1025)) is None
+    assert not NoiseFloor().result(BAND).any()  # nothing was heard
+
+
+def test_chunks_and_digital_silence_leave_the_level_as_it_is(music):
+    wav = noisy_music(music, 0.01)
+    whole, silence = floor_of(wav), np.zeros(3 * SAMPLE_RATE, np.float32)
+    for chunks in ((wav[:60_000], wav[60_000:]), (wav, silence), (np.concatenate([silence, wav]),)):
+        ratio_db = 10 * np.log10(floor_of(*chunks)[10:340] / whole[10:340])
+        assert abs(np.median(ratio_db)) < 0.6
+
+
+def test_noise_that_was_filtered_too_is_found_where_the_model_hears_it(music):
+    hiss = 0.02 * np.random.default_rng(0).standard_normal(len(music)).astype(np.float32)
+    wav = CLEAN.apply(0.1 * music + hiss, SAMPLE_RATE)
+    assert not floor_of(wav).any()
+    level = floor_of(wav, noisy=np.ones(256))[250:330].mean() / (0.02**2 * WINDOW_POWER)
+    assert 10 * np.log10(level) == pytest.approx(0, abs=2)
+
+
+@pytest.mark.parametrize("amplitude", [0.001, 0.005, 0.02])
+def test_white_noise_goes_and_no_level_of_it_makes_things_worse(music, amplitude):
+    clean, wav = CLEAN.apply(0.1 * music, SAMPLE_RATE), noisy_music(0.1 * music, amplitude)
+    restored = denoised(wav, clean, floor_of(wav))
+    wiener = baselines.wiener(wav, SAMPLE_RATE)
+    before, after, blind = (snr_low_db(clean, estimate, 7800) for estimate in (wav, restored, wiener))
+    assert after > before
+    assert after > blind
+    distance = [lsd(clean, estimate, convention="plain", f_high=7800) for estimate in (wav, wiener, restored)]
+    assert distance[2] < min(distance[:2])
+
+
+def test_a_tone_that_the_model_hears_goes_and_leaves_no_hole(music):
+    clean = CLEAN.apply(music, SAMPLE_RATE)
+    tone = Degradation(noise_type="tone", tone_hz=5000, noise_amplitude=0.1)
+    wav = tone.apply(clean, SAMPLE_RATE)
+    heard = np.abs(band_edges_hz()[1:-1] - 5000) < 300
+    restored = denoised(wav, clean, floor_of(wav, noisy=heard.astype(float)))
+    assert snr_low_db(clean, restored, 7800) > snr_low_db(clean, wav, 7800) + 10
+    near = {"convention": "plain", "f_low": 4800, "f_high": 5200}
+    assert lsd(clean, restored, **near) < 0.8 * lsd(clean, wav, **near)
+
+
+def test_the_gain_only_lowers_and_only_where_there_is_noise(music):
+    wav, floor = torch.from_numpy(music), np.zeros(1025)
+    floor[400:500] = 1.0
+    gain = noise_gain(wav, log_mel(wav)[0, 0], floor)
+    assert gain.shape == (len(music) // 480 + 1, 1025)
+    assert 0 <= gain.min() < 0.5 and gain.max() == 1
+    outside = np.r_[:400, 500:1025]
+    assert (gain[:, outside] == 1).all()
+
+
+@pytest.mark.parametrize("samples", [1, 480, 3000])
+def test_any_length_will_do(samples):
+    wav = 0.1 * np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+    floor = floor_of(wav)
+    gain = noise_gain(torch.from_numpy(wav), torch.zeros(1, 256), floor)
+    assert np.isfinite(floor).all()
+    assert gain is None or torch.isfinite(gain).all()
