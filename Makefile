@@ -3,6 +3,10 @@
 
 PROFILE ?= demo
 PYTHON ?=
+# Of `make weights`: a folder of audio (or demo, musdb), the time for each stage, and the recipe.
+DATA ?= demo
+BUDGET ?=
+RECIPE ?= compact
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -15,7 +19,7 @@ export PYTHONHASHSEED := 0
 export CUBLAS_WORKSPACE_CONFIG := :4096:8
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help env report test lint smoke clean
+.PHONY: help env report test lint smoke weights clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +38,10 @@ lint: $(STAMP)  ## ruff only
 
 smoke: $(STAMP)  ## run the notebooks in their smallest form, under build/smoke
 	@$(BIN)/srlib reproduce --profile smoke
+
+weights: $(STAMP)  ## retrain all weights under runs/weights (DATA=FOLDER BUDGET=2min a stage RECIPE=compact INIT=MODEL)
+	@$(BIN)/python -m srlib.weights --recipe recipes/$(RECIPE) --data "$(DATA)" --out runs/weights/$(RECIPE) \
+	  $(if $(BUDGET),--budget $(BUDGET)) $(if $(INIT),--init "$(INIT)")
 
 clean:  ## remove what runs have made under build/, and caches; .venv, runs/ and data/ stay
 	@rm -rf build .pytest_cache .ruff_cache

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,13 +63,27 @@ class Corpus:
         audio = np.memmap(path, dtype=np.int16, mode="r")
         return cls(audio, starts, np.array(record["bandwidth_hz"]), record["names"])
 
-    def crop(self, rng: np.random.Generator, samples: int) -> tuple[np.ndarray, float]:
-        """A random crop, float32 `[samples]` (short tracks are repeated), and its track's bandwidth in Hz."""
+    def crop(self, rng: np.random.Generator, samples: int, track: int | None = None) -> tuple[np.ndarray, float]:
+        """A random crop, float32 `[samples]` (short tracks are repeated), and its track's bandwidth in Hz.
+
+        Without a track every second of the corpus is as likely as any other.
+        """
         lengths = np.diff(self.starts)
-        track = rng.choice(len(lengths), p=lengths / lengths.sum())
+        if track is None:
+            track = rng.choice(len(lengths), p=lengths / lengths.sum())
         start = int(rng.integers(max(1, lengths[track] - samples)))
         piece = self.audio[self.starts[track] :][start : min(start + samples, lengths[track])]
         return np.resize(piece, samples).astype(np.float32) / 32768, float(self.bandwidth_hz[track])
+
+    def steps_an_epoch(self, batch_size: int) -> int:
+        """Batches in which every track comes once."""
+        return -(-len(self.names) // batch_size)
+
+    def tracks_of_step(self, seed: int, step: int, batch_size: int) -> list[int]:
+        """The tracks of a batch where every epoch visits each track once, in an order of its own."""
+        epoch, part = divmod(step, self.steps_an_epoch(batch_size))
+        order = np.random.default_rng([seed, 1, epoch]).permutation(len(self.names))
+        return order[part * batch_size : (part + 1) * batch_size].tolist()
 
     def middle(self, track: int, samples: int) -> np.ndarray:
         """The middle of a track, float32 `[samples]` or the whole of a shorter one."""
@@ -113,13 +128,17 @@ def draw(
     frames: int,
     device: torch.device | str = "cpu",
     augment: bool = True,
+    tracks: Sequence[int] | None = None,
 ) -> Batch:
-    """Draw a batch of crops of `frames` mel frames with their degradations."""
+    """Draw a batch of crops of `frames` mel frames with their degradations, one of each of `tracks` if they are given.
+
+    A drawn batch is on the device already; nothing in here waits for it.
+    """
     samples = frames * HOP_LENGTH
     length = samples + 2 * _MARGIN
     crops, bandwidths, shapes, degradations = [], [], [], []
-    for _ in range(batch_size):
-        wav, bandwidth = corpus.crop(rng, length)
+    for track in tracks if tracks is not None else [None] * batch_size:
+        wav, bandwidth = corpus.crop(rng, length, track)
         shape = np.ones(_RESPONSE_POINTS)
         if augment:
             wav, bandwidth, shape = _augment(corpus, rng, wav, bandwidth)
@@ -137,6 +156,28 @@ def draw(
     response = np.stack([zero_phase_response(d, centres_hz, SAMPLE_RATE) for d in degradations])
     response = torch.from_numpy(response.astype(np.float32)).to(device)
     return Batch(reference, filtered, degraded, torch.tensor(bandwidths, device=device), response, degradations)
+
+
+class Prefetcher:
+    """Batches by step, drawn ahead by threads; a batch depends on its step alone, so nothing changes but the wait."""
+
+    def __init__(self, draw: Callable[[int], Batch], threads: int) -> None:
+        self.draw, self.threads = draw, threads
+        self._pool = ThreadPoolExecutor(threads) if threads else None
+        self._pending: dict[int, Future[Batch]] = {}
+
+    def __call__(self, step: int) -> Batch:
+        if self._pool is None:
+            return self.draw(step)
+        for ahead in range(step, step + self.threads + 1):
+            if ahead not in self._pending:
+                self._pending[ahead] = self._pool.submit(self.draw, ahead)
+        return self._pending.pop(step).result()
+
+    def close(self) -> None:
+        """Forget what nobody will ask for."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _augment(

@@ -32,6 +32,7 @@ NOISES = {"clean": 0.0, "tone": 0.2, "white": 0.02}  # amplitudes: the loudest o
 # System -> the weights it uses and how it is called; all others are in `baselines`.
 MODELS = {
     "nvsr_dnn": (None, {"num_inference_steps": 0, "merge": "replace"}),  # the regression alone, as NVSR
+    "nvsr_resunet": ("resunet", {"num_inference_steps": 0, "merge": "replace"}),  # where its weights are shipped
     "audiosr_lowpass": ("lowpass", {"merge": "replace"}),  # AudioSR: no noise in training, replacement
     "ours_replace": (None, {"merge": "replace"}),  # the source report: noise in training, replacement
     "ours": (None, {"merge": "gain"}),
@@ -39,7 +40,7 @@ MODELS = {
 SYSTEMS = ("gt_mel", "oracle", "unprocessed", "band_replication", "ridge", "wiener", "notch", *MODELS)
 SUMMARY_METRICS = (
     "lsd", "lsd_ssr_eval", "lsd_low", "lsd_high", "snr_db", "si_sdr_db", "snr_low_db", "snr_known_db", "level_high_db",
-    "texture_high", "tone_suppression_db",
+    "texture_high", "log_mel_l1", "tone_suppression_db",
 )  # fmt: skip
 SETTINGS = {
     "lsd, lsd_19k, lsd_low, lsd_high": "plain: n_fft 2048, hop 512, periodic Hann, power floor 1e-8; no gain alignment",
@@ -90,12 +91,29 @@ def conditions(profile: Profile) -> list[Condition]:
 
 
 def load_pipeline(profile: Profile, variant: str | None = None, device: str = "cpu") -> RestorationPipeline:
-    """The profile's model on a device; `variant="lowpass"` is the one trained without noise."""
-    from srlib.pipeline import RestorationPipeline, build
+    """The profile's model on a device.
+
+    `variant="lowpass"` is the one trained without noise, `variant="resunet"` has the baseline's U-Net as its base.
+    """
+    import torch
+
+    from srlib.nvsr import MelResUNet
+    from srlib.pipeline import RestorationPipeline, build, model_folder
 
     if profile.model == "tiny":
         return build("tiny").to(device)
-    return RestorationPipeline.from_pretrained(profile.model, variant=variant).to(device)
+    if variant != "resunet":
+        return RestorationPipeline.from_pretrained(profile.model, variant=variant).to(device)
+    pipe = RestorationPipeline.from_pretrained(profile.model)
+    pipe.register_modules(base=MelResUNet.from_pretrained(model_folder(profile.model) / variant, dtype=torch.float32))
+    return pipe.to(device)
+
+
+def systems(profile: Profile) -> list[str]:
+    """The rows of a profile's table: all SYSTEMS but the baseline whose weights its model lacks."""
+    from srlib.pipeline import model_folder
+
+    return [name for name in SYSTEMS if name != "nvsr_resunet" or (model_folder(profile.model) / "resunet").is_dir()]
 
 
 def restore(
@@ -162,7 +180,8 @@ class Evaluator:
 
     @cached_property
     def pipelines(self) -> dict[str | None, RestorationPipeline]:
-        return {variant: load_pipeline(self.profile, variant, self.device) for variant in (None, "lowpass")}
+        variants = {MODELS[name][0] for name in systems(self.profile) if name in MODELS}
+        return {variant: load_pipeline(self.profile, variant, self.device) for variant in variants}
 
     def fit_ridge(self, condition: Condition) -> baselines.Ridge:
         """Ridge regression on the training excerpts, degraded as the condition says."""
@@ -182,7 +201,7 @@ class Evaluator:
             degradation = condition.degradation(name, self.seed)
             degraded = degradation.apply(reference, SAMPLE_RATE)
             restored = {"gt_mel": gt_mel, **dict(self._restorations(condition, degradation, reference, degraded))}
-            for system in SYSTEMS:
+            for system in systems(self.profile):
                 merge = MODELS[system][1]["merge"] if system in MODELS else None
                 key = {"track": name, "condition": condition.name, "cutoff_hz": condition.cutoff_hz}
                 key |= {"noise": condition.noise, "system": system, "merge": merge}
@@ -197,7 +216,10 @@ class Evaluator:
         for system in ("unprocessed", "band_replication", "wiener", "notch"):
             yield system, baselines.BLIND[system](degraded, SAMPLE_RATE, degradation.f_3db(SAMPLE_RATE), self.seed)
         steps = {"num_inference_steps": self.profile.num_inference_steps}
-        for system, (variant, options) in MODELS.items():
+        for system in systems(self.profile):
+            if system not in MODELS:
+                continue
+            variant, options = MODELS[system]
             yield system, restore(self.pipelines[variant], degraded, degradation, self.seed, **steps | options).audio
 
 

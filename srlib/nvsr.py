@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
@@ -120,6 +120,37 @@ class MelRegressor(ModelMixin, ConfigMixin):
             return torch.baddbmm(weights[:, -1:], frames.float(), weights[:, :-1]).clamp(min=normalise(_FLOOR_NAT))
 
 
+class MelResUNet(ModelMixin, ConfigMixin):
+    """The baseline NVSR-ResUNet: a residual U-Net on log-mels as images corrects the degraded one (Liu et al. 2022).
+
+    A drop-in for `MelRegressor` that says nothing of what was done to the input. Frames must be a multiple of 8.
+    """
+
+    @register_to_config
+    def __init__(
+        self, channels: tuple[int, ...] = (16, 32, 48, 64), layers: int = 1, latent_channels: int = 16
+    ) -> None:
+        super().__init__()
+        self.unet = UNet2DModel(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=("DownBlock2D",) * len(channels),
+            up_block_types=("UpBlock2D",) * len(channels),
+            block_out_channels=tuple(channels),
+            layers_per_block=layers,
+            norm_num_groups=8,
+            add_attention=False,
+        )
+        self.register_buffer("residual_std", torch.ones(latent_channels))  # as MelRegressor's
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+    def forward(self, log_mel: torch.Tensor) -> RegressorOutput:
+        frames = normalise(log_mel)
+        change = self.unet(frames, 0).sample  # one network for all inputs: there is no timestep
+        return RegressorOutput(log_mel=denormalise((frames + change.float()).clamp(min=normalise(_FLOOR_NAT))))
+
+
 _FLOOR_NAT = math.log(LOG_MEL_FLOOR)
 
 
@@ -140,12 +171,12 @@ def expert_shares(passed_bands: torch.Tensor, noise_types: list[str]) -> torch.T
         passed_bands: `[batch]`, mel bands in which the filter's gain is above -10 dB.
         noise_types: `[batch]` of `none`, `tone`, `white`.
     """
-    centres = torch.tensor([band_of_hz(hz) for hz in EXPERT_CUTOFFS_HZ], dtype=torch.float32)
-    position = passed_bands.float().cpu()[:, None].clamp(centres[0], centres[-1])
+    centres = torch.tensor([band_of_hz(hz) for hz in EXPERT_CUTOFFS_HZ], dtype=torch.float32).to(passed_bands.device)
+    position = passed_bands.float()[:, None].clamp(centres[0], centres[-1])
     spacing = centres.diff()
     below = torch.cat([spacing[:1], spacing])[None]
     above = torch.cat([spacing, spacing[-1:]])[None]
     distance = position - centres[None]
     shares = (1 - torch.where(distance < 0, -distance / below, distance / above)).clamp(min=0)
-    noises = torch.tensor([EXPERT_NOISES.index(noise) for noise in noise_types])
+    noises = torch.tensor([EXPERT_NOISES.index(noise) for noise in noise_types]).to(passed_bands.device)
     return (torch.nn.functional.one_hot(noises, len(EXPERT_NOISES))[:, :, None] * shares[:, None]).flatten(1)

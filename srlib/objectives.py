@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from srlib import ldm, vae
+from srlib.adversary import Adversary
 from srlib.corpus import Batch
 from srlib.experts import PASSED, fit_experts
 from srlib.mel import band_edges_hz, log_mel
-from srlib.nvsr import expert_shares
+from srlib.nvsr import MelRegressor, expert_shares
 from srlib.pipeline import RestorationPipeline
+from srlib.recipe import TrainConfig
 from srlib.vocoder import vocode
 
 # Fine structure that no mel predicts adds about 0.79 (log10 power) of LSD, 0.91 nat of log magnitude: errors of the
@@ -46,8 +48,10 @@ def mel_distance(estimate: torch.Tensor, reference: torch.Tensor, bandwidth_hz: 
 class Objective(ABC):
     """One training stage: `module` learns, the other parts of the pipeline stay as they are."""
 
-    def __init__(self, pipeline: RestorationPipeline, fit_batches: int) -> None:
-        self.pipeline, self.fit_batches = pipeline, fit_batches
+    adversary: Adversary | None = None  # where a stage can have one
+
+    def __init__(self, pipeline: RestorationPipeline, config: TrainConfig) -> None:
+        self.pipeline, self.config = pipeline, config
         self.module = self.trainable()
         for part in pipeline.modules():
             part.requires_grad_(part is self.module)
@@ -75,7 +79,7 @@ class VaeObjective(Objective):
 
     def prepare(self, draw: Callable[[int], Batch]) -> None:
         if isinstance(self.module, vae.PatchAutoencoderKL):
-            batches = [draw(index) for index in range(min(self.fit_batches, 8))]
+            batches = [draw(index) for index in range(min(self.config.fit_batches, 8))]
             self.module.fit_patches(log_mel(torch.cat([wav for b in batches for wav in (b.reference, b.degraded)])))
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -88,7 +92,7 @@ class VaeObjective(Objective):
 
 
 class VocoderObjective(Objective):
-    """Log-spectral distance at several resolutions, on the true log-mel."""
+    """Log-spectral distance at several resolutions, on the true log-mel; in training also against an adversary."""
 
     n_ffts = (512, 1024, 2048, 4096)  # samples
     power_floor = 1e-9  # of unnormalised spectra: below 16-bit noise, so that quiet music counts
@@ -100,7 +104,10 @@ class VocoderObjective(Objective):
         first_frame = int(torch.randint(1024, ()))
         wav = vocode(self.module, log_mel(batch.reference), first_frame)
         distances = [self._distance(wav, batch.reference, batch.bandwidth_hz, n_fft) for n_fft in self.n_ffts]
-        return torch.stack(distances).mean()
+        loss = torch.stack(distances).mean()
+        if self.adversary is not None and self.adversary.active and self.module.training:
+            loss = loss + self.adversary.generator_loss(wav, batch.reference, batch.bandwidth_hz)
+        return loss
 
     def _distance(self, wav: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor, n_fft: int):
         window = torch.hann_window(n_fft, device=wav.device)
@@ -125,12 +132,15 @@ class NvsrObjective(Objective):
         return self.pipeline.base
 
     def prepare(self, draw: Callable[[int], Batch]) -> None:
-        fit_experts(self.module, draw, self.fit_batches)
+        if isinstance(self.module, MelRegressor):
+            fit_experts(self.module, draw, self.config.fit_batches)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         degraded = log_mel(batch.degraded)
         estimate = self.module(degraded)
         distance = mel_distance(estimate.log_mel.float(), log_mel(batch.reference), batch.bandwidth_hz)
+        if estimate.evidence is None:
+            return distance
         raised = (degraded - log_mel(batch.filtered))[:, 0].median(dim=1).values > self.audible_noise
         inside = band_mask(batch.bandwidth_hz)[:, 0, 0] > 0
         passed, present = batch.response > 10 ** (-3 / 20), batch.response > 10 ** (-20 / 20)
@@ -142,9 +152,7 @@ class NvsrObjective(Objective):
 
 
 class LdmObjective(Objective):
-    """The velocity of the residual to the base latent, its condition dropped for a tenth of the samples."""
-
-    condition_dropout = 0.1
+    """The velocity of the residual to the base latent, its condition dropped for some of the samples."""
 
     def trainable(self) -> nn.Module:
         return self.pipeline.unet
@@ -153,7 +161,7 @@ class LdmObjective(Objective):
     def prepare(self, draw: Callable[[int], Batch]) -> None:
         if self.pipeline.base is not None:
             self.pipeline.base.residual_std.fill_(1.0)
-            batches = range(min(self.fit_batches, 8))
+            batches = range(min(self.config.fit_batches, 8))
             residual = torch.cat([self._target_and_condition(draw(index))[0] for index in batches])
             self.pipeline.base.residual_std.copy_(residual.std(dim=(0, 2, 3)))
 
@@ -172,9 +180,10 @@ class LdmObjective(Objective):
     def loss(self, batch: Batch) -> torch.Tensor:
         target, condition = self._target_and_condition(batch)
         factor = self.pipeline.vae.config.scaling_factor
-        condition = ldm.drop_condition(condition, factor, self.condition_dropout)
+        condition = ldm.drop_condition(condition, factor, self.config.condition_dropout)
         weights = self._channel_weights(target)
-        return ldm.velocity_loss(self.module, self.pipeline.scheduler, target, condition, weights)
+        shares = {"last_step_share": self.config.last_step_share, "min_snr_gamma": self.config.min_snr_gamma or None}
+        return ldm.velocity_loss(self.module, self.pipeline.scheduler, target, condition, weights, **shares)
 
     @torch.no_grad()
     def _channel_weights(self, latent: torch.Tensor) -> torch.Tensor:

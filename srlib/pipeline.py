@@ -29,6 +29,7 @@ from srlib.nvsr import MelRegressor
 from srlib.recording import Recording, open_recording
 from srlib.restoration import Options, Restoration, Sampling, pad_to_frames
 from srlib.tones import Tone
+from srlib.variant import apply_difference
 from srlib.vocoder import build_vocoder, vocode
 
 logging.disable_progress_bar()  # loading five small parts needs none
@@ -84,17 +85,22 @@ class RestorationPipeline(DiffusionPipeline):
         `variant="lowpass"` takes the weights of the curriculum's first run, trained without noise. Weights stored in
         bfloat16 run in it where the processor can; all others run in float32, unless `dtype` says otherwise.
         """
-        path = Path(str(resources.files("srlib") / "assets" / "compact")) if name_or_path == "compact" else name_or_path
-        if not (Path(path) / "model_index.json").is_file():
+        path = model_folder(name_or_path)
+        if not (path / "model_index.json").is_file():
             raise SrlibError(f"There is no model in {name_or_path}: give a folder that srlib train wrote, or compact.")
-        options = {"local_files_only": True, "use_safetensors": True, "dtype": _precision(Path(path))}
+        options = {"local_files_only": True, "use_safetensors": True, "dtype": _precision(path)}
         options["low_cpu_mem_usage"] = False  # or a missing key ends in an error that does not name it
+        difference = path / f"{kwargs.get('variant')}.safetensors"
+        if difference.is_file():
+            kwargs.pop("variant")
         try:
             pipeline = super().from_pretrained(str(path), **{**options, **kwargs})
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise SrlibError(f"The model in {name_or_path} does not load ({reason}): write it again.") from error
-        _check_weights(pipeline, Path(path), kwargs.get("variant"))
+        _check_weights(pipeline, path, kwargs.get("variant"))
+        if difference.is_file():
+            apply_difference(pipeline.components, difference)
         pipeline.set_progress_bar_config(disable=True)
         if pipeline.dtype == torch.bfloat16:  # a tenth faster; no gain in float32
             pipeline.vae.to(memory_format=torch.channels_last)
@@ -277,6 +283,12 @@ class RestorationPipeline(DiffusionPipeline):
         return vocode(self.vocoder, decoded)[0, : len(reference)].float().cpu().numpy()
 
 
+def model_folder(name_or_path: str | Path) -> Path:
+    """The folder of a model; `compact` is the one shipped with the package."""
+    shipped = Path(str(resources.files("srlib") / "assets" / "compact"))
+    return shipped if name_or_path == "compact" else Path(name_or_path)
+
+
 def build(size: str = "compact", seed: int = 0) -> RestorationPipeline:
     """An untrained pipeline of a model size: `tiny`, `compact` or `audiosr`."""
     if size not in SIZES:
@@ -319,6 +331,7 @@ def _check_weights(pipeline: RestorationPipeline, folder: Path, variant: str | N
         for file in files or [f for f in (folder / name).glob("*.safetensors") if len(f.name.split(".")) == 2]:
             with safe_open(file, "pt") as weights:
                 stored.update(weights.keys())
+        stored -= set(getattr(part, "_keys_to_ignore_on_load_unexpected", None) or ())
         wrong = sorted(stored ^ set(part.state_dict()))
         if wrong:
             raise SrlibError(f"The weights in {folder / name} miss or add {', '.join(wrong)}: write the model again.")

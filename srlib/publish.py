@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 from srlib.artifacts import write_text
 from srlib.errors import SrlibError
+from srlib.nvsr import MelResUNet
 from srlib.pipeline import RestorationPipeline
+from srlib.variant import save_difference
 
 _SHARD_SIZE = "15MB"
+RESUNET = "resunet"  # folder of the baseline's weights; no part of the pipeline
 LOWPASS = "lowpass"  # variant of the weights that never met noise
 
 
@@ -19,8 +21,9 @@ def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None =
     """Write the pipeline of a folder of runs (named as in `recipes/`) to `out`, in half precision.
 
     Autoencoder and vocoder come from `vae` and `vocoder`; base and U-Net from the last `ldm-*` run, which holds the
-    base that it was trained on, and those of `ldm-1-lowpass` become the variant `lowpass`. Each run's log goes to
-    `logs/`, its settings to `training.json`.
+    base that it was trained on, and those of `ldm-1-lowpass` become the variant `lowpass`, as a difference to them. The
+    run `nvsr-resunet`, if there is one, becomes a folder of its own. Each run's log goes to `logs/`, its settings and
+    what was really run to `training.json`.
     """
     runs, out = Path(runs), Path(out)
     stages = sorted(runs.glob("ldm-*/pipeline"))
@@ -35,8 +38,15 @@ def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None =
         part.half()
     pipeline.save_pretrained(out, max_shard_size=_SHARD_SIZE)
     lowpass = RestorationPipeline.from_pretrained(runs / "ldm-1-lowpass" / "pipeline")
-    for name in ("base", "unet"):
-        getattr(lowpass, name).half().save_pretrained(out / name, variant=LOWPASS, max_shard_size=_SHARD_SIZE)
+    parts = ("base", "unet")
+    save_difference(
+        {name: getattr(lowpass, name) for name in parts},
+        {name: getattr(pipeline, name) for name in parts},
+        out / f"{LOWPASS}.safetensors",
+    )
+    resunet = runs / "nvsr-resunet" / "pipeline" / "base"
+    if resunet.is_dir():
+        MelResUNet.from_pretrained(resunet).half().save_pretrained(out / RESUNET)
     _forget_origin(out)
     _copy_records(runs, out)
     _copy_early(runs, out / "early")
@@ -66,16 +76,21 @@ def _copy_early(runs: Path, folder: Path) -> None:
 
 def _copy_records(runs: Path, out: Path) -> None:
     (out / "logs").mkdir(exist_ok=True)
-    settings = {}
+    for log in runs.glob("*/log.csv"):
+        shutil.copyfile(log, out / "logs" / f"{log.parent.name}.csv")
+    write_text(out / "training.json", json.dumps(training_record(runs), indent=1, sort_keys=True) + "\n")
+
+
+def training_record(runs: Path) -> dict[str, dict]:
+    """{run: its settings, and under `run` what was really done} of a folder of runs, without paths of this machine."""
+    record = {}
     for log in sorted(runs.glob("*/log.csv")):
-        name = log.parent.name
-        shutil.copyfile(log, out / "logs" / f"{name}.csv")
-        settings[name] = json.loads((log.parent / "config.json").read_text(encoding="utf-8"))
-        for key in ("data", "init"):  # names, not paths of the machine that trained
-            parts = Path(settings[name][key]).parts
-            settings[name][key] = next((part for part in reversed(parts) if part != "pipeline"), "")
-    write_text(out / "training.json", json.dumps(settings, indent=1, sort_keys=True) + "\n")
-
-
-if __name__ == "__main__":  # python -m srlib.publish RUNS OUT
-    publish(*sys.argv[1:3], num_inference_steps=1)
+        settings = json.loads((log.parent / "config.json").read_text(encoding="utf-8"))
+        for key in ("data", "init"):
+            parts = Path(settings[key]).parts
+            settings[key] = next((part for part in reversed(parts) if part != "pipeline"), "")
+        done = log.parent / "run.json"
+        if done.is_file():
+            settings["run"] = json.loads(done.read_text(encoding="utf-8"))
+        record[log.parent.name] = settings
+    return record

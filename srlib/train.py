@@ -8,13 +8,11 @@ validates, `pipeline/` with the EMA weights, which is what gets published.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,79 +23,25 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
+from srlib.adversary import Adversary
 from srlib.artifacts import write_atomically, write_text
 from srlib.audio import write
 from srlib.config import SAMPLE_RATE
-from srlib.corpus import Batch, Corpus, draw
+from srlib.corpus import Batch, Corpus, Prefetcher, draw
 from srlib.data import load_dataset
-from srlib.degrade import Degradation, DegradationConfig
+from srlib.degrade import Degradation
 from srlib.errors import SrlibError
-from srlib.metrics import lsd
+from srlib.metrics import HEADLINE_HZ, lsd, texture_high
+from srlib.nvsr import MelResUNet
 from srlib.objectives import STAGES, Objective
 from srlib.pipeline import RestorationPipeline, build
+from srlib.recipe import TrainConfig
+from srlib.trainlog import TrainingLog
 
-LOG_COLUMNS = (
-    "run_id", "stage", "global_step", "wall_time", "train/loss", "val/loss", "val/lsd",
-    "learning_rate", "samples_per_second", "data_wait_share",
-)  # fmt: skip
 _SNAPSHOT_MERGE = "none"  # what the model makes of a clip, with nothing taken from the input
 _VALIDATION_SEED = 1_000_003  # validation draws nothing that training draws
 # What validation restores: (cutoff in Hz, noise, amplitude, tone in Hz), one a clip in turn.
 _VALIDATION_CONDITIONS = ((4000, "none", 0.0, None), (8000, "tone", 0.1, 3000.0), (8000, "white", 0.02, None))
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of one run; a recipe file (TOML) holds the ones that differ from these."""
-
-    size: str = "compact"  # model size, unless the run starts from a folder
-    seed: int = 0
-    batch_size: int = 16
-    frames: int = 256  # mel frames of a crop, 10 ms each
-    max_steps: int = 2000
-    learning_rate: float = 5e-4
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-    fit_batches: int = 100  # batches from which closed forms are fitted before the first step (vae, ldm: 8 at most)
-    precision: str = "no"  # or bf16
-    log_every: int = 20  # steps
-    validate_every: int = 200  # steps; also writes a checkpoint
-    snapshot_steps: tuple[int, ...] = ()  # steps whose restorations are kept, to show early and late training
-    noise_weights: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0, "tone": 1.0, "white": 1.0})
-    gap_probability: float = 0.0
-
-    @classmethod
-    def load(cls, config: Mapping[str, Any] | str | Path) -> TrainConfig:
-        """From a mapping or a TOML file; an unknown setting is an error."""
-        if not isinstance(config, Mapping):
-            path = Path(config)
-            if not path.is_file():
-                raise SrlibError(f"There is no configuration file {path}: give a recipe, recipes/compact/*.toml.")
-            try:
-                config = tomllib.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise SrlibError(f"{path} is not TOML ({error}): correct it.") from error
-        unknown = sorted(set(config) - {f.name for f in fields(cls)})
-        if unknown:
-            raise SrlibError(f"Unknown training settings {', '.join(unknown)}: see srlib.train.TrainConfig.")
-        return cls(**config)
-
-    def __post_init__(self) -> None:
-        wrong = [f.name for f in fields(self) if f.type == "int" and not (isinstance(getattr(self, f.name), int))]
-        counts = ("batch_size", "frames", "max_steps", "log_every", "validate_every", "fit_batches")
-        wrong += [name for name in counts if name not in wrong and getattr(self, name) < 1]
-        if self.frames % 64:
-            wrong.append("frames (a multiple of 64)")
-        if self.precision not in ("no", "bf16"):
-            wrong.append("precision (no or bf16)")
-        if wrong:
-            raise SrlibError(f"Unusable values of training settings {', '.join(wrong)}: see srlib.train.TrainConfig.")
-
-    def degradation(self) -> DegradationConfig:
-        """What the crops of this run suffer."""
-        return DegradationConfig(noise_weights=self.noise_weights, gap_probability=self.gap_probability)
 
 
 def train(
@@ -118,7 +62,7 @@ def train(
         data: a folder of audio, or the name of a data set (`demo`, `musdb`).
         out: the run folder; its name is the run's id.
         init: pipeline folder to start from; None starts from random weights.
-        max_steps: overrides the configuration's.
+        max_steps: overrides the configuration's, and its epochs.
         resume: continue from the folder's checkpoint; a folder with one is refused otherwise.
         time_budget: seconds after which the run ends; the learning rate then follows the clock.
 
@@ -128,7 +72,8 @@ def train(
     if stage not in STAGES:
         raise SrlibError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
     settings = TrainConfig.load(config)
-    run = Run(stage, settings if max_steps is None else replace(settings, max_steps=max_steps), Path(out), time_budget)
+    settings = settings if max_steps is None else replace(settings, max_steps=max_steps, epochs=0)
+    run = Run(stage, settings, Path(out), time_budget)
     run.open(init, data, resume)
     run.fit()
     return run.folder
@@ -151,12 +96,24 @@ class Run:
         settings = asdict(self.config) | {"stage": self.stage, "data": str(data), "init": str(init)}
         self._record(settings, resumed=checkpoint.exists())
         self.corpus, self.validation = (_corpus(data, split, self.folder.parent) for split in ("train", "valid"))
+        if self.config.epochs:
+            steps = self.config.epochs * self.corpus.steps_an_epoch(self.config.batch_size)
+            self.config = replace(self.config, max_steps=steps)
         AcceleratorState._reset_state(True)  # a process may train several runs, each with its own precision
         self.accelerator = Accelerator(mixed_precision=self.config.precision)
         torch.manual_seed(self.config.seed)
         self.pipeline = RestorationPipeline.from_pretrained(init) if init else build(self.config.size, self.config.seed)
+        if self.config.base == "resunet" and not isinstance(self.pipeline.base, MelResUNet):
+            self.pipeline.register_modules(base=MelResUNet())
         self.pipeline.to(self.accelerator.device)
-        self.objective: Objective = STAGES[self.stage](self.pipeline, self.config.fit_batches)
+        self.objective: Objective = STAGES[self.stage](self.pipeline, self.config)
+        if self.config.adversarial_weight:
+            self.objective.adversary = Adversary(
+                self.accelerator,
+                self.config.adversarial_weight,
+                self.config.adversarial_frames,
+                self.config.learning_rate,
+            )
         optimizer = torch.optim.AdamW(
             self.objective.module.parameters(),
             lr=self.config.learning_rate,
@@ -169,6 +126,7 @@ class Run:
         self.ema = EMAModel(self.objective.module.parameters(), self.config.ema_decay, use_ema_warmup=True, power=0.75)
         if checkpoint.exists():
             self._restore(checkpoint)
+        self.log = TrainingLog(self.folder, self.step)
 
     def _record(self, settings: dict[str, Any], resumed: bool) -> None:
         """Write the settings beside the run, or check that a resumed run is the same one; only its length may grow."""
@@ -184,32 +142,37 @@ class Run:
         write_text(path, json.dumps(settings, indent=1) + "\n")
 
     def fit(self) -> None:
-        """Step until the steps or the time are used up."""
+        """Step until the steps or the time are used up; losses stay on the device until they are logged."""
         started = time.monotonic()
-        losses: list[float] = []
+        losses: list[dict[str, torch.Tensor]] = []
+        batches = Prefetcher(lambda step: self._batch(step, self.corpus), self.config.prefetch)
         while not self._finished():
             step_started = time.monotonic()
-            batch = self._batch(self.step, self.corpus)
+            batch = batches(self.step)
             self.waited += time.monotonic() - step_started
             losses.append(self._update(batch))
             self.step += 1
             self.elapsed = self.spent_before + time.monotonic() - started
             validate = self.step % self.config.validate_every == 0 or self._finished()
             if validate or self.step % self.config.log_every == 0:
-                self._log(float(np.mean(losses)), self._validate() if validate else ("", ""))
+                self._write_log(losses, self._validate() if validate else {})
                 losses = []
             if self.step in self.config.snapshot_steps:
                 self._snapshot()
             if validate:
                 self._save()
+        batches.close()
 
     def _finished(self) -> bool:
         return self.step >= self.config.max_steps or (self.time_budget is not None and self.elapsed >= self.time_budget)
 
-    def _update(self, batch: Batch) -> float:
+    def _update(self, batch: Batch) -> dict[str, torch.Tensor]:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        rate, adversary = self._learning_rate(), self.objective.adversary
+        if adversary is not None:
+            adversary.active = self.step >= self.config.adversarial_start
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = rate
         with self.accelerator.autocast():
             loss = self.objective.loss(batch)
         self.optimizer.zero_grad()
@@ -217,20 +180,28 @@ class Run:
         self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.ema.step(self.objective.module.parameters())
-        return loss.item()
+        losses = {"train/loss": loss.detach()}
+        if adversary is not None and adversary.active:
+            losses["train/discriminator"] = adversary.update(rate)
+        return losses
 
     def _learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to zero over the steps or, with a budget, over the time."""
+        """Linear warm-up, then constant or a cosine to zero over the steps or, with a budget, over the time."""
+        warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        if self.config.constant_rate:
+            return self.config.learning_rate * warmup
         progress = self.step / self.config.max_steps
         if self.time_budget is not None:
             progress = max(progress, self.elapsed / self.time_budget)
-        warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def _batch(self, draw_id: int, corpus: Corpus, augment: bool = True) -> Batch:
         config, rng = self.config, np.random.default_rng([self.config.seed, draw_id])
-        device = self.accelerator.device
-        return draw(corpus, config.degradation(), rng, config.batch_size, config.frames, device, augment)
+        tracks = None
+        if config.one_crop_a_track and corpus is self.corpus:
+            tracks = corpus.tracks_of_step(config.seed, draw_id, config.batch_size)
+        device, augment = self.accelerator.device, augment and config.augment
+        return draw(corpus, config.degradation(), rng, config.batch_size, config.frames, device, augment, tracks)
 
     @contextlib.contextmanager
     def _ema_weights(self) -> Iterator[None]:
@@ -246,19 +217,19 @@ class Run:
             self.objective.module.train()
 
     @torch.no_grad()
-    def _validate(self) -> tuple[float, float]:
-        """Loss on fixed validation crops, and LSD (plain, to 19 kHz) of fixed restorations."""
+    def _validate(self) -> dict[str, float]:
+        """Loss on fixed validation crops; LSD (plain, to 19 kHz) and texture above the cutoff of fixed restorations."""
         with self._ema_weights():
             torch.manual_seed(_VALIDATION_SEED)
             losses = [
                 self.objective.loss(self._batch(_VALIDATION_SEED + 2 + i, self.validation, augment=False)).item()
                 for i in range(2)
             ]
-            distances = [
-                lsd(example[0], self._restore_example(*example), convention="plain", f_high=19_000)
-                for example in self._examples()
-            ]
-        return float(np.mean(losses)), float(np.mean(distances))
+            pairs = [(example, self._restore_example(*example)) for example in self._examples()]
+        distances = [lsd(example[0], wav, convention="plain", f_high=HEADLINE_HZ) for example, wav in pairs]
+        textures = [texture_high(example[0], wav, example[2].f_20db(SAMPLE_RATE)) for example, wav in pairs]
+        values = {"val/loss": losses, "val/lsd": distances, "val/texture_high": textures}
+        return {name: float(np.mean(value)) for name, value in values.items()}
 
     def _examples(self, seconds: float = 2.56) -> Iterator[tuple[np.ndarray, np.ndarray, Degradation]]:
         """Fixed validation clips: reference, degraded, and what was done to them."""
@@ -274,6 +245,7 @@ class Run:
     ) -> np.ndarray:
         if self.stage in ("vae", "vocoder"):  # judged on the true log-mel, decoded and vocoded
             return self.pipeline.vocode_truth(reference)
+        merge = "replace" if self.config.base == "resunet" else merge  # the baseline finds no noise
         f_3db, f_20db = degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE)
         steps = None if self.stage == "ldm" else 0
         return self.pipeline(degraded, SAMPLE_RATE, steps, cutoff_hz=f_3db, f_20db=f_20db, merge=merge).audio
@@ -297,20 +269,15 @@ class Run:
                 }
                 write_text(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
 
-    def _log(self, train_loss: float, validation: tuple) -> None:
-        path = self.folder / "log.csv"
-        fresh = not path.exists()
-        rate = self.step * self.config.batch_size / max(self.elapsed, 1e-9)
-        row = (
-            self.folder.name, self.stage, self.step, f"{self.elapsed:.1f}", f"{train_loss:.5f}",
-            *(f"{value:.5f}" if value != "" else "" for value in validation),
-            f"{self._learning_rate():.3g}", f"{rate:.2f}", f"{self.waited / max(self.elapsed, 1e-9):.3f}",
-        )  # fmt: skip
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow(LOG_COLUMNS)
-            writer.writerow(row)
+    def _write_log(self, losses: list[dict[str, torch.Tensor]], validation: dict[str, float]) -> None:
+        row: dict[str, Any] = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step}
+        for name in ("train/loss", "train/discriminator"):
+            if values := [step[name] for step in losses if name in step]:
+                row[name] = torch.stack(values).mean().item()
+        elapsed = max(self.elapsed, 1e-9)
+        rate = self.step * self.config.batch_size / elapsed
+        row |= {"wall_time": self.elapsed, "learning_rate": self._learning_rate(), "samples_per_second": rate}
+        self.log.write(row | validation | {"data_wait_share": self.waited / elapsed})
 
     def _save(self) -> None:
         """Checkpoint by write and rename, and the EMA weights as a pipeline folder."""
@@ -323,6 +290,8 @@ class Run:
             "waited": self.waited,
             "residual_std": self.pipeline.residual_spread().flatten(),
         }
+        if self.objective.adversary is not None:
+            state["adversary"] = self.objective.adversary.state_dict()
         write_atomically(self.folder / "checkpoint.pt", lambda partial: torch.save(state, partial))
         with self._ema_weights():
             self.pipeline.save_pretrained(self.folder / "pipeline")
@@ -339,20 +308,8 @@ class Run:
         self.spent_before = self.elapsed
         if self.pipeline.base is not None:
             self.pipeline.base.residual_std.copy_(state["residual_std"])
-        self._forget_rows_after(self.step)
-
-    def _forget_rows_after(self, step: int) -> None:
-        """Drop what was logged between the checkpoint and the interruption: it is about to be trained again."""
-        path = self.folder / "log.csv"
-        with path.open(newline="") as file:
-            header, *rows = csv.reader(file)
-        kept = [row for row in rows if int(row[LOG_COLUMNS.index("global_step")]) <= step]
-
-        def write_rows(partial: Path) -> None:
-            with partial.open("w", newline="") as file:
-                csv.writer(file).writerows([header, *kept])
-
-        write_atomically(path, write_rows)
+        if self.objective.adversary is not None:
+            self.objective.adversary.load_state_dict(state["adversary"])
 
 
 def _corpus(data: str | Path, split: str, folder: Path) -> Corpus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class IstftVocoder(ModelMixin, ConfigMixin):
     makes the waveform, as in Vocos (Siuzdak 2023).
     """
 
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = ["excitation"]  # earlier folders hold it
+
     @register_to_config
     def __init__(
         self,
@@ -49,7 +51,8 @@ class IstftVocoder(ModelMixin, ConfigMixin):
         self.head = nn.Linear(hidden_size, 2 * _BINS)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("excitation", flat_noise(excitation_frames * HOP_LENGTH, excitation_iterations))
+        excitation = flat_noise(excitation_frames * HOP_LENGTH, excitation_iterations)
+        self.register_buffer("excitation", excitation, persistent=False)  # seeded: no need to store it
 
     def forward(self, log_mel: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
         """Waveform `[batch, 480 * frames]` of a log-mel `[batch, 1, frames, 256]`.

@@ -3,19 +3,24 @@
 import csv
 import json
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
-from srlib import audio, corpus, curriculum, data, objectives, train
+from srlib import audio, corpus, data, objectives, train, trainlog
+from srlib.adversary import Adversary, whitened
 from srlib.config import SAMPLE_RATE
 from srlib.corpus import Batch
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.mel import band_edges_hz, log_mel
 from srlib.pipeline import RestorationPipeline, build
-from srlib.publish import publish
+from srlib.recipe import TrainConfig
 
 CONFIG = {
     "size": "tiny",
@@ -35,8 +40,10 @@ COLUMNS = [
     "global_step",
     "wall_time",
     "train/loss",
+    "train/discriminator",
     "val/loss",
     "val/lsd",
+    "val/texture_high",
     "learning_rate",
     "samples_per_second",
     "data_wait_share",
@@ -56,7 +63,7 @@ def one_step(runs):
 
 
 def objective_of(stage, pipeline):
-    return objectives.STAGES[stage](pipeline, fit_batches=1)
+    return objectives.STAGES[stage](pipeline, TrainConfig(fit_batches=1))
 
 
 def rows_of(run):
@@ -118,9 +125,11 @@ def test_a_run_repeats_bit_for_bit_and_the_corpus_is_decoded_once(runs, one_step
     assert_same_weights(one_step, again)
 
 
-@pytest.mark.parametrize("stage", ["vae", "ldm"])
+@pytest.mark.parametrize("stage", ["vae", "ldm", "vocoder"])
 def test_a_killed_run_resumes_bit_for_bit(runs, stage, monkeypatch):
-    config = CONFIG | {"max_steps": 4, "validate_every": 2}
+    config = CONFIG | {"max_steps": 4, "validate_every": 2, "prefetch": 2}
+    if stage == "vocoder":  # the discriminators and their optimiser are resumed as well
+        config |= {"adversarial_weight": 0.1, "adversarial_start": 1, "adversarial_frames": 32}
     whole = train.train(stage, config, "demo", runs / f"{stage}-whole")
 
     update = train.Run._update
@@ -136,12 +145,60 @@ def test_a_killed_run_resumes_bit_for_bit(runs, stage, monkeypatch):
     resumed = train.train(stage, config, "demo", runs / f"{stage}-killed", resume=True)
 
     assert_same_weights(whole, resumed)
-    for key in ("train/loss", "val/loss", "val/lsd", "learning_rate"):
+    for key in ("train/loss", "train/discriminator", "val/loss", "val/lsd", "val/texture_high", "learning_rate"):
         by_step = [{row["global_step"]: row[key] for row in rows_of(run)} for run in (whole, resumed)]
         assert by_step[0] == by_step[1], key
     wav = (0.05 * np.random.default_rng(0).standard_normal(48000)).astype(np.float32)
     audio = [RestorationPipeline.from_pretrained(run / "pipeline")(wav, SAMPLE_RATE).audio for run in (whole, resumed)]
     np.testing.assert_array_equal(*audio)
+
+
+def test_threads_that_draw_ahead_change_nothing(runs, one_step):
+    ahead = train.train("nvsr", CONFIG | {"max_steps": 1, "prefetch": 3}, "demo", runs / "ahead")
+    assert_same_weights(one_step, ahead)
+
+
+def test_epochs_set_the_length_and_every_epoch_takes_one_crop_of_each_track(runs, monkeypatch):
+    tracks = []
+    draw = train.draw
+
+    def recorded(*arguments):
+        tracks.append(arguments[-1])
+        return draw(*arguments)
+
+    monkeypatch.setattr(train, "draw", recorded)
+    config = CONFIG | {"epochs": 2, "one_crop_a_track": True, "augment": False, "batch_size": 20, "constant_rate": True}
+    run = train.train("nvsr", config | {"validate_every": 1000}, "demo", runs / "epochs")
+    total = len(data.load_dataset("demo", "train"))
+    steps = -(-total // 20)
+    assert rows_of(run)[-1]["global_step"] == str(2 * steps)
+    assert float(rows_of(run)[-1]["learning_rate"]) == CONFIG["learning_rate"]
+    trained = [drawn for drawn in tracks if drawn is not None][-2 * steps :]  # after those that the experts are fitted to
+    epochs = [[track for step in trained[i * steps : (i + 1) * steps] for track in step] for i in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(total)) and epochs[0] != epochs[1]
+
+
+def test_tensorboard_gets_the_log_where_it_is_installed(tmp_path, monkeypatch):
+    written = {}
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            written["folder"], written["purge_step"] = folder, purge_step
+
+        def add_scalar(self, name, value, step):
+            written[name] = (value, step)
+
+        def flush(self):
+            written["flushed"] = True
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    trainlog.TrainingLog(tmp_path, 4).write({"run_id": "x", "global_step": 5, "train/loss": 0.25})
+    assert written["train/loss"] == (0.25, 5) and written["purge_step"] == 5 and written["flushed"]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed: the CSV file alone
+    trainlog.TrainingLog(tmp_path, 5).write({"run_id": "x", "global_step": 6, "train/loss": 0.5})
+    assert [row["train/loss"] for row in rows_of(tmp_path)] == ["0.25000", "0.50000"]
 
 
 def test_resuming_a_finished_run_changes_nothing(one_step):
@@ -192,27 +249,6 @@ def test_snapshots_hold_a_replayable_example_of_each_noise(one_step):
     start = (round(track.seconds * SAMPLE_RATE) - reference.shape[1]) // 2 / SAMPLE_RATE
     middle = track.mixture(start, reference.shape[1] / SAMPLE_RATE)
     np.testing.assert_allclose(reference[0], middle, atol=1e-4)  # 16 bits
-
-
-def test_publish_assembles_a_half_precision_pipeline_with_its_records(runs, tmp_path):
-    stages = {"vae": "vae", "vocoder": "vocoder", "nvsr-2": "nvsr", "ldm-1-lowpass": "ldm", "ldm-2": "ldm"}
-    config = CONFIG | {"max_steps": 1}
-    for name, stage in stages.items():
-        snapshots = {"snapshot_steps": [1]} if stage == "nvsr" else {}
-        train.train(stage, config | snapshots, "demo", runs / "recipe" / name)
-    out = publish(runs / "recipe", tmp_path / "shipped")
-    whole, lowpass = (RestorationPipeline.from_pretrained(out, variant=variant) for variant in (None, "lowpass"))
-    assert {path.stem for path in (out / "logs").iterdir()} == set(stages)
-    assert set(json.loads((out / "training.json").read_text())) == set(stages)
-    for noise in ("tone", "white"):
-        example = curriculum.early_example(noise, out / "early")
-        assert example.degradation.noise_type == noise
-        assert example.restored.shape == example.reference.shape
-    trained = RestorationPipeline.from_pretrained(runs / "recipe" / "ldm-2" / "pipeline")
-    for name, part in trained.unet.state_dict().items():
-        torch.testing.assert_close(whole.unet.state_dict()[name], part.half().float(), rtol=0, atol=0)
-    wav = np.random.default_rng(0).standard_normal(SAMPLE_RATE // 2).astype(np.float32) * 0.05
-    assert lowpass(wav, SAMPLE_RATE).audio.shape == wav.shape
 
 
 def test_a_run_is_resumed_as_it_was_begun(one_step, tmp_path):
@@ -325,6 +361,53 @@ def test_ldm_generates_unit_residuals():
     assert 0.3 < loss.item() < 3
     loss.backward()
     assert pipeline.unet.conv_out.weight.grad.abs().max() > 0
+
+
+def adversary_of(frames=32):
+    torch.manual_seed(0)
+    AcceleratorState._reset_state(True)
+    return Adversary(Accelerator(), weight=1.0, frames=frames, learning_rate=1e-3)
+
+
+def test_discriminators_see_no_band_above_the_bandwidth_and_no_level():
+    reference, wav = white(), white(seed=1)
+    bandwidth = torch.tensor([8000.0, 24000.0])
+    fake, real = whitened(wav, reference, bandwidth, 1024)
+    assert fake.shape == real.shape == (2, 2, 64 * 480 // 256 + 1, 513)
+    above = torch.linspace(0, 24000, 513) > 8000
+    assert not fake[0][..., above].any() and not real[0][..., above].any()
+    assert real[1][..., above].any()
+    quiet = whitened(1e-2 * wav, 1e-2 * reference, bandwidth, 1024)[0]
+    torch.testing.assert_close(quiet, fake, rtol=0.02, atol=0.02)  # the floor of power is all that differs
+
+
+def test_discriminators_learn_to_tell_and_their_loss_reaches_the_waveform():
+    adversary = adversary_of(frames=16)
+    reference = white(2)
+    dull = (0.7 * torch.sin(0.5 * torch.arange(64 * 480))).expand(2, -1).clone().requires_grad_()
+    bandwidth = torch.full((2,), 24000.0)
+    losses = []
+    for step in range(12):
+        torch.manual_seed(step)
+        told = adversary.generator_loss(dull, reference, bandwidth)
+        losses.append(adversary.update(2e-3).item())
+    assert losses[0] == pytest.approx(2, abs=0.3) and losses[-1] < 0.7 * losses[0]  # 2 is chance
+    assert told > adversary.generator_loss(reference, reference, bandwidth)
+    told.backward()
+    assert dull.grad.abs().max() > 0
+
+
+def test_the_adversary_takes_part_in_training_only():
+    objective = objective_of("vocoder", build("tiny"))
+    batch = batch_of(white())
+    torch.manual_seed(0)
+    alone = objective.loss(batch).item()
+    objective.adversary = adversary_of()
+    for active, training, added in ((False, True, False), (True, False, False), (True, True, True)):
+        objective.adversary.active = active
+        objective.module.train(training)
+        torch.manual_seed(0)
+        assert (objective.loss(batch).item() > alone) == added
 
 
 def test_vocoder_and_regressor_losses_fall_when_they_are_right():
