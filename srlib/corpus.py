@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from srlib.artifacts import write_text
+from srlib.artifacts import write_atomically, write_text
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.degrade import Degradation, DegradationConfig, sample, zero_phase_response
 from srlib.errors import SrlibError
@@ -94,13 +94,15 @@ class Corpus:
 
 def _decode(tracks: list, path: Path) -> list[int]:
     lengths = []
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        for track in tracks:
-            wav = track.mixture()
-            file.write((np.clip(wav, -1, 1) * 32767).round().astype(np.int16).tobytes())
-            lengths.append(len(wav))
-    partial.replace(path)
+
+    def decode(partial: Path) -> None:
+        with partial.open("wb") as file:
+            for track in tracks:
+                wav = track.mixture()
+                file.write((np.clip(wav, -1, 1) * 32767).round().astype(np.int16).tobytes())
+                lengths.append(len(wav))
+
+    write_atomically(path, decode)  # two runs may start side by side
     return lengths
 
 

@@ -43,7 +43,7 @@ def retrain(
     only: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train the runs of a recipe folder and return the assembled pipeline folder, `out`/pipeline.
+    """Train the runs of a recipe folder and return the assembled pipeline folder, `out`/pipeline (`out` with `only`).
 
     Args:
         data: as for `srlib.train.train`.
@@ -77,6 +77,8 @@ def retrain(
             time_budget=seconds,
         )
         describe_run(out / name, data, seconds)
+    if only:  # others may be at work beside this call
+        return out
     write_text(out / "training.json", json.dumps(training_record(out), indent=1) + "\n")
     return assemble(out, order, out / "pipeline")
 
@@ -180,12 +182,12 @@ def _shares(
 
 
 def _is_finished(folder: Path, seconds: float | None) -> bool:
-    """Whether a run was ended by its steps, or by at least this budget."""
+    """Whether a run came to its end, by its steps or by a budget no smaller than this one."""
     path = folder / "run.json"
     if not path.is_file():
         return False
     given = json.loads(path.read_text(encoding="utf-8"))["budget_seconds"]
-    return given is None or (seconds is not None and given >= seconds)
+    return given is None or seconds is None or given >= seconds
 
 
 def _start(out: Path, name: str, before: Sequence[str], init: str | Path | None) -> str | None:

@@ -173,7 +173,7 @@ def test_epochs_set_the_length_and_every_epoch_takes_one_crop_of_each_track(runs
     steps = -(-total // 20)
     assert rows_of(run)[-1]["global_step"] == str(2 * steps)
     assert float(rows_of(run)[-1]["learning_rate"]) == CONFIG["learning_rate"]
-    trained = [drawn for drawn in tracks if drawn is not None][-2 * steps :]  # after those that the experts are fitted to
+    trained = [drawn for drawn in tracks if drawn is not None][-2 * steps :]  # others were for the experts
     epochs = [[track for step in trained[i * steps : (i + 1) * steps] for track in step] for i in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(total)) and epochs[0] != epochs[1]
 
