@@ -78,18 +78,18 @@ def listen(
     recording: Recording,
     analysis: Analysis,
     band: Band | None,
-    evidence: Callable[[torch.Tensor], torch.Tensor | None],
+    evidence: Callable[[torch.Tensor, list[Gap]], torch.Tensor | None],
 ) -> tuple[Band, np.ndarray]:
     """The band of the component of a recording, unless it is given, and the noise floors `[sources, 1025]`.
 
-    `evidence` is the regressor's word `[3, 256]` on `[samples]`, or None; floors are those at the model's level.
+    `evidence` is the regressor's word `[3, 256]` on `[samples]` with gaps, or None. Floors are at the model's level.
     """
     detector, noisy = BandDetector(), []
     floors = [NoiseFloor() for _ in analysis.layout.sources]
     for prepared in prepare(recording, analysis):
         wav = torch.from_numpy(prepared.wav * np.float32(analysis.level))
         mixed = analysis.layout.mix(wav)
-        said = evidence(mixed)
+        said = evidence(mixed, prepared.chunk.local(analysis.gaps))
         if band is None:
             detector.add(mixed, said)
         if said is not None:

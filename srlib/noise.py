@@ -26,6 +26,7 @@ _CLEAR_HZ = 1.05  # above the missing band's edge times this only noise is left
 _TOP_HZ = 20_000.0  # resamplers and coders empty what lies above
 _FEWEST_BINS = 40
 _OUTSTANDING, _NEIGHBOURS = 10.0, 41  # power of a tone over the median of that many bins, of noise over what is above
+_SURE = 0.9  # steady music in the highest octave is taken for noise with up to 0.87
 _INAUDIBLE = (3e-5) ** 2 * _WINDOW_POWER  # of the order of the dither of 16-bit audio
 _MEMORY = 0.7  # of the a-priori SNR: the share of the frame before; best on the valid split of the demo set
 _LEAST_SNR = 1e-5
@@ -58,7 +59,7 @@ class NoiseFloor:
         white = np.quantile(quiet[above], _QUANTILE) if above.sum() >= _FEWEST_BINS else 0.0
         floor = np.minimum(_BIAS * white, _TIME_BIAS * quiet)
         if noisy is not None:
-            heard = (np.interp(hz, band_edges_hz()[1:-1], noisy) > 0.5) & (hz <= band.known_hz)
+            heard = (np.interp(hz, band_edges_hz()[1:-1], noisy) > _SURE) & (hz <= band.known_hz)
             inside = np.quantile(quiet[heard], _QUANTILE) if heard.any() else 0.0
             if inside > _OUTSTANDING * white:
                 floor[heard] = np.minimum(_BIAS * inside, _TIME_BIAS * quiet)[heard]

@@ -15,7 +15,7 @@ from srlib.channels import spread
 from srlib.checks import check_edges, check_recording
 from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
-from srlib.gaps import Gap
+from srlib.gaps import Gap, interpolate_gaps
 from srlib.mel import log_mel
 from srlib.merge import FULL_BAND, Band, merge, replace_mel
 from srlib.noise import noise_gain
@@ -118,11 +118,11 @@ class Restoration:
         band, floors = listen(self._recording, self.analysis, band, self._evidence)
         return band, floors if self._merge == "gain" else nothing
 
-    def _evidence(self, wav: torch.Tensor) -> torch.Tensor | None:
+    def _evidence(self, wav: torch.Tensor, gaps: list[Gap]) -> torch.Tensor | None:
         if self._pipe.base is None:
             return None
         padded = torch.from_numpy(pad_to_frames(wav.numpy())).to(self._pipe.device)
-        return self._pipe.base(log_mel(padded)).evidence[0]
+        return self._pipe.base(interpolate_gaps(log_mel(padded), gaps)).evidence[0]
 
     def _silence(self, chunk: Chunk) -> RestoredChunk:
         last = min(chunk.stop * HOP_LENGTH, self._recording.samples_at(SAMPLE_RATE))
@@ -136,10 +136,10 @@ class Restoration:
         wav = torch.from_numpy(pad_to_frames(prepared.wav * level)).to(self._pipe.device)
         # 1. Log-mels and regression: of the component that the model runs on and, if there are several, every source
         mixed = layout.mix(wav)
-        degraded = log_mel(mixed[None] if sources == 1 else torch.cat([mixed[None], wav]))
+        degraded = interpolate_gaps(log_mel(mixed[None] if sources == 1 else torch.cat([mixed[None], wav])), gaps)
         regressed = self._pipe.base(degraded) if self._pipe.base is not None else None
         # 2. Restore the component's log-mel, and vocode it: AudioSR's way of keeping the known band included
-        restored = self._restore_log_mel(chunk, degraded[:1], regressed, noise)
+        restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], regressed, noise), gaps)
         voiced = replace_mel(restored, degraded[:1], self.band) if self._merge == "replace" else restored
         generated = vocode(self._pipe.vocoder, voiced, chunk.start)[:1, :samples]
         # 3. Join each source's share of it with what was given

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, optimize, signal
 
+from srlib.gaps import sounding
+
 _BLOCK_SECONDS = 0.5  # s; a tone must stand in every block
 _MIN_BLOCKS = 4  # half overlapping, so at least 1.25 s
 _PROMINENCE_DB = 12.0  # of the quietest block over what surrounds the tone
@@ -39,7 +41,7 @@ class ToneFinder:
     """Stationary sinusoids of a recording that comes block by block, in constant memory."""
 
     def __init__(self, sample_rate: int) -> None:
-        self._block = round(_BLOCK_SECONDS * sample_rate)
+        self._rate, self._block = sample_rate, round(_BLOCK_SECONDS * sample_rate)
         self._window = signal.windows.blackman(self._block, sym=False)
         self._held = np.empty(0, np.float32)
         self._count = 0
@@ -53,8 +55,9 @@ class ToneFinder:
         self._held = np.concatenate([self._held, wav])
         hop = self._block // 2
         for start in range(0, len(self._held) - self._block + 1, hop):
-            spectrum = np.fft.rfft(self._held[start : start + self._block] * self._window)
-            self._add_spectrum(10 * np.log10(np.abs(spectrum) ** 2 + 1e-12))
+            block = self._held[start : start + self._block]
+            if sounding(block, self._rate).all():  # a gap would look like a tone that wavers
+                self._add_spectrum(10 * np.log10(np.abs(np.fft.rfft(block * self._window)) ** 2 + 1e-12))
         self._held = self._held[max(0, (len(self._held) - self._block) // hop + 1) * hop :]
 
     def _add_spectrum(self, power_db: np.ndarray) -> None:
@@ -95,18 +98,19 @@ def subtract_tones(wav: np.ndarray, sample_rate: int) -> tuple[np.ndarray, list[
 
 
 def without(wav: np.ndarray, tones: list[Tone], sample_rate: int) -> np.ndarray:
-    """`[samples]` float32 less the tones."""
-    clean = wav.astype(np.float64)
+    """`[samples]` float32 less the tones; digital silence holds none."""
+    clean, sounds = wav.astype(np.float64), sounding(wav, sample_rate)
     for tone in tones:
-        clean -= tone.render(len(wav), sample_rate)
+        clean -= sounds * tone.render(len(wav), sample_rate)
     return clean.astype(np.float32)
 
 
 def fit_tone(wav: np.ndarray, frequency_hz: float, sample_rate: int) -> Tone:
-    """The tone of `[samples]` near a frequency.
+    """The tone of `[samples]` near a frequency, fitted outside of digital silence.
 
-    Least squares in all three numbers: the frequency within a bin by its correlation, the others in closed form."""
-    window = signal.windows.hann(len(wav), sym=False)
+    Least squares in all three numbers: the frequency within a bin by its correlation, the others in closed form.
+    """
+    window = signal.windows.hann(len(wav), sym=False) * sounding(wav, sample_rate)
     weighted, time = wav * window, np.arange(len(wav)) / sample_rate
     step = sample_rate / len(wav)  # Hz; the correlation's main lobe is four steps wide
     reach = 1 / _BLOCK_SECONDS
@@ -121,5 +125,5 @@ def fit_tone(wav: np.ndarray, frequency_hz: float, sample_rate: int) -> Tone:
         lambda hz: -abs(correlation(hz)), bounds=(start - step, start + step), method="bounded", options={"xatol": 1e-7}
     ).x
     # x = a sin(wt + p) has correlation a / 2i exp(ip) with exp(iwt), in units of the window's sum.
-    value = 2j * correlation(best) / window.sum()
+    value = 2j * correlation(best) / max(window.sum(), 1e-9)
     return Tone(float(best), float(abs(value)), float(np.angle(value)))

@@ -54,3 +54,14 @@ def test_a_held_chord_is_music():
 
 def test_short_clips_are_left_alone():
     assert not find_tones(Tone(1000, 0.1, 0).render(SAMPLE_RATE // 2, SAMPLE_RATE), SAMPLE_RATE)
+
+
+def test_digital_silence_neither_hides_a_tone_nor_gets_one(music):
+    tone = Tone(3217.3, 0.1, 0.4)
+    wav = music + tone.render(len(music), SAMPLE_RATE).astype(np.float32)
+    silent = slice(100_000, 112_000)
+    wav[silent] = 0
+    clean, found = subtract_tones(wav, SAMPLE_RATE)
+    assert len(found) == 1
+    assert found[0].amplitude == pytest.approx(0.1, rel=0.03)
+    assert not clean[silent].any()
