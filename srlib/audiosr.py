@@ -121,8 +121,7 @@ def restore_as_audiosr(
     """
     if pipe.base is not None:
         raise SrlibError("This model is not of AudioSR's kind: give one that srlib import-audiosr wrote.")
-    first = np.atleast_2d(wav)[0]
-    check_audio(first, sample_rate)
+    first = check_audio(wav, sample_rate)[0]
     audio = torchaudio.functional.resample(torch.from_numpy(first).float(), sample_rate, SAMPLE_RATE).numpy()
     padded = np.pad(normalise(audio), (0, -len(audio) % _UNIT))
     cutoff_hz = detect_cutoff_hz(torch.from_numpy(padded))
@@ -133,9 +132,9 @@ def restore_as_audiosr(
     mel = log_mel(torch.from_numpy(degraded).to(pipe.device))
     restored = _generate(pipe, mel, num_inference_steps, guidance_scale, eta, seed)
     generated = vocode(pipe.vocoder, replace_mel(restored, mel))[0].cpu().numpy()
-    joined = replace_waveform(generated, degraded)[: len(audio)]
-    joined = joined / np.abs(joined).max() * _PEAK
-    return joined - joined.mean()
+    joined = replace_waveform(generated, degraded)
+    joined = joined / np.abs(joined).max() * _PEAK  # the padding counts
+    return (joined - joined.mean())[: len(audio)]
 
 
 def _generate(

@@ -249,9 +249,6 @@ def _model_of(state_dict: Mapping[str, torch.Tensor]) -> ModelSize:
 
 
 def _write_folder(folder: Path, checkpoint: Path, model: ModelSize, dtype: torch.dtype, ema: bool) -> None:
-    from transformers.utils import logging  # slow to import
-
-    logging.disable_progress_bar()  # its bar counts shards, and the vocoder has one
     parts: dict[str, nn.Module] = {}
     for part in PREFIXES:
         module = convert_part(part, read_checkpoint(checkpoint), model, ema, dtype)

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from srlib import ldm, vae
 from srlib.audio import open_output
@@ -32,7 +33,8 @@ from srlib.tones import Tone
 from srlib.variant import apply_difference
 from srlib.vocoder import build_vocoder, vocode
 
-logging.disable_progress_bar()  # loading five small parts needs none
+for progress in (logging, transformers_logging):
+    progress.disable_progress_bar()  # loading five parts needs none
 
 
 @dataclass
