@@ -2,7 +2,13 @@
 
 import gzip
 import io
+import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,30 +29,24 @@ UNET = "model.diffusion_model.out.2.weight"
 @pytest.fixture(scope="module")
 def checkpoint(audiosr_weights) -> dict:
     """What AudioSR publishes: the weights among everything that inference never reads."""
-    state = dict(audiosr_weights)
-    for key, value in audiosr_weights.items():
+    state = dict(audiosr_weights) | {"scale_factor": torch.tensor(0.4)}
+    _add_unused(state)
+    return state
+
+
+def _add_unused(state: dict) -> None:
+    for key, value in list(state.items()):
         if key.startswith("first_stage_model."):
             state[key.replace("first_stage_model.", "cond_stage_models.0.vae.")] = value.clone()
         elif key.startswith("model."):
             state["model_ema." + key.removeprefix("model.").replace(".", "")] = 0.5 * value
-    tables = (
-        "betas",
-        "alphas_cumprod",
-        "sqrt_recipm1_alphas_cumprod",
-        "posterior_mean_coef1",
-        "lvlb_weights",
-        "logvar",
-    )
-    return (
-        state
-        | {name: torch.zeros(1000) for name in tables}
-        | {
-            "scale_factor": torch.tensor(0.4),
-            "model_ema.decay": torch.tensor(0.9999),
-            "model_ema.num_updates": torch.tensor(7, dtype=torch.int),
-            "clap.model.logit_scale_a": torch.tensor(1.0),
-        }
-    )
+    tables = ("betas", "alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance", "lvlb_weights", "logvar")
+    state |= {name: torch.zeros(1000) for name in tables}
+    state |= {
+        "model_ema.decay": torch.tensor(0.9999),
+        "model_ema.num_updates": torch.tensor(7, dtype=torch.int),
+        "clap.model.logit_scale_a": torch.tensor(1.0),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +176,42 @@ def test_nothing_is_overwritten_and_nothing_left_half(checkpoint, tmp_path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
     assert main(["import-audiosr", str(tmp_path / "missing.bin"), "-o", str(tmp_path / "model")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def _write_full_checkpoint(path: Path) -> None:
+    """Six gigabytes of random weights by AudioSR's names, what inference never reads included."""
+    generator, state = torch.Generator().manual_seed(0), {}
+    for key, shape in convert.wanted_shapes(AUDIOSR).items():
+        scale = np.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.02
+        state[key] = scale * torch.randn(shape, generator=generator) + (len(shape) == 1 and key.endswith("weight"))
+    state["scale_factor"] = torch.tensor(0.3342)
+    _add_unused(state)
+    state["clap.model.text_branch.weight"] = torch.randn(200_000_000, generator=generator)
+    torch.save({"state_dict": state}, path)
+
+
+def _measured(*arguments: str) -> tuple[float, float]:
+    """Seconds and peak GiB of a `srlib` command."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "srlib", *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return time.perf_counter() - started, usage.ru_maxrss / 2**20
+
+
+@pytest.mark.full_size  # pytest -m full_size -s tests/test_convert.py: minutes, 9 GB of disk, 6 GB of memory
+def test_full_size_round_trip():
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path would stay
+        source, model, wav, out = (f"{folder}/{name}" for name in ("pytorch_model.bin", "model", "in.wav", "out.wav"))
+        writer = multiprocessing.get_context("spawn").Process(target=_write_full_checkpoint, args=(Path(source),))
+        writer.start()
+        writer.join()
+        audio.write(wav, 0.1 * np.random.default_rng(0).standard_normal(491_520).astype(np.float32), 48_000)
+        gigabytes = Path(source).stat().st_size / 1e9
+        imported = _measured("import-audiosr", source, "-o", model)
+        restored = _measured("restore", wav, "-o", out, "--model", model, "--cutoff-hz", "8000", "--steps", "2")
+        result, sample_rate = audio.read(out)
+    print(f"\n{gigabytes:.2f} GB: imported in {imported[0]:.0f} s and {imported[1]:.2f} GiB; ", end="")
+    print(f"10.24 s restored with 2 steps in {restored[0]:.0f} s and {restored[1]:.2f} GiB")
+    assert gigabytes > 6 and imported[1] < 8
+    assert result.shape[-1] == 491_520 and sample_rate == 48_000 and np.isfinite(result).all()
