@@ -12,6 +12,7 @@ from torch import nn
 from srlib import ldm, vae
 from srlib.adversary import Adversary
 from srlib.corpus import Batch
+from srlib.errors import SrlibError
 from srlib.experts import PASSED, fit_experts
 from srlib.mel import band_edges_hz, log_mel
 from srlib.nvsr import MelRegressor, expert_shares
@@ -133,6 +134,8 @@ class NvsrObjective(Objective):
     audible_noise = 0.1  # nat: a band is noisy if noise raises its median level by more
 
     def trainable(self) -> nn.Module:
+        if self.pipeline.base is None:
+            raise SrlibError("This model has no base mean to train: start from one of the compact kind.")
         return self.pipeline.base
 
     def prepare(self, draw: Callable[[int], Batch]) -> None:

@@ -102,7 +102,11 @@ class Run:
         AcceleratorState._reset_state(True)  # a process may train several runs, each with its own precision
         self.accelerator = Accelerator(mixed_precision=self.config.precision)
         torch.manual_seed(self.config.seed)
-        self.pipeline = RestorationPipeline.from_pretrained(init) if init else build(self.config.size, self.config.seed)
+        self.pipeline = (
+            RestorationPipeline.from_pretrained(init, dtype=torch.float32)  # autocast makes bfloat16 of what can be
+            if init
+            else build(self.config.size, self.config.seed)
+        )
         if self.config.base == "resunet" and not isinstance(self.pipeline.base, MelResUNet):
             self.pipeline.register_modules(base=MelResUNet())
         self.pipeline.to(self.accelerator.device)

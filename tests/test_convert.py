@@ -2,9 +2,11 @@
 
 import gzip
 import io
+import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,6 +75,32 @@ def test_an_imported_model_restores(model_folder, music, tmp_path, audiosr_weigh
     pipe = RestorationPipeline.from_pretrained(model_folder)
     assert pipe.base is None and pipe.vae.config.scaling_factor == pytest.approx(0.4)
     assert torch.equal(pipe.unet.conv_out.weight, audiosr_weights[UNET])  # not the averaged one
+
+
+@pytest.fixture
+def quick_folder(model_folder, tmp_path) -> Path:
+    """The imported model with one unguided step as its default, so that training can validate in a moment."""
+    folder = shutil.copytree(model_folder, tmp_path / "quick")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"num_inference_steps": 1, "guidance_scale": 1.0}))
+    return folder
+
+
+def test_an_imported_model_trains_on(quick_folder, music, tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid"):
+        audio.write(tmp_path / "data" / f"{split}.wav", music, 48_000)
+    (tmp_path / "data" / "manifest.csv").write_text("file,split\ntrain.wav,train\nvalid.wav,valid\n")
+    (tmp_path / "ldm.toml").write_text("batch_size = 1\nframes = 64\nfit_batches = 1\n")
+    arguments = ["--config", str(tmp_path / "ldm.toml"), "--data", str(tmp_path / "data"), "--init", str(quick_folder)]
+    assert main(["train", "ldm", *arguments, "--out", str(tmp_path / "run"), "--max-steps", "2"]) == 0
+    before, after = (
+        RestorationPipeline.from_pretrained(folder) for folder in (quick_folder, tmp_path / "run" / "pipeline")
+    )
+    assert after.base is None and after.vae.config.scaling_factor == before.vae.config.scaling_factor
+    assert torch.equal(after.vae.encoder.conv_in.weight, before.vae.encoder.conv_in.weight)
+    assert not torch.equal(after.unet.conv_out.weight, before.unet.conv_out.weight)
+    assert main(["train", "nvsr", *arguments, "--out", str(tmp_path / "base")]) == 2
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])

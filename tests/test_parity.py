@@ -12,9 +12,11 @@ from srlib import audiosr, convert, ldm, vae
 from srlib.config import AUDIOSR, HOP_LENGTH
 from srlib.errors import SrlibError
 from srlib.mel import log_mel, stft_magnitude
+from srlib.pipeline import RestorationPipeline
 from srlib.vocoder import build_vocoder, vocode
 
-FIXTURE = Path(__file__).parent / "data" / "audiosr_tiny_seed0.safetensors"
+DATA = Path(__file__).parent / "data"
+FIXTURE = DATA / "audiosr_tiny_seed0.safetensors"
 TOLERANCE = 1e-4  # of the output's scale
 
 
@@ -133,6 +135,22 @@ def test_mel_replacement_as_audiosr(truth):
 def test_waveform_replacement_as_audiosr(truth):
     generated, degraded = truth["in.post_in"][0, 0].numpy(), truth["out.lowpass.cheby1"].numpy()
     assert_parity(audiosr.replace_waveform(generated, degraded), truth["out.postprocessed"][0, 0])
+
+
+def test_compatibility_mode_as_audiosr_to_the_random_numbers(audiosr_weights, truth):
+    parts = convert.from_audiosr(audiosr_weights | {"scale_factor": torch.tensor(0.4)}, size="tiny")
+    wav = truth["in.wav"].numpy()
+    ours = audiosr.restore_as_audiosr(RestorationPipeline(**parts), wav, 48_000, num_inference_steps=2, seed=42)
+    assert ours.shape == wav.shape
+    assert_parity(ours[::16], load_file(DATA / "audiosr_restored_tiny_seed0.safetensors")["out.restored"])
+
+
+def test_compatibility_mode_refuses_what_audiosr_gives_up_on(parts, tiny_pipeline):
+    rumble = np.sin(2 * np.pi * 100 / 48_000 * np.arange(48_000)).astype(np.float32)
+    with pytest.raises(SrlibError, match="gives up"):
+        audiosr.restore_as_audiosr(RestorationPipeline(**parts), rumble, 48_000)
+    with pytest.raises(SrlibError, match="not of AudioSR's kind"):
+        audiosr.restore_as_audiosr(tiny_pipeline, rumble, 48_000)
 
 
 def test_full_size_has_the_parameters_of_audiosr():
