@@ -30,12 +30,17 @@ def build_scheduler(size: ModelSize) -> DDIMScheduler:
 
 
 def use_scheduler(scheduler: SchedulerMixin, name: str | None) -> SchedulerMixin:
-    """A sampler by name (`ddim`, `dpm`, `unipc`) on the schedule of another; None returns it unchanged."""
-    if name is None:
-        return scheduler
-    if name not in SCHEDULERS:
+    """A sampler by name (`ddim`, `dpm`, `unipc`) on the schedule of another; None keeps its kind.
+
+    Steps are counted from the end that is all noise. AudioSR's spacing, `leading`, leaves the noisiest timesteps out: a
+    share of 1/S for S steps, more where S does not divide their number, and it fails for as many steps as timesteps.
+    """
+    if name is not None and name not in SCHEDULERS:
         raise SrlibError(f"There is no scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}.")
-    return SCHEDULERS[name].from_config(scheduler.config)
+    kind = type(scheduler) if name is None else SCHEDULERS[name]
+    if kind is type(scheduler) and scheduler.config.timestep_spacing == "trailing":
+        return scheduler
+    return kind.from_config(scheduler.config, timestep_spacing="trailing")
 
 
 def unconditional(condition: torch.Tensor, scaling_factor: float) -> torch.Tensor:
@@ -112,7 +117,7 @@ def denoise(
     if guided:
         condition = torch.cat([unconditional(condition, scaling_factor), condition])
     # At exactly one, rounding takes the step from pure noise to the root of a negative number.
-    highest_eta = 0.9999 if scheduler.config.get("rescale_betas_zero_snr") else 1.0
+    highest_eta = 1.0 if scheduler.alphas_cumprod[int(scheduler.timesteps[0])] > 1e-6 else 0.9999
     extra = {"eta": min(eta, highest_eta), "generator": generator} if isinstance(scheduler, DDIMScheduler) else {}
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latent, timestep)

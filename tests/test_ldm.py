@@ -154,6 +154,18 @@ def test_audiosr_s_schedule_recovers_the_clean_latent_too(steps):
     assert int(unet.calls[-1][1]) == 1
 
 
+@pytest.mark.parametrize("steps", [1, 3, 7, 334, 1000])  # AudioSR itself starts at timestep 1 for one, fails for 1000
+@pytest.mark.parametrize("name", [None, "dpm", "unipc"])
+def test_audiosr_s_schedule_takes_any_number_of_steps(name, steps):
+    scheduler = ldm.use_scheduler(ldm.build_scheduler(AUDIOSR), name)
+    clean = noise(seed=3)
+    unet = PerfectUnet(clean, scheduler.alphas_cumprod)
+    generator = torch.Generator().manual_seed(0)
+    restored = ldm.denoise(unet, scheduler, noise(), noise(seed=1), steps, eta=1.0, generator=generator)
+    assert len(unet.calls) == steps and int(unet.calls[0][1]) == 999
+    assert (restored - clean).std() < 0.02
+
+
 def test_eta_one_is_stochastic_and_seeded():
     scheduler = ldm.build_scheduler(TINY)
     torch.manual_seed(0)
