@@ -143,13 +143,15 @@ def sampling_steps(
     degradation: Degradation,
     steps: tuple[int, ...],
     seed: int = 0,
+    scheduler: str = "ddim",
 ) -> pd.DataFrame:
     """One row per number of sampling steps: measures above the cutoff, as means over `references` [samples]."""
     degraded = [degradation.apply(reference, SAMPLE_RATE) for reference in references]
     rows = []
     for count in steps:
         for reference, wav in zip(references, degraded, strict=True):
-            restored = restore(pipe, wav, degradation, seed, num_inference_steps=count).audio
+            options = {"num_inference_steps": count, "scheduler": scheduler}
+            restored = restore(pipe, wav, degradation, seed, **options).audio
             f_20db = degradation.f_20db(SAMPLE_RATE)
             row = {"steps": count, "lsd_19k": lsd(reference, restored, convention="plain", f_high=HEADLINE_HZ)}
             row["level_high_db"] = level_high_db(reference, restored, f_20db)

@@ -10,6 +10,7 @@ from torch import nn
 
 from srlib.config import UNCONDITIONAL_LATENT, ModelSize
 from srlib.errors import SrlibError
+from srlib.stopwatch import stage
 
 SCHEDULERS = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
@@ -91,6 +92,7 @@ def velocity_loss(
     return error.mean()
 
 
+@stage("diffusion")
 @torch.no_grad()
 def denoise(
     unet: nn.Module,

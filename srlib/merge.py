@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from srlib.config import F_MAX, HOP_LENGTH, N_FFT
 from srlib.gaps import Gap, fill_gaps
 from srlib.mel import band_edges_hz
+from srlib.stopwatch import stage
 from srlib.vocoder import istft_same, stft
 
 MERGES = ("gain", "replace", "none")
@@ -44,6 +45,7 @@ def replace_mel(restored: torch.Tensor, degraded: torch.Tensor, band: Band) -> t
     return torch.where(below, degraded, restored)
 
 
+@stage("merge")
 def merge(
     generated: torch.Tensor,
     degraded: torch.Tensor,

@@ -80,6 +80,7 @@ CHAIN = (
         "lsd.csv lsd_summary.csv lsd_by_condition.svg lsd_published.csv test_tracks_evaluated",
         *(f"{prefix}_{condition}" for prefix in LSD_NUMBERS for condition in LSD_NUMBER_CONDITIONS),
     ),
+    _link("10_performance", "quality_steps.csv quality_steps.svg performance.csv performance.svg"),
 )
 
 

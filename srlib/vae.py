@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import nn
 
 from srlib.config import LATENT_FACTOR, ModelSize
+from srlib.stopwatch import stage
 
 
 class PatchAutoencoderKL(AutoencoderKL):
@@ -59,6 +60,7 @@ def build_vae(size: ModelSize) -> AutoencoderKL:
     return (AutoencoderKL if not size.base else PatchAutoencoderKL)(**size.vae)
 
 
+@stage("encode")
 def encode(vae: AutoencoderKL, log_mel: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Scaled latent `[batch, 16, frames / 8, 32]` of a log-mel `[batch, 1, frames, 256]`.
 
@@ -70,6 +72,7 @@ def encode(vae: AutoencoderKL, log_mel: torch.Tensor, generator: torch.Generator
     return latent.float() * vae.config.scaling_factor
 
 
+@stage("decode")
 def decode(vae: AutoencoderKL, latent: torch.Tensor) -> torch.Tensor:
     """Log-mel `[batch, 1, frames, 256]`, float32, of a scaled latent `[batch, 16, frames / 8, 32]`."""
     return vae.decode((latent / vae.config.scaling_factor).to(vae.dtype)).sample.float()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,9 +16,7 @@ from torch import nn
 from srlib.config import HOP_LENGTH, N_FFT, N_MELS, ModelSize
 from srlib.mel import mel_filters, mel_to_bins
 from srlib.nvsr import LOG_MEL_CENTRE, LOG_MEL_SPREAD, ConvNeXtBlock
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from srlib.stopwatch import stage
 
 _BINS = N_FFT // 2 + 1
 _PAD = (N_FFT - HOP_LENGTH) // 2
@@ -143,8 +142,9 @@ def build_vocoder(size: ModelSize) -> nn.Module:
     return SpeechT5HifiGan(SpeechT5HifiGanConfig(**size.vocoder))
 
 
+@stage("vocoder")
 def vocode(
-    vocoder: nn.Module, log_mel: torch.Tensor, first_frame: int = 0, tile_frames: int = 1024
+    vocoder: nn.Module, log_mel: torch.Tensor, first_frame: int = 0, tile_frames: int = 512
 ) -> torch.Tensor:
     """Waveform `[batch, 480 * frames]`, float32, of a log-mel `[batch, 1, frames, 256]` with either vocoder.
 
@@ -154,7 +154,7 @@ def vocode(
     """
     if isinstance(vocoder, IstftVocoder):
         return vocoder(log_mel, first_frame)
-    frames, context = log_mel.shape[2], receptive_frames(vocoder.config)
+    frames, context = log_mel.shape[2], receptive_frames(vocoder.config.to_dict())
     tiles = []
     for start in range(0, frames, tile_frames):
         stop, lead = min(start + tile_frames, frames), min(start, context)
@@ -163,12 +163,12 @@ def vocode(
     return torch.cat(tiles, dim=1)
 
 
-def receptive_frames(config: PretrainedConfig) -> int:
-    """Frames on either side that a frame of HiFi-GAN's output depends on."""
-    blocks = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+def receptive_frames(hifigan: Mapping[str, Any]) -> int:
+    """Frames on either side that a frame of HiFi-GAN's output depends on, from the arguments of its configuration."""
+    blocks = zip(hifigan["resblock_kernel_sizes"], hifigan["resblock_dilation_sizes"], strict=True)
     widest = max((kernel - 1) // 2 * (sum(dilations) + len(dilations)) for kernel, dilations in blocks)
     reach, rate = 3.0, 1  # of the first convolution, frames; values a frame
-    for stride, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
+    for stride, kernel in zip(hifigan["upsample_rates"], hifigan["upsample_kernel_sizes"], strict=True):
         reach += kernel / stride / rate
         rate *= stride
         reach += widest / rate
@@ -182,10 +182,10 @@ def _hifigan(vocoder: nn.Module, log_mel: torch.Tensor) -> torch.Tensor:
     """
     dtype, count = vocoder.conv_pre.weight.dtype, vocoder.num_kernels
     hidden = _conv_float32(vocoder.conv_pre, log_mel.transpose(1, 2)).to(dtype)
-    for stage, upsample in enumerate(vocoder.upsampler):
+    for level, upsample in enumerate(vocoder.upsampler):
         hidden = upsample(F.leaky_relu(hidden, vocoder.config.leaky_relu_slope))
         mixed = torch.zeros_like(hidden)
-        for block in vocoder.resblocks[stage * count : (stage + 1) * count]:
+        for block in vocoder.resblocks[level * count : (level + 1) * count]:
             mixed += block(hidden)
         hidden = mixed / count
     return torch.tanh(_conv_float32(vocoder.conv_post, F.leaky_relu(hidden)))[:, 0]

@@ -1,0 +1,180 @@
+"""What a restoration costs: time by stage and peak memory, for model sizes, precisions, steps and lengths.
+
+    python -m srlib.performance     measures everything in the record anew and writes it, in about half an hour
+
+A case is measured in a process of its own, from the loading of the weights on. The full size has random weights, which
+say nothing of quality and all of speed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from srlib import artifacts
+from srlib.config import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from srlib.pipeline import RestorationPipeline
+
+TABLE, NOTEBOOK = "performance", "10_performance"
+STAGES = ("encode", "diffusion", "decode", "vocoder", "merge", "other")
+_CHUNK_SECONDS = 10.24  # one chunk of the pipeline
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the benchmark: which model, in which precision (`float32` or `bfloat16`), on how much audio."""
+
+    size: str
+    dtype: str = "float32"
+    audio_s: float = _CHUNK_SECONDS
+    steps: int = 1
+
+
+RECORD = (
+    *(Case("compact", steps=steps) for steps in (1, 2, 4, 8, 16, 50)),
+    *(Case("compact", audio_s=seconds) for seconds in (5.0, 20.0, 60.0)),
+    Case("compact", "bfloat16"),
+    *(Case("audiosr", "bfloat16", steps=steps) for steps in (1, 8, 50)),
+    *(Case("audiosr", steps=steps) for steps in (1, 50)),
+)
+QUICK = ((_CHUNK_SECONDS, 1), (_CHUNK_SECONDS, 4), (5.0, 1))  # seconds of audio and steps
+
+
+def measure(pipe: RestorationPipeline, audio_s: float, steps: int) -> dict[str, float]:
+    """Seconds of each of STAGES and in total, seconds of processor time, real-time factor and peak memory in GiB.
+
+    The memory is that of the process while it restores, weights included; on a GPU what torch allocated there.
+    """
+    import torch
+
+    from srlib.stopwatch import stopwatch
+
+    wav, on_gpu = _music(audio_s), pipe.device.type == "cuda"
+    pipe(wav[: SAMPLE_RATE // 2], SAMPLE_RATE, num_inference_steps=1, cutoff_hz=4000.0)  # libraries warm up
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5")  # the peak starts again from what is held now
+    started = time.process_time()
+    with stopwatch() as seconds:
+        pipe(wav, SAMPLE_RATE, num_inference_steps=steps, cutoff_hz=4000.0)
+    cpu_s = time.process_time() - started
+    seconds["other"] = seconds["total"] - sum(seconds.get(stage, 0.0) for stage in STAGES)
+    row = {f"{stage}_s": seconds.get(stage, 0.0) for stage in (*STAGES, "total")}
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_memory()
+    return row | {"cpu_s": cpu_s, "real_time_factor": seconds["total"] / audio_s, "peak_gib": peak / 2**30}
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, bytes.
+
+    Linux keeps it with the address space; getrusage's figure, used elsewhere, a child inherits from its parent.
+    """
+    if _STATUS.is_file():
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def hardware() -> dict[str, str]:
+    """What the figures depend on besides the code: processor, cores, threads, load by others, torch."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    units = [unit for unit in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(unit)]
+    machine = {"processor": f"{capabilities.get('cpu_name', 'unknown')} ({', '.join(units)})"}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = f"{os.getloadavg()[1]:.1f} processes" if hasattr(os, "getloadavg") else "unknown"
+    return machine | {"cores": str(cores), "load before": load, "torch": torch.__version__}
+
+
+def benchmark(cases: Iterable[Case]) -> pd.DataFrame:
+    """One row per case, each from a fresh process; a model with random weights is written once and then loaded."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases:
+            pool = {"max_workers": 1, "mp_context": get_context("spawn"), "max_tasks_per_child": 1}
+            with ProcessPoolExecutor(**pool) as executor:
+                model = executor.submit(_model, case, folder).result()
+            with ProcessPoolExecutor(**pool) as executor:
+                rows.append(asdict(case) | executor.submit(_run, case, model).result())
+    return pd.DataFrame(rows)
+
+
+def quick(pipe: RestorationPipeline, size: str) -> pd.DataFrame:
+    """Rows for the pipeline and the machine at hand, in seconds instead of half an hour, in this process."""
+    dtype, device = str(pipe.dtype).removeprefix("torch."), pipe.device.type
+    rows = [(Case(size, dtype, *case), measure(pipe, *case)) for case in QUICK]
+    return pd.DataFrame([asdict(case) | {"device": device} | row for case, row in rows])
+
+
+def recorded(profile: str, here: pd.DataFrame, again: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The benchmark and the hardware it ran on: the committed record, or a new one if there is none or `again` asks.
+
+    The smoke profile has no record; it gets what was measured `here`.
+    """
+    path = artifacts.tables_dir(profile) / f"{TABLE}.csv"
+    if profile == artifacts.DRAFT_PROFILE:
+        return here, hardware()
+    if again or not path.is_file():
+        machine = hardware()
+        return benchmark(RECORD), machine
+    settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
+    return artifacts.read_table(TABLE, profile), settings
+
+
+def _model(case: Case, folder: str) -> str:
+    """Where the weights of a case are: the shipped ones, or random ones in a folder that is made if it is missing."""
+    if case.size == "compact":
+        return "compact"
+    path = Path(folder) / f"{case.size}-{case.dtype}"
+    if not path.exists():
+        import torch
+
+        from srlib.pipeline import build
+
+        build(case.size).to(getattr(torch, case.dtype)).save_pretrained(path)
+    return str(path)
+
+
+def _run(case: Case, model: str) -> dict[str, str | float]:
+    import torch
+
+    from srlib.pipeline import RestorationPipeline
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = RestorationPipeline.from_pretrained(model, dtype=getattr(torch, case.dtype)).to(device)
+    return {"device": device} | measure(pipe, case.audio_s, case.steps)
+
+
+def _music(seconds: float) -> np.ndarray:
+    """A demo test track, repeated to a length: what is restored hardly changes the cost."""
+    from srlib.data import load_dataset
+
+    excerpt = load_dataset("demo", "test")[0].mixture(start=2.0, seconds=min(seconds, _CHUNK_SECONDS))
+    return np.resize(excerpt, round(seconds * SAMPLE_RATE))
+
+
+if __name__ == "__main__":
+    machine = hardware()
+    table = benchmark(RECORD)
+    print(table.to_string(), "written to", artifacts.save_table(table, TABLE, "demo", NOTEBOOK, machine))
