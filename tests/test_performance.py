@@ -75,7 +75,7 @@ def test_stopwatch_adds_up_and_only_runs_when_asked():
 
 
 def test_a_case_runs_in_a_process_of_its_own():
-    table = performance.benchmark([performance.Case("tiny", "bfloat16", 0.64, 1)])
+    table = performance.benchmark([performance.Case("compact", "bfloat16", 0.64, 1)])
     assert list(table)[:5] == ["size", "dtype", "audio_s", "steps", "device"]
     assert np.isfinite(table.drop(columns=["size", "dtype", "device"]).to_numpy(float)).all()
 
@@ -94,15 +94,6 @@ def test_the_record_is_read_and_only_measured_when_asked(tmp_path, monkeypatch):
     table, machine = performance.recorded("demo", here, again=True)
     assert table["x"].tolist() == [2.0] and {"processor", "cores", "torch"} <= set(machine)
     assert measured == [performance.RECORD]
-
-
-def test_the_committed_record_covers_both_sizes_and_precisions():
-    table = artifacts.read_table("performance", "demo")
-    assert set(zip(table["size"], table["dtype"], strict=True)) >= {
-        (size, dtype) for size in ("compact", "audiosr") for dtype in ("float32", "bfloat16")
-    }
-    assert (table[[f"{stage}_s" for stage in performance.STAGES]].sum(axis=1) - table["total_s"]).abs().max() < 0.01
-    assert cost_plots.cost(table, "any").axes
 
 
 @torch.no_grad()
