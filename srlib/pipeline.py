@@ -89,7 +89,8 @@ class RestorationPipeline(DiffusionPipeline):
         """
         path = model_folder(name_or_path)
         if not (path / "model_index.json").is_file():
-            raise SrlibError(f"There is no model in {name_or_path}: give a folder that srlib train wrote, or compact.")
+            folders = "a folder that srlib train or import-audiosr wrote"
+            raise SrlibError(f"There is no model in {name_or_path}: give {folders}, or compact.")
         options = {"local_files_only": True, "use_safetensors": True, "dtype": _precision(path)}
         options["low_cpu_mem_usage"] = False  # or a missing key ends in an error that does not name it
         difference = path / f"{kwargs.get('variant')}.safetensors"

@@ -104,7 +104,7 @@ def test_an_imported_model_trains_on(quick_folder, music, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_precision_ema_and_safetensors(checkpoint, tmp_path, dtype, stored):
+def test_half_precision_ema_and_safetensors(checkpoint, music, tmp_path, dtype, stored):
     save_file(checkpoint, tmp_path / "audiosr.safetensors")
     out = convert.import_audiosr(tmp_path / "audiosr.safetensors", tmp_path / "model", dtype=dtype, ema=True)
     files = [file for part in convert.PREFIXES for file in (out / part).glob("*.safetensors")]
@@ -113,6 +113,8 @@ def test_half_precision_ema_and_safetensors(checkpoint, tmp_path, dtype, stored)
         assert {tensor.dtype for tensor in load_file(file).values()} == {stored}
     unet = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
     assert torch.equal(unet["conv_out.weight"], (0.5 * checkpoint[UNET]).to(stored))
+    restored = RestorationPipeline.from_pretrained(out)(music[:4800], 48_000, 1, cutoff_hz=4000)
+    assert restored.audio.dtype == np.float32 and np.isfinite(restored.audio).all()
 
 
 def test_parts_take_the_tensors_they_are_given(audiosr_weights):
