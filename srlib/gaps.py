@@ -108,13 +108,25 @@ def _carry_on(sound: np.ndarray, samples: int) -> np.ndarray:
     order = min(_ORDER, len(sound) // 3)
     if order < 2 or not sound.any():
         return np.zeros(samples)
-    from librosa import lpc  # slow to import, and few recordings have gaps
-
-    # A trace of noise keeps a pure tone from being predicted without error, which Burg's recursion would divide by.
-    dither = 1e-6 * np.abs(sound).max() * np.random.default_rng(0).standard_normal(len(sound))
-    coefficients = lpc(sound + dither, order=order)
+    coefficients = _predictor(sound, order)
     state = signal.lfiltic([1.0], coefficients, sound[::-1][:order])
     return signal.lfilter([1.0], coefficients, np.zeros(samples), zi=state)[0]
+
+
+def _predictor(sound: np.ndarray, order: int) -> np.ndarray:
+    """Linear prediction coefficients `[order + 1]` by Burg's recursion, whose filter is always stable.
+
+    librosa has it too, but compiles it on first use, which takes longer than all of a restoration.
+    """
+    coefficients = np.zeros(order + 1)
+    coefficients[0] = 1.0
+    forward, backward = sound[1:], sound[:-1]
+    for m in range(order):
+        power = forward @ forward + backward @ backward
+        reflection = -2 * (forward @ backward) / (power + 1e-20)
+        coefficients[1 : m + 2] += reflection * coefficients[m::-1]
+        forward, backward = (forward + reflection * backward)[1:], (backward + reflection * forward)[:-1]
+    return coefficients
 
 
 def _frames_reached(start: float, end: float) -> tuple[int, int]:

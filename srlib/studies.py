@@ -1,0 +1,175 @@
+"""Two studies of the report: which merge removes noise without harm, and what fills a gap best."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from srlib import baselines
+from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
+from srlib.degrade import Degradation, istft, stft
+from srlib.evaluation import Condition, restore, restore_each_merge
+from srlib.metrics import (
+    HEADLINE_HZ,
+    PLAIN_FLOOR,
+    PLAIN_HOP_LENGTH,
+    PLAIN_N_FFT,
+    lsd,
+    plain_power,
+    snr_low_db,
+    tone_suppression_db,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from srlib.pipeline import RestorationPipeline
+
+MERGE_NOISES = (("clean", 0.0), ("tone", 0.2), ("tone", 0.02), ("white", 0.02), ("white", 0.005))
+MERGE_CUTOFFS_HZ = (4000, 8000, 16_000)
+MERGE_SETTINGS = {
+    "merge": "unprocessed: the input; ideal_wiener: the gain that knows the clean spectrum, a mean over 3 x 3 cells",
+    "snr_known_db, snr_gain_db": "below f_3db against the reference as the filter left it; the gain is over the input",
+    "lsd_near_tone": "plain, within 200 Hz of the tone",
+}
+GAP_SECONDS = (0.05, 0.1, 0.25, 0.5)
+GAP_SETTINGS = {
+    "lsd_19k": "plain, over frames with their centre inside the gap",
+    "log_mel_l1": "nat, over frames with their centre inside the gap",
+    "noise": "clean: full band; white: low-passed at 8 kHz, then white noise of amplitude 0.02",
+}
+_NEAR_TONE_HZ = 200.0
+
+
+# ---------------------------------------------------------------------------------------------- merges
+
+
+def compare_merges(
+    pipe: RestorationPipeline,
+    references: Mapping[str, np.ndarray],
+    cutoffs_hz: Sequence[int] = MERGE_CUTOFFS_HZ,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row per noise, amplitude, cutoff and merge: means over `references`, {track: [samples]}."""
+    rows = []
+    for noise, amplitude in MERGE_NOISES:
+        for cutoff_hz in cutoffs_hz:
+            for track, reference in references.items():
+                drawn = Condition(cutoff_hz, noise).degradation(track, seed)
+                degradation = replace(drawn, noise_amplitude=amplitude)
+                degraded = degradation.apply(reference, SAMPLE_RATE)
+                known = replace(degradation, noise_type="none").apply(reference, SAMPLE_RATE)
+                restored = {
+                    "unprocessed": degraded,
+                    **restore_each_merge(pipe, degraded, degradation, seed),
+                    "wiener": baselines.wiener(degraded, SAMPLE_RATE),
+                    "ideal_wiener": ideal_wiener(known, degraded),
+                }
+                before = snr_low_db(known, degraded, degradation.f_3db(SAMPLE_RATE))
+                for merge, wav in restored.items():
+                    row = {"noise": noise, "amplitude": amplitude, "cutoff_hz": cutoff_hz, "merge": merge}
+                    rows.append(row | _merge_scores(reference, known, wav, degradation, before))
+    keys = ["noise", "amplitude", "cutoff_hz", "merge"]
+    return pd.DataFrame(rows).groupby(keys, sort=False, as_index=False).mean()
+
+
+def ideal_wiener(clean: np.ndarray, noisy: np.ndarray) -> np.ndarray:
+    """The Wiener gain of the exact powers of signal and noise, smoothed over 3 x 3 cells: no blind gain is better."""
+    spectrum = stft(noisy.astype(np.float64), N_FFT, HOP_LENGTH)
+    powers = (np.abs(stft(wav.astype(np.float64), N_FFT, HOP_LENGTH)) ** 2 for wav in (clean, noisy - clean))
+    signal, noise = (ndimage.uniform_filter(power, 3, mode="nearest") for power in powers)
+    gain = signal / np.maximum(signal + noise, 1e-30)
+    return istft(spectrum * gain, len(noisy), N_FFT, HOP_LENGTH).astype(np.float32)
+
+
+def _merge_scores(
+    reference: np.ndarray, known: np.ndarray, wav: np.ndarray, degradation: Degradation, before_db: float
+) -> dict[str, float]:
+    after_db = snr_low_db(known, wav, degradation.f_3db(SAMPLE_RATE))
+    scores = {"lsd_19k": lsd(reference, wav, convention="plain", f_high=HEADLINE_HZ), "snr_known_db": after_db}
+    if degradation.noise_type != "none":
+        scores["snr_gain_db"] = after_db - before_db
+    if degradation.noise_type == "tone":
+        tone_hz = degradation.tone_hz
+        scores["tone_suppression_db"] = tone_suppression_db(reference, wav, tone_hz, degradation.noise_amplitude)
+        around = {"f_low": max(tone_hz - _NEAR_TONE_HZ, 0.0), "f_high": tone_hz + _NEAR_TONE_HZ}
+        scores["lsd_near_tone"] = lsd(reference, wav, convention="plain", **around)
+    return scores
+
+
+# ---------------------------------------------------------------------------------------------- gaps
+
+
+def gaps_for(seconds: float, turn: int = 0) -> tuple[tuple[float, float], ...]:
+    """One gap of each length of `GAP_SECONDS` that fits an excerpt four times over; `turn` changes their order."""
+    lengths = [length for length in GAP_SECONDS if 8 * length <= seconds]
+    centres = (np.arange(len(lengths)) + 0.5) * seconds / len(lengths)
+    turned = np.roll(lengths, turn)
+    return tuple((float(c - w / 2), float(c + w / 2)) for c, w in zip(centres, turned, strict=True))
+
+
+def fillings(
+    pipe: RestorationPipeline, degraded: np.ndarray, degradation: Degradation, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """{system: `degraded` [samples] with its gaps filled}: by doing nothing, by simple means, by ours."""
+    repeated, interpolated = degraded.copy(), degraded.copy()
+    envelope = np.abs(stft(degraded.astype(np.float64), N_FFT, HOP_LENGTH))
+    for start, end in degradation.gaps:
+        first, last = round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)
+        repeated[first:last] = np.resize(degraded[max(2 * first - last, 0) : first], last - first)
+        whole = ((first - N_FFT // 2) // HOP_LENGTH, -(-(last + N_FFT // 2) // HOP_LENGTH))  # next to the gap
+        share = np.linspace(0, 1, whole[1] - whole[0] + 1)[:, None]
+        envelope[whole[0] : whole[1] + 1] = (1 - share) * envelope[whole[0]] + share * envelope[whole[1]]
+    noise = stft(np.random.default_rng(seed).standard_normal(len(degraded)), N_FFT, HOP_LENGTH)
+    generated = istft(envelope * noise / np.abs(noise), len(degraded), N_FFT, HOP_LENGTH)
+    for start, end in degradation.gaps:
+        inside = slice(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE))
+        interpolated[inside] = generated[inside]
+    ours = restore(pipe, degraded, degradation, seed).audio
+    return {"silence": degraded, "repetition": repeated, "interpolation": interpolated, "ours": ours}
+
+
+def gap_degradation(track: str, seconds: float, noise: str, turn: int = 0) -> Degradation:
+    """A full-band excerpt with gaps (`clean`), or one that is also low-passed and noisy (`white`)."""
+    gaps, seed = gaps_for(seconds, turn), zlib.crc32(track.encode())
+    if noise == "clean":
+        return Degradation(gaps=gaps, seed=seed)
+    return Degradation(8000, noise_type="white", noise_amplitude=0.02, gaps=gaps, seed=seed)
+
+
+def compare_fillings(pipe: RestorationPipeline, references: Mapping[str, np.ndarray], seed: int = 0) -> pd.DataFrame:
+    """One row per noise, length of gap and system: means over `references`, {track: [samples]}."""
+    rows = []
+    for turn, (track, reference) in enumerate(references.items()):
+        for noise in ("clean", "white"):
+            degradation = gap_degradation(track, len(reference) / SAMPLE_RATE, noise, turn)
+            degraded = degradation.apply(reference, SAMPLE_RATE)
+            truth = _spectra(reference)
+            for system, wav in fillings(pipe, degraded, degradation, seed).items():
+                estimate = _spectra(wav)
+                for gap in degradation.gaps:
+                    row = {"noise": noise, "gap_ms": round(1000 * (gap[1] - gap[0])), "system": system}
+                    rows.append(row | _gap_scores(truth, estimate, gap))
+    return pd.DataFrame(rows).groupby(["noise", "gap_ms", "system"], sort=False, as_index=False).mean()
+
+
+def _spectra(wav: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log10 power to 19 kHz `[frames, bins]` of the plain convention, and log-mel `[frames, 256]`."""
+    import torch
+
+    from srlib.mel import log_mel
+
+    bins = int(HEADLINE_HZ * PLAIN_N_FFT / SAMPLE_RATE) + 1
+    return np.log10(np.maximum(plain_power(wav)[:, :bins], PLAIN_FLOOR)), log_mel(torch.from_numpy(wav))[0, 0].numpy()
+
+
+def _gap_scores(truth: tuple, estimate: tuple, gap: tuple[float, float]) -> dict[str, float]:
+    """Distances over the frames with their centre in a gap; plain frames are centred on multiples of their hop."""
+    centres = np.arange(len(truth[0])) * PLAIN_HOP_LENGTH, (np.arange(len(truth[1])) + 0.5) * HOP_LENGTH
+    inside = [(gap[0] * SAMPLE_RATE <= centre) & (centre < gap[1] * SAMPLE_RATE) for centre in centres]
+    power, mel = (a[i] - b[i] for a, b, i in zip(truth, estimate, inside, strict=True))
+    return {"lsd_19k": float(np.sqrt((power**2).mean(1)).mean()), "log_mel_l1": float(np.abs(mel).mean())}
