@@ -129,12 +129,12 @@ def restore(
 
 
 def restore_each_merge(
-    pipe: RestorationPipeline, degraded: np.ndarray, degradation: Degradation, seed: int = 0
+    pipe: RestorationPipeline, degraded: np.ndarray, degradation: Degradation, seed: int = 0, **options
 ) -> dict[str, np.ndarray]:
-    """{merge: `degraded` [samples] restored with it}, from the same random numbers."""
+    """{merge: `degraded` [samples] restored with it}, from the same random numbers; `options` as in `restore`."""
     from srlib.merge import MERGES
 
-    return {merge: restore(pipe, degraded, degradation, seed, merge=merge).audio for merge in MERGES}
+    return {merge: restore(pipe, degraded, degradation, seed, merge=merge, **options).audio for merge in MERGES}
 
 
 def sampling_steps(

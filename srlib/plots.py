@@ -321,6 +321,23 @@ def lsd_bars(summary: pd.DataFrame, metric: str = "lsd_19k") -> Figure:
     return figure
 
 
+@styled
+def gap_curves(table: pd.DataFrame) -> Figure:
+    """LSD inside gaps against their length (ms) by system, one panel per kind of input (columns of inpainting.csv)."""
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    panels = table.groupby("noise", sort=False)
+    titles = {"clean": "full band", "white": "low-passed, white noise"}
+    colours = {"silence": "black", "repetition": "orange", "interpolation": "green", "ours": "red"}
+    for ax, (noise, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for system, line in rows.groupby("system", sort=False):
+            ax.plot(line["gap_ms"], line["lsd_19k"], "o-", color=PALETTE[colours[system]], markersize=4, label=system)
+        ax.set_title(titles[noise], loc="left")
+        ax.set(xlabel="length of the gap, ms", ylim=(0, None))
+    figure.axes[0].set_ylabel("LSD to 19 kHz in the gap")
+    figure.axes[0].legend()
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------- listening
 
 

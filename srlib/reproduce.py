@@ -72,13 +72,18 @@ CHAIN = (
     _link(
         "06_results",
         "triptych_clean.png triptych_tone_early.png triptych_tone_late.png triptych_white_early.png",
-        "triptych_white_late.png merge_comparison.png results_examples.csv",
+        "triptych_white_late.png merge_comparison.png results_examples.csv merge.csv",
         "example_tone_suppression_db example_white_snr_gain_db",
     ),
     _link(
         "07_lsd_tables",
         "lsd.csv lsd_summary.csv lsd_by_condition.svg lsd_published.csv test_tracks_evaluated",
         *(f"{prefix}_{condition}" for prefix in LSD_NUMBERS for condition in LSD_NUMBER_CONDITIONS),
+    ),
+    _link(
+        "09_inpainting",
+        "inpainting.csv inpainting_by_length.svg inpainting_example.png",
+        "inpainting_lsd_ours inpainting_lsd_interpolation inpainting_lsd_repetition",
     ),
     _link("10_performance", "quality_steps.csv quality_steps.svg performance.csv performance.svg"),
 )

@@ -22,10 +22,13 @@ TABLES = [(name, yaml.safe_load(spec)) for _, name, spec in report.TABLE.findall
 def synthetic_table(spec: dict) -> pd.DataFrame:
     """One row for each row of a pivot, or two rows, with the columns and types that the spec asks for."""
     values = {"": "text_a|b", "d": 1000, "f": 1.5}
+    kept = {name: value[0] if isinstance(value, list) else value for name, value in spec.get("where", {}).items()}
     if "cell" in spec:
         cell = dict.fromkeys(re.findall(r"\{(\w+):", spec["cell"]), 1.25)
-        return pd.DataFrame([{spec["rows"]: name, spec["columns"]: 8, **cell} for name in spec.get("order", "ab")])
-    return pd.DataFrame({name: [values[form[-1:]]] * 2 for name, (_, form) in spec["columns"].items()})
+        rows = spec.get("order", "ab")
+        return pd.DataFrame([{**kept, spec["rows"]: name, spec["columns"]: 8, **cell} for name in rows])
+    columns = {name: [values[form[-1:]]] * 2 for name, (_, form) in spec["columns"].items()}
+    return pd.DataFrame(columns | {name: [value] * 2 for name, value in kept.items()})
 
 
 def synthetic_summary() -> pd.DataFrame:
