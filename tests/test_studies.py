@@ -1,0 +1,55 @@
+"""The studies of merges and gaps: the reference points are what they claim to be, and every cell is filled."""
+
+import numpy as np
+import pytest
+
+from srlib import baselines, studies
+from srlib.config import SAMPLE_RATE
+from srlib.degrade import Degradation
+from srlib.metrics import lsd, snr_db
+
+
+def test_the_ideal_wiener_gain_is_the_limit_of_gains(music):
+    noisy = Degradation(noise_type="white", noise_amplitude=0.02).apply(0.3 * music, SAMPLE_RATE)
+    ideal, blind = (snr_db(0.3 * music, wav) for wav in (studies.ideal_wiener(0.3 * music, noisy), wiener(noisy)))
+    assert ideal > blind > snr_db(0.3 * music, noisy)
+    assert snr_db(music, studies.ideal_wiener(music, music)) > 100
+
+
+def wiener(noisy):
+    return baselines.wiener(noisy, SAMPLE_RATE)
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(5.12, 4), (1.28, 2), (0.3, 0)])
+def test_gaps_fit_the_excerpt_and_lie_apart(seconds, count):
+    for turn in range(4):
+        gaps = studies.gaps_for(seconds, turn)
+        assert len(gaps) == count
+        edges = [0.0, *np.ravel(gaps), seconds]
+        assert np.diff(edges).min() >= 0.04
+    assert {studies.gaps_for(5.12, turn) for turn in range(4)} == {studies.gaps_for(5.12, turn) for turn in range(8)}
+
+
+def test_interpolation_and_repetition_fill_steady_noise_as_well_as_noise_can(tiny_pipeline):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE).astype(np.float32)
+    degradation = Degradation(gaps=((1.0, 1.2),))
+    degraded = degradation.apply(noise, SAMPLE_RATE)
+    filled = studies.fillings(tiny_pipeline, degraded, degradation)
+    gap = slice(SAMPLE_RATE, SAMPLE_RATE + SAMPLE_RATE // 5)
+    for system in ("repetition", "interpolation"):
+        assert np.array_equal(filled[system][: gap.start], noise[: gap.start])
+        assert np.array_equal(filled[system][gap.stop :], noise[gap.stop :])
+        assert lsd(noise[gap], filled[system][gap], convention="plain") < 0.9  # two independent noises: 0.79
+        assert filled[system][gap].std() == pytest.approx(0.1, rel=0.15)
+    assert filled["silence"] is degraded
+
+
+def test_each_table_has_a_row_for_everything_it_compares(tiny_pipeline, music):
+    references = {"a": music[: round(1.28 * SAMPLE_RATE)]}
+    gaps = studies.compare_fillings(tiny_pipeline, references)
+    assert len(gaps) == 2 * 2 * 4  # noises, lengths that fit, systems
+    assert np.isfinite(gaps[["lsd_19k", "log_mel_l1"]]).all(axis=None)
+    merges = studies.compare_merges(tiny_pipeline, references, (8000,))
+    assert len(merges) == 5 * 6
+    assert merges["lsd_near_tone"].notna().equals(merges["noise"] == "tone")
+    assert (merges[(merges["merge"] == "unprocessed") & (merges["noise"] != "clean")]["snr_gain_db"] == 0).all()
