@@ -43,7 +43,7 @@ class SpectrumDiscriminator(nn.Module):
         for layer in self.layers:
             spectrum = F.leaky_relu(layer(spectrum), 0.2)
             features.append(spectrum)
-        return self.score(spectrum), features
+        return self.score(spectrum).float(), features  # near one, bfloat16 has two digits
 
 
 def whitened(

@@ -66,6 +66,15 @@ def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def thinned(runs: dict[str, pd.DataFrame], rows: int = 25) -> pd.DataFrame:
+    """The logs of all runs in one table: some `rows` of each, evenly spaced, and every validation."""
+    kept = []
+    for log in runs.values():
+        every = -(-len(log) // rows)
+        kept.append(log[(log.index % every == 0) | log["val/lsd"].notna()])
+    return pd.concat(kept, ignore_index=True)
+
+
 def early_example(noise: str, folder: Path = SHIPPED / "early") -> Example:
     """What the model made of a validation clip early in the run that met a noise first; `noise` is "tone" or "white".
 

@@ -289,6 +289,12 @@ def summarise(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return summary
 
 
+def quality(summary: pd.DataFrame) -> pd.DataFrame:
+    """Condition by system: the headline, its ratio to the oracle, and what stands beside it against blur."""
+    measures = ["lsd_19k", "ratio", "level_high_db", "texture_high", "log_mel_l1"]
+    return summary[["condition", "system", "merge", "tracks", *measures]]
+
+
 def published() -> pd.DataFrame:
     """LSD of others by cutoff (kHz), on other music and by other tools: not comparable with the table above."""
     music, source = "AudioStock, 100 tracks, not public (ssr_eval)", "AudioSR, arXiv 2309.07314, table 1"

@@ -66,7 +66,7 @@ CHAIN = (
     ),
     _link(
         "05_training",
-        "live_training.svg training_runs.csv loss_curve.svg lsd_vs_step.svg",
+        "live_training.svg training_runs.csv training_log.csv loss_curve.svg lsd_vs_step.svg",
         "training_minutes_total training_steps_ldm live_loss_first live_loss_last",
     ),
     _link(
@@ -77,8 +77,14 @@ CHAIN = (
     ),
     _link(
         "07_lsd_tables",
-        "lsd.csv lsd_summary.csv lsd_by_condition.svg lsd_published.csv test_tracks_evaluated",
+        "lsd.csv lsd_summary.csv quality.csv ablations.csv lsd_by_condition.svg lsd_published.csv",
+        "test_tracks_evaluated",
         *(f"{prefix}_{condition}" for prefix in LSD_NUMBERS for condition in LSD_NUMBER_CONDITIONS),
+    ),
+    _link(
+        "08_lsd_sensitivity",
+        "lsd_sensitivity.csv lsd_choices.svg lsd_unprocessed_lowest lsd_unprocessed_highest",
+        "lsd_restored_lowest lsd_restored_highest lsd_half_silent_itself lsd_delay_1120",
     ),
     _link(
         "09_inpainting",
