@@ -1,6 +1,7 @@
 """What a restoration costs: time by stage and peak memory, for model sizes, precisions, steps and lengths.
 
-    python -m srlib.performance     measures everything in the record anew and writes it, in about half an hour
+    python -m srlib.performance [performance] [restore_speed]     measures both records anew, or the one that is named,
+                                                                  and writes them, in about half an hour
 
 A case is measured in a process of its own, from the loading of the weights on. The full size has random weights, which
 say nothing of quality and all of speed.
@@ -54,6 +55,7 @@ RECORD = (
     *(Case("audiosr", "bfloat16", steps=steps) for steps in (1, 50)),
     *(Case("audiosr", steps=steps) for steps in (1, 50)),
 )
+FILES_TABLE, FILES = "restore_speed", ((10.0, 1), (60.0, 1), (60.0, 2), (60.0, 6), (300.0, 2))  # seconds, channels
 QUICK = ((_CHUNK_SECONDS, 1), (_CHUNK_SECONDS, 4), (5.0, 1))  # seconds of audio and steps
 
 
@@ -68,10 +70,7 @@ def measure(pipe: RestorationPipeline, audio_s: float, steps: int) -> dict[str, 
 
     wav, on_gpu = _music(audio_s), pipe.device.type == "cuda"
     pipe(wav[: SAMPLE_RATE // 2], SAMPLE_RATE, num_inference_steps=1, cutoff_hz=4000.0)  # libraries warm up
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    elif _CLEAR.exists():
-        _CLEAR.write_text("5")  # the peak starts again from what is held now
+    _forget_peak(on_gpu)
     started = time.process_time()
     with stopwatch() as seconds:
         pipe(wav, SAMPLE_RATE, num_inference_steps=steps, cutoff_hz=4000.0)
@@ -80,6 +79,35 @@ def measure(pipe: RestorationPipeline, audio_s: float, steps: int) -> dict[str, 
     row = {f"{stage}_s": seconds.get(stage, 0.0) for stage in (*STAGES, "total")}
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_memory()
     return row | {"cpu_s": cpu_s, "real_time_factor": seconds["total"] / audio_s, "peak_gib": peak / 2**30}
+
+
+def measure_file(pipe: RestorationPipeline, audio_s: float, channels: int) -> dict[str, float]:
+    """As `measure`, in total, for a file that is restored as the command line does: chunk by chunk, cutoff detected."""
+    import torch
+
+    from srlib import audio
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "input.flac"
+        audio.write(source, np.stack([np.roll(_music(audio_s), 4800 * i) for i in range(channels)]), SAMPLE_RATE)
+        on_gpu = pipe.device.type == "cuda"
+        _forget_peak(on_gpu)
+        wall, cpu = time.perf_counter(), time.process_time()
+        pipe.restore_file(source, Path(folder) / "output.wav")
+        total_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_memory()
+    row = {"audio_s": audio_s, "channels": channels, "total_s": total_s, "cpu_s": cpu_s}
+    return row | {"real_time_factor": total_s / audio_s, "cpu_factor": cpu_s / audio_s, "peak_gib": peak / 2**30}
+
+
+def _forget_peak(on_gpu: bool) -> None:
+    """Let the peak start again from what is held now, where the system can."""
+    import torch
+
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5")
 
 
 def peak_memory() -> int:
@@ -120,9 +148,14 @@ def benchmark(cases: Iterable[Case]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _in_fresh_process(function: Callable[[Case, str], R], case: Case, model: str) -> R:
+def file_benchmark() -> pd.DataFrame:
+    """One row for each of FILES with the shipped model, each from a fresh process."""
+    return pd.DataFrame([_in_fresh_process(_run_file, *case) for case in FILES])
+
+
+def _in_fresh_process(function: Callable[..., R], *arguments: object) -> R:
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as executor:
-        return executor.submit(function, case, model).result()
+        return executor.submit(function, *arguments).result()
 
 
 def quick(pipe: RestorationPipeline, size: str) -> pd.DataFrame:
@@ -137,14 +170,28 @@ def recorded(profile: str, here: pd.DataFrame, again: bool = False) -> tuple[pd.
 
     The smoke profile has no record; it gets what was measured `here`.
     """
-    path = artifacts.tables_dir(profile) / f"{TABLE}.csv"
+    return _recorded(TABLE, profile, here, lambda: benchmark(RECORD), again)
+
+
+def recorded_files(
+    profile: str, pipe: RestorationPipeline, again: bool = False
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """As `recorded`, for whole files; the smoke profile measures a second of stereo with its own pipeline."""
+    here = pd.DataFrame([measure_file(pipe, 1.0, 2)]) if profile == artifacts.DRAFT_PROFILE else pd.DataFrame()
+    return _recorded(FILES_TABLE, profile, here, file_benchmark, again)
+
+
+def _recorded(
+    name: str, profile: str, here: pd.DataFrame, measure_all: Callable[[], pd.DataFrame], again: bool
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    path = artifacts.tables_dir(profile) / f"{name}.csv"
     if profile == artifacts.DRAFT_PROFILE:
         return here, hardware()
     if again or not path.is_file():
         machine = hardware()
-        return benchmark(RECORD), machine
+        return measure_all(), machine
     settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
-    return artifacts.read_table(TABLE, profile), settings
+    return artifacts.read_table(name, profile), settings
 
 
 def _write(case: Case, model: str) -> None:
@@ -165,6 +212,15 @@ def _run(case: Case, model: str) -> dict[str, str | float]:
     return {"device": device} | measure(pipe, case.audio_s, case.steps)
 
 
+def _run_file(audio_s: float, channels: int) -> dict[str, float]:
+    import torch
+
+    from srlib.pipeline import RestorationPipeline
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return measure_file(RestorationPipeline.from_pretrained("compact").to(device), audio_s, channels)
+
+
 def _music(seconds: float) -> np.ndarray:
     """A demo test track, repeated to a length: what is restored hardly changes the cost."""
     from srlib.data import load_dataset
@@ -174,6 +230,8 @@ def _music(seconds: float) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    machine = hardware()
-    table = benchmark(RECORD)
-    print(table.to_string(), "written to", artifacts.save_table(table, TABLE, "demo", NOTEBOOK, machine))
+    for name, measure_all in ((FILES_TABLE, file_benchmark), (TABLE, lambda: benchmark(RECORD))):
+        if name in (sys.argv[1:] or (TABLE, FILES_TABLE)):
+            machine = hardware()
+            table = measure_all()
+            print(table.to_string(), "written to", artifacts.save_table(table, name, "demo", NOTEBOOK, machine))

@@ -91,7 +91,7 @@ CHAIN = (
         "inpainting.csv inpainting_by_length.svg inpainting_example.png",
         "inpainting_lsd_ours inpainting_lsd_interpolation inpainting_lsd_repetition",
     ),
-    _link("10_performance", "quality_steps.csv quality_steps.svg performance.csv performance.svg"),
+    _link("10_performance", "quality_steps.csv quality_steps.svg performance.csv performance.svg restore_speed.csv"),
 )
 
 

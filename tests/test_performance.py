@@ -54,6 +54,14 @@ def test_measure_times_every_stage(tiny_pipeline):
     assert 0.1 < row["peak_gib"] < 16
 
 
+def test_measure_file_restores_every_channel(tiny_pipeline):
+    row = performance.measure_file(tiny_pipeline, 0.64, 3)
+    assert (row["audio_s"], row["channels"]) == (0.64, 3)
+    assert row["real_time_factor"] == pytest.approx(row["total_s"] / 0.64)
+    assert row["cpu_factor"] == pytest.approx(row["cpu_s"] / 0.64)
+    assert 0.1 < row["peak_gib"] < 16
+
+
 def test_peak_memory_sees_what_was_held_and_let_go():
     script = "from srlib.performance import peak_memory as peak; a = peak(); b = bytearray(2**28); del b"
     script += "; b = bytearray(b'1') * 2**28; del b; print(peak() - a)"
