@@ -91,7 +91,7 @@ def listen(
         mixed = analysis.layout.mix(wav)
         said = evidence(mixed, prepared.chunk.local(analysis.gaps))
         if band is None:
-            detector.add(mixed, said)
+            detector.add(mixed)
         if said is not None:
             noisy.append(torch.sigmoid(said[2]).cpu().numpy())
         for floor, source in zip(floors, wav, strict=True):

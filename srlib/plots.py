@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -201,6 +202,31 @@ def filter_responses(
     figure.supylabel("gain, dB", fontsize=9)
     figure.supxlabel("frequency, kHz   (dotted: design cutoff; dashed: -3 and -20 dB)", fontsize=9)
     figure.suptitle(title, fontsize=10)
+    return figure
+
+
+@styled
+def cutoff_detection(detected: pd.DataFrame) -> Figure:
+    """Detected edges over true transitions, ours beside AudioSR's; one row a clip, as `detection.detect` returns."""
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    limits = np.array([1.5, 25.0])
+    titles = {"ours_hz": "ours", "roll_off_hz": "98.5 % roll-off (AudioSR)"}
+    for ax, (column, title) in zip(axes, titles.items(), strict=True):
+        ax.fill_between(limits, 0.9 * limits, 1.1 * limits, color="#eeeeee", linewidth=0)
+        for (group, rows), colour in zip(detected.groupby("group", sort=False), PALETTE.values(), strict=False):
+            x = np.sqrt(rows["low_hz"] * rows["high_hz"]) / 1000.0
+            across = np.abs(np.vstack([rows["low_hz"], rows["high_hz"]]) / 1000.0 - x.to_numpy())
+            ax.errorbar(x, rows[column] / 1000.0, xerr=across, fmt="o", color=colour, markersize=3, alpha=0.6,
+                        elinewidth=0.5, label=group)  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlim=limits, ylim=(1.0, 26.0), xlabel="true transition, kHz")
+        ax.set_title(title, loc="left")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(matplotlib.ticker.FixedLocator([2, 4, 8, 16]))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes[0].set_ylabel("detected edge, kHz")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -36,6 +36,10 @@ class Notebook:
 
 # Notebook 07 saves one number of each kind for each of these conditions.
 LSD_NUMBERS = ("lsd19_ours", "ratio_ours", "lsd19_unprocessed", "lsd19_ridge", "lsd19_oracle")
+DETECTOR_NUMBERS = {
+    "filter": "filter", "tone": "filter, then tone", "white": "filter, then white noise", "coder": "coder",
+    "sample_rate": "sample rate", "full": "full band",
+}  # fmt: skip
 LSD_NUMBER_CONDITIONS = ("clean_4k", "clean_8k", "clean_16k", "tone_8k", "white_8k")
 
 
@@ -54,6 +58,8 @@ CHAIN = (
     _link(
         "02_degradation",
         "filters.csv filter_responses.svg degradation_examples.png filter_f3db_min filter_f3db_max",
+        "cutoff_detection.csv cutoff_detection.svg detector_filter_roll_off",
+        *(f"detector_{name}" for name in DETECTOR_NUMBERS),
     ),
     _link(
         "03_vae",
