@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import itertools
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +51,21 @@ class Case:
         if edge_hz >= FULL_FROM_HZ:
             return cls(group, detail, FULL_FROM_HZ, SAMPLE_RATE / 2, wav)
         return cls(group, detail, edge_hz, edge_hz, wav)
+
+
+def cases(
+    references: Sequence[np.ndarray],
+    cutoffs_hz: Sequence[float],
+    orders: Sequence[int],
+    coded_tracks: int,
+    seed: int = 0,
+) -> Iterator[Case]:
+    """All of the cases below; the first `coded_tracks` of the references are coded and resampled."""
+    few = references[:coded_tracks]
+    yield from filter_cases(references, cutoffs_hz, orders, seed)
+    yield from full_cases(references, seed)
+    yield from coder_cases(few)
+    yield from resampled_cases(few)
 
 
 def filter_cases(
@@ -135,10 +149,10 @@ def coder_edge_hz(coder: str, setting: float) -> float:
     return float(freqs_hz[np.flatnonzero(power > level / 100)[-1]])
 
 
-def detect(*cases: Iterator[Case]) -> pd.DataFrame:
+def detect(cases: Iterable[Case]) -> pd.DataFrame:
     """One row a case: our edge and AudioSR's, whether each lies within the tolerance, and how far off it is."""
     rows = []
-    for case in itertools.chain(*cases):
+    for case in cases:
         wav = torch.from_numpy(np.asarray(case.wav, dtype=np.float32))
         row = {"group": case.group, "detail": case.detail, "low_hz": case.low_hz, "high_hz": case.high_hz}
         for name, edge_hz in (("ours", detect_band(wav).known_hz), ("roll_off", roll_off_hz(wav))):
@@ -160,3 +174,10 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.assign(detail="all").groupby(["group", "detail"], sort=False, as_index=False).agg(**means)
     order = {group: i for i, group in enumerate(groups["group"])}
     return pd.concat([details, groups]).sort_values("group", key=lambda names: names.map(order), kind="stable")
+
+
+def shares(summary: pd.DataFrame) -> dict[str, float]:
+    """Numbers for the text: shares inside the tolerance in %, ours by group, AudioSR's on filtered music."""
+    groups = summary[summary["detail"] == "all"].set_index("group")
+    ours = {f"detector_{name}": 100 * groups.loc[group, "ours_inside"] for name, group in NUMBERS.items()}
+    return ours | {"detector_filter_roll_off": 100 * groups.loc[NUMBERS["filter"], "roll_off_inside"]}

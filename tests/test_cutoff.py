@@ -129,7 +129,7 @@ def test_summary_counts_what_lies_inside():
     noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
     cut = Degradation(6000, "boxcar").apply(noise, SAMPLE_RATE)
     cases = [detection.Case("a", detail, edge, edge, cut) for detail, edge in (("right", 6000.0), ("wrong", 3000.0))]
-    table = detection.summarise(detection.detect(iter(cases))).set_index(["group", "detail"])
+    table = detection.summarise(detection.detect(cases)).set_index(["group", "detail"])
     assert table.loc[("a", "right"), "ours_inside"] == 1
     assert table.loc[("a", "wrong"), "ours_inside"] == 0
     assert table.loc[("a", "wrong"), "ours_off"] > 80

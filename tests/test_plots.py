@@ -36,6 +36,11 @@ def lsd_summary() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def detected_edges() -> pd.DataFrame:
+    rows = [("filter", 3800, 4600, 4000, 3600), ("full band", 18_500, 24_000, 24_000, 9000)]
+    return pd.DataFrame(rows, columns=["group", "low_hz", "high_hz", "ours_hz", "roll_off_hz"])
+
+
 RESPONSES = {family: {2: np.linspace(1, 0, 50), 8: np.linspace(1, 0, 50) ** 4} for family in "abcd"}
 FIGURES = {
     "spectrogram": lambda: plots.spectrogram(tone(1000), title="tone"),
@@ -44,6 +49,7 @@ FIGURES = {
     "log_mels": lambda: plots.log_mels({"a": np.zeros((20, 256)) - 5}, np.geomspace(20, 24000, 258)),
     "bandwidth_histogram": lambda: plots.bandwidth_histogram({"train": [19.0, 20.5], "test": [16.0]}),
     "filter_responses": lambda: plots.filter_responses(RESPONSES, np.linspace(0, 24000, 50), 8000),
+    "cutoff_detection": lambda: plots.cutoff_detection(detected_edges()),
     "noise_schedule": lambda: plots.noise_schedule(np.linspace(0.999, 0, 100), [99, 50, 0]),
     "loss_curves": lambda: plots.loss_curves({"loss": {"one": training_log(), "two": training_log()}}),
     "lsd_vs_step": lambda: plots.lsd_vs_step({"one": training_log()}, {"unprocessed": 2.0}),
