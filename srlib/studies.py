@@ -65,12 +65,11 @@ def compare_merges(
                 degradation = replace(drawn, noise_amplitude=amplitude)
                 degraded = degradation.apply(reference, SAMPLE_RATE)
                 known = replace(degradation, noise_type="none").apply(reference, SAMPLE_RATE)
-                restored = {
-                    "unprocessed": degraded,
-                    **restore_each_merge(pipe, degraded, degradation, seed, num_inference_steps=0),
-                    "wiener": baselines.wiener(degraded, SAMPLE_RATE),
-                    "ideal_wiener": ideal_wiener(known, degraded),
-                }
+                restored = {"unprocessed": degraded}
+                restored |= restore_each_merge(pipe, degraded, degradation, seed, num_inference_steps=0)
+                if noise == "white":
+                    restored["wiener"] = baselines.wiener(degraded, SAMPLE_RATE)
+                    restored["ideal_wiener"] = ideal_wiener(known, degraded)
                 before = snr_low_db(known, degraded, degradation.f_3db(SAMPLE_RATE))
                 for merge, wav in restored.items():
                     row = {"noise": noise, "amplitude": amplitude, "cutoff_hz": cutoff_hz, "merge": merge}
@@ -83,8 +82,9 @@ def ideal_wiener(clean: np.ndarray, noisy: np.ndarray) -> np.ndarray:
     """The Wiener gain of the exact powers of signal and noise, smoothed over 3 x 3 cells: no blind gain is better."""
     spectrum = stft(noisy.astype(np.float64), N_FFT, HOP_LENGTH)
     powers = (np.abs(stft(wav.astype(np.float64), N_FFT, HOP_LENGTH)) ** 2 for wav in (clean, noisy - clean))
-    signal, noise = (ndimage.uniform_filter(power, 3, mode="nearest") for power in powers)
-    gain = signal / np.maximum(signal + noise, 1e-30)
+    # The filter's running sums leave rounding errors that may be negative.
+    signal, noise = (np.maximum(ndimage.uniform_filter(power, 3, mode="nearest"), 1e-12) for power in powers)
+    gain = signal / (signal + noise)
     return istft(spectrum * gain, len(noisy), N_FFT, HOP_LENGTH).astype(np.float32)
 
 
