@@ -162,6 +162,7 @@ def test_readme_and_model_card_get_their_results(project):
     for path in report.update_readme("demo"):
         text = path.read_text(encoding="utf-8")
         assert "stale rows" not in text and "1.25 (1.10)" in text and "profile `demo`" in text
+    assert "| Run | Stage |" in (project / "report" / "model_card.md").read_text(encoding="utf-8")
     before = (project / "README.md").read_bytes()
     report.update_readme("demo")
     assert (project / "README.md").read_bytes() == before
