@@ -104,6 +104,6 @@ def listen(
 def _within_sampled(band: Band, sample_rate: int) -> Band:
     """A band that ends where the recording's own rate makes it end."""
     nyquist = sample_rate / 2
-    if band.known_hz < nyquist or nyquist > FULL_BAND.known_hz:
+    if band.known_hz < nyquist or nyquist >= FULL_BAND.known_hz:
         return band
     return Band.at(0.95 * nyquist)  # nothing above was sampled
