@@ -128,7 +128,7 @@ class MelResUNet(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, channels: tuple[int, ...] = (16, 32, 48, 64), layers: int = 1, latent_channels: int = 16
+        self, channels: tuple[int, ...] = (16, 24, 32, 48), layers: int = 1, latent_channels: int = 16
     ) -> None:
         super().__init__()
         self.unet = UNet2DModel(
