@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -49,5 +51,5 @@ def cost(table: pd.DataFrame, title: str = "") -> Figure:
         ax.grid(axis="y", visible=False)
     axes[-1].set_xlabel("seconds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(STAGES))
-    figure.suptitle(title, fontsize=8)
+    figure.suptitle(textwrap.fill(title, 100), fontsize=8)
     return figure

@@ -104,6 +104,14 @@ def test_the_record_is_read_and_only_measured_when_asked(tmp_path, monkeypatch):
     assert measured == [performance.RECORD]
 
 
+def test_the_committed_record_holds_both_sizes_and_adds_up():
+    table = artifacts.read_table("performance", "demo")
+    assert {"compact", "audiosr"} == set(table["size"])
+    stages = table[[f"{stage}_s" for stage in performance.STAGES]].sum(axis=1)
+    np.testing.assert_allclose(stages, table["total_s"], rtol=1e-4)
+    assert len(cost_plots.cost(table, "any").axes) == 2
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("tile_frames", [128, 100, 40])
 def test_tiles_do_not_change_what_hifigan_says(hifigan, mel, tile_frames):
