@@ -1,7 +1,7 @@
 """Training input: audio decoded once to 16-bit samples, seeded crops, augmentation and degradation in one FFT.
 
-A zero-phase filter multiplies the spectrum by |H(f)|^2, so filters of every family and order, the random tilt and
-the random coder-like low-pass of a batch cost one real FFT and its inverses, on the device of the model.
+A zero-phase filter multiplies the spectrum by |H(f)|^2, so filters of every family and order and the random tilt of a
+batch cost one real FFT and its inverses, on the device of the model.
 Everything random in a batch is a function of (seed, step): training that resumes draws the same data.
 """
 
@@ -25,7 +25,8 @@ from srlib.mel import band_edges_hz
 
 _MARGIN = 4096  # samples dropped at both ends, where the circular convolution wraps
 _RESPONSE_POINTS = 4097  # of a filter's response, interpolated to the bins of the FFT
-_MIX_PROBABILITY, _TILT_PROBABILITY, _CODER_PROBABILITY, _FULL_BAND_PROBABILITY = 0.15, 0.5, 0.25, 0.06
+_MIX_PROBABILITY, _TILT_PROBABILITY, _FULL_BAND_PROBABILITY = 0.15, 0.5, 0.06
+PASSED = 10 ** (-3 / 20)  # gain of the filter from which a band is known
 
 
 @dataclass
@@ -66,11 +67,13 @@ class Corpus:
     def crop(self, rng: np.random.Generator, samples: int, track: int | None = None) -> tuple[np.ndarray, float]:
         """A random crop, float32 `[samples]` (short tracks are repeated), and its track's bandwidth in Hz.
 
-        Without a track every second of the corpus is as likely as any other.
+        Without a track one is drawn by the root of its length: a long one holds more music than a short one, but less
+        in each second.
         """
         lengths = np.diff(self.starts)
         if track is None:
-            track = rng.choice(len(lengths), p=lengths / lengths.sum())
+            share = np.sqrt(lengths)
+            track = rng.choice(len(lengths), p=share / share.sum())
         start = int(rng.integers(max(1, lengths[track] - samples)))
         piece = self.audio[self.starts[track] :][start : min(start + samples, lengths[track])]
         return np.resize(piece, samples).astype(np.float32) / 32768, float(self.bandwidth_hz[track])
@@ -120,6 +123,12 @@ class Batch:
     bandwidth_hz: torch.Tensor
     response: torch.Tensor
     degradations: list[Degradation]
+
+    @property
+    def known_bands(self) -> torch.Tensor:
+        """Number of mel bands `[batch]` that the filter passes and the reference has."""
+        centres = torch.from_numpy(band_edges_hz()[1:-1]).to(self.bandwidth_hz)
+        return ((self.response > PASSED) & (centres[None] <= self.bandwidth_hz[:, None])).sum(1)
 
 
 def draw(
@@ -185,7 +194,7 @@ class Prefetcher:
 def _augment(
     corpus: Corpus, rng: np.random.Generator, wav: np.ndarray, bandwidth: float
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Mix with a second track, change polarity, level and tilt, and cut as a lossy coder would."""
+    """Mix with a second track, change polarity, level and tilt."""
     if rng.random() < _MIX_PROBABILITY:
         other, other_bandwidth = corpus.crop(rng, len(wav))
         wav = wav + rng.uniform(0.3, 1.0) * other
@@ -195,10 +204,6 @@ def _augment(
     freqs_hz = np.linspace(0, SAMPLE_RATE / 2, _RESPONSE_POINTS)
     tilt_db = rng.uniform(-2, 2) * (rng.random() < _TILT_PROBABILITY)  # dB an octave around 1 kHz
     shape = 10 ** (tilt_db * np.log2(np.maximum(freqs_hz, 50) / 1000) / 20)
-    if rng.random() < _CODER_PROBABILITY:
-        edge = rng.uniform(15_000, 21_000)
-        shape *= np.clip((edge + 150 - freqs_hz) / 300, 0, 1)
-        bandwidth = min(bandwidth, edge)
     return (gain * wav).astype(np.float32), bandwidth, shape
 
 

@@ -24,7 +24,10 @@ LOG_MEL_CENTRE, LOG_MEL_SPREAD = -5.0, 3.0
 _QUANTILES = (0.1, 0.5, 0.9)
 # One linear expert for each of these cutoffs (Hz; the last is full band) and each kind of noise.
 EXPERT_CUTOFFS_HZ = (2000, 2600, 3300, 4200, 5400, 7000, 9000, 11_000, 13_000, 16_000, 24_000)
-EXPERT_NOISES = ("none", "tone", "white")
+NOISES = ("none", "tone", "white")
+# Added to the variance of each band when the missing ones are inferred: keeps loud, similar bands from being trusted
+# to more digits than the next clip has in common with the corpus.
+_BAND_VARIANCE = 0.03
 
 
 class ConvNeXtBlock(nn.Module):
@@ -50,21 +53,24 @@ class RegressorOutput(BaseOutput):
 
     `log_mel` `[batch, 1, frames, 256]` is the clean estimate. `evidence` `[batch, 3, 256]` are logits for each band of
     the whole clip: that the filter passes it (above -3 dB), that it is not missing (above -20 dB), that it is noisy.
-    `gate` `[batch, 33]` are logits of the experts.
+    `passed` `[batch, 256]` are the first of these as the levels alone show them, `noise` `[batch, 3]` logits of the
+    kinds of noise.
     """
 
     log_mel: torch.Tensor | None = None
     evidence: torch.Tensor | None = None
-    gate: torch.Tensor | None = None
+    passed: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
 
 
 class MelRegressor(ModelMixin, ConfigMixin):
     """Clean log-mel from a degraded one, and what was done to it.
 
-    Linear experts, one for each cutoff and kind of noise, map a frame to the clean frame; they are ridge regressions
-    with a closed form (`srlib.experts`) and not trained further. A gate that sees the clip's level quantiles in every
-    band mixes them, and ConvNeXt blocks, which start at zero, correct what they say. Stationary noise and tones show
-    in the quantiles as levels that a band never falls below.
+    Without noise the missing bands are first inferred from the known ones by the mean of a normal distribution of
+    whole frames, fitted to music (`srlib.experts`); with noise, by ridge regressions from degraded to clean frames, one
+    for each cutoff and kind of noise. Both have a closed form and are not trained further. ConvNeXt blocks, which start
+    at zero, correct what they say. Stationary noise and tones show in a clip's level quantiles as levels that a band
+    never falls below.
     """
 
     @register_to_config
@@ -77,53 +83,71 @@ class MelRegressor(ModelMixin, ConfigMixin):
         latent_channels: int = 16,
     ) -> None:
         super().__init__()
-        experts = len(EXPERT_CUTOFFS_HZ) * len(EXPERT_NOISES)
+        noisy = (len(NOISES) - 1) * len(EXPERT_CUTOFFS_HZ)
         identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
-        self.register_buffer("experts", identity.repeat(experts, 1, 1))  # [33, 256 + 1, 256], the last row constant
+        self.register_buffer("experts", identity.repeat(noisy, 1, 1))  # [22, 256 + 1, 256], the last row constant
+        self.register_buffer("frame_mean", torch.zeros(N_MELS))
+        self.register_buffer("frame_covariance", torch.eye(N_MELS))
         # Spread of what the base leaves over, by latent channel: the scale of what the diffusion model generates.
         self.register_buffer("residual_std", torch.ones(latent_channels))
-        self.gate = nn.Sequential(
-            nn.Linear(len(_QUANTILES) * N_MELS, hidden_size), nn.GELU(), nn.Linear(hidden_size, experts)
-        )
-        self.embed = nn.Linear((2 + len(_QUANTILES)) * N_MELS, hidden_size)
+        levels = len(_QUANTILES) * N_MELS
+        self.passed = _head(levels, hidden_size, N_MELS)
+        self.noise = _head(levels + N_MELS, hidden_size, len(NOISES))
+        self.embed = nn.Linear(3 * N_MELS + levels, hidden_size)
         self.blocks = nn.ModuleList(ConvNeXtBlock(hidden_size, kernel_size, expansion) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, N_MELS)
-        self.evidence = nn.Sequential(
-            nn.Linear(2 * hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, 3 * N_MELS)
-        )
+        self.evidence = _head(2 * hidden_size, hidden_size, 3 * N_MELS)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, log_mel: torch.Tensor) -> RegressorOutput:
+    def forward(self, log_mel: torch.Tensor, known_bands: torch.Tensor | None = None) -> RegressorOutput:
+        """Estimate `[batch, 1, frames, 256]`; without `known_bands` `[batch]`, how many pass the filter, it guesses."""
         frames = normalise(log_mel[:, 0])  # (B, T, 256)
         fractions = torch.tensor(_QUANTILES, device=frames.device)
         levels = torch.quantile(frames.float(), fractions, dim=1).to(frames).transpose(0, 1).flatten(1)  # (B, 768)
-        gate = self.gate(levels.to(self.dtype))
-        linear = self._linear(frames, gate)
-        features = torch.cat([frames, linear, levels[:, None].expand(-1, frames.shape[1], -1)], dim=-1)
+        passed = self.passed(levels.to(self.dtype)).float()
+        if known_bands is None:
+            known_bands = torch.sigmoid(passed).sum(1).round().long()
+        known = (torch.arange(N_MELS, device=frames.device) < known_bands[:, None]).to(levels)  # (B, 256)
+        clip = torch.cat([levels, known], dim=1)
+        noise = self.noise(clip.to(self.dtype)).float()
+        linear = self._linear(frames, known_bands, noise)
+        features = torch.cat([frames, linear, clip[:, None].expand(-1, frames.shape[1], -1)], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
         for block in self.blocks:
             hidden = block(hidden)
         hidden = self.norm(hidden.transpose(1, 2))  # (B, T, hidden)
         pooled = torch.cat([hidden.mean(1), hidden.amax(1)], dim=-1)
-        return RegressorOutput(
-            log_mel=denormalise(linear + self.head(hidden))[:, None],
-            evidence=self.evidence(pooled).float().unflatten(1, (3, N_MELS)),
-            gate=gate,
-        )
+        evidence = self.evidence(pooled).float().unflatten(1, (3, N_MELS))
+        return RegressorOutput(denormalise(linear + self.head(hidden))[:, None], evidence, passed, noise)
 
-    def _linear(self, frames: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """The gate's mixture of the experts, in full precision: half would cost more than the experts gain."""
+    def _linear(self, frames: torch.Tensor, known_bands: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What the closed forms say, mixed by the kind of noise, in full precision: half costs more than it gains."""
         with torch.autocast(frames.device.type, enabled=False):
-            weights = torch.einsum("be,eio->bio", torch.softmax(gate.float(), dim=1), self.experts.float())
-            return torch.baddbmm(weights[:, -1:], frames.float(), weights[:, :-1]).clamp(min=normalise(_FLOOR_NAT))
+            frames, share = frames.float(), torch.softmax(noise, dim=1)
+            shares = (share[:, 1:, None] * expert_shares(known_bands)[:, None].to(share)).flatten(1)
+            weights = torch.einsum("be,eio->bio", shares, self.experts.float())
+            clean = torch.stack([self._conditional_mean(int(count)) for count in known_bands])
+            weights = weights + share[:, :1, None] * clean
+            return torch.baddbmm(weights[:, -1:], frames, weights[:, :-1]).clamp(min=normalise(_FLOOR_NAT))
+
+    def _conditional_mean(self, known: int) -> torch.Tensor:
+        """Weights `[256 + 1, 256]` that keep the `known` lowest bands and take the mean of the others given these."""
+        mean, covariance = self.frame_mean.float(), self.frame_covariance.float()
+        inner = covariance[:known, :known] + _BAND_VARIANCE * torch.eye(known, device=mean.device)
+        slopes = torch.linalg.solve(inner, covariance[:known, known:])
+        weights = torch.zeros(N_MELS + 1, N_MELS, device=mean.device)
+        weights[:known, :known] = torch.eye(known, device=mean.device)
+        weights[:known, known:] = slopes
+        weights[-1, known:] = mean[known:] - mean[:known] @ slopes
+        return weights
 
 
 class MelResUNet(ModelMixin, ConfigMixin):
     """The baseline NVSR-ResUNet: a residual U-Net on log-mels as images corrects the degraded one (Liu et al. 2022).
 
-    A drop-in for `MelRegressor` that says nothing of what was done to the input. Frames must be a multiple of 8.
+    A drop-in for `MelRegressor` that says nothing of what was done to the input and is told nothing of it. Frames must be a multiple of 8.
     """
 
     @register_to_config
@@ -145,13 +169,17 @@ class MelResUNet(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def forward(self, log_mel: torch.Tensor) -> RegressorOutput:
+    def forward(self, log_mel: torch.Tensor, known_bands: torch.Tensor | None = None) -> RegressorOutput:
         frames = normalise(log_mel)
         change = self.unet(frames, 0).sample  # one network for all inputs: there is no timestep
         return RegressorOutput(log_mel=denormalise((frames + change.float()).clamp(min=normalise(_FLOOR_NAT))))
 
 
 _FLOOR_NAT = math.log(LOG_MEL_FLOOR)
+
+
+def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
 def normalise(log_mel: torch.Tensor | float) -> torch.Tensor | float:
@@ -164,19 +192,11 @@ def denormalise(values: torch.Tensor) -> torch.Tensor:
     return values * LOG_MEL_SPREAD + LOG_MEL_CENTRE
 
 
-def expert_shares(passed_bands: torch.Tensor, noise_types: list[str]) -> torch.Tensor:
-    """Target of the gate `[batch, 33]`: experts are interpolated in the number of bands that the filter passes.
-
-    Args:
-        passed_bands: `[batch]`, mel bands in which the filter's gain is above -10 dB.
-        noise_types: `[batch]` of `none`, `tone`, `white`.
-    """
-    centres = torch.tensor([band_of_hz(hz) for hz in EXPERT_CUTOFFS_HZ], dtype=torch.float32).to(passed_bands.device)
-    position = passed_bands.float()[:, None].clamp(centres[0], centres[-1])
+def expert_shares(known_bands: torch.Tensor) -> torch.Tensor:
+    """Weights `[batch, 11]` of the cutoffs' experts: linear interpolation in the number of known bands `[batch]`."""
+    centres = torch.tensor([band_of_hz(hz) for hz in EXPERT_CUTOFFS_HZ], dtype=torch.float32)
+    position = known_bands.float().cpu()[:, None].clamp(centres[0], centres[-1])
     spacing = centres.diff()
-    below = torch.cat([spacing[:1], spacing])[None]
-    above = torch.cat([spacing, spacing[-1:]])[None]
+    below, above = torch.cat([spacing[:1], spacing])[None], torch.cat([spacing, spacing[-1:]])[None]
     distance = position - centres[None]
-    shares = (1 - torch.where(distance < 0, -distance / below, distance / above)).clamp(min=0)
-    noises = torch.tensor([EXPERT_NOISES.index(noise) for noise in noise_types]).to(passed_bands.device)
-    return (torch.nn.functional.one_hot(noises, len(EXPERT_NOISES))[:, :, None] * shares[:, None]).flatten(1)
+    return (1 - torch.where(distance < 0, -distance / below, distance / above)).clamp(min=0)

@@ -24,7 +24,7 @@ class TrainConfig:
     max_steps: int = 2000
     epochs: int = 0  # if not 0: the length of the run instead of max_steps, one crop of each track an epoch
     one_crop_a_track: bool = False  # each epoch visits every track once; else long tracks are drawn more often
-    augment: bool = True  # mixing, level, polarity, tilt and coder-like low-pass of the reference
+    augment: bool = True  # mixing, level, polarity and tilt of the reference
     learning_rate: float = 5e-4
     warmup_steps: int = 100
     constant_rate: bool = False  # after the warm-up; else a cosine to zero
@@ -39,6 +39,7 @@ class TrainConfig:
     snapshot_steps: tuple[int, ...] = ()  # steps whose restorations are kept, to show early and late training
     noise_weights: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0, "tone": 1.0, "white": 1.0})
     gap_probability: float = 0.0
+    cutoff_hz: tuple[float, float] = (1800.0, 18000.0)  # a little beyond the 2 to 16 kHz that are restored
     condition_dropout: float = 0.1  # ldm: share of samples trained without their condition
     min_snr_gamma: float = 5.0  # ldm: clip of the weighting by signal-to-noise ratio; 0 weights velocities equally
     last_step_share: float = 0.1  # ldm: share of samples trained at the last timestep, where one step sampling starts
@@ -72,7 +73,10 @@ class TrainConfig:
 
     def degradation(self) -> DegradationConfig:
         """What the crops of this run suffer."""
-        return DegradationConfig(noise_weights=self.noise_weights, gap_probability=self.gap_probability)
+        low, high = self.cutoff_hz
+        return DegradationConfig(
+            cutoff_hz=(low, high), noise_weights=self.noise_weights, gap_probability=self.gap_probability
+        )
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

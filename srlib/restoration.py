@@ -16,7 +16,7 @@ from srlib.checks import check_edges, check_recording
 from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from srlib.gaps import Gap, interpolate_gaps
-from srlib.mel import log_mel
+from srlib.mel import band_of_hz, log_mel
 from srlib.merge import FULL_BAND, Band, merge, replace_mel
 from srlib.noise import noise_gain
 from srlib.nvsr import RegressorOutput
@@ -137,7 +137,7 @@ class Restoration:
         # 1. Log-mels and regression: of the component that the model runs on and, if there are several, every source
         mixed = layout.mix(wav)
         degraded = interpolate_gaps(log_mel(mixed[None] if sources == 1 else torch.cat([mixed[None], wav])), gaps)
-        regressed = self._pipe.base(degraded) if self._pipe.base is not None else None
+        regressed = self._regress(degraded)
         # 2. Restore the component's log-mel, and vocode it: AudioSR's way of keeping the known band included
         restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], regressed, noise), gaps)
         voiced = replace_mel(restored, degraded[:1], self.band) if self._merge == "replace" else restored
@@ -155,6 +155,12 @@ class Restoration:
         # 4. The level it came with; what nothing was done to comes back to the bit
         audio = np.where((joined == wav).cpu().numpy(), prepared.wav, joined.float().cpu().numpy() / level)
         return RestoredChunk(chunk, audio, generated.float().cpu().numpy() / level, restored.cpu())
+
+    def _regress(self, degraded: torch.Tensor) -> RegressorOutput | None:
+        if self._pipe.base is None:
+            return None
+        known_bands = torch.full((len(degraded),), band_of_hz(self.band.known_hz), device=degraded.device)
+        return self._pipe.base(degraded, known_bands)
 
     def _restore_log_mel(
         self, chunk: Chunk, degraded: torch.Tensor, regressed: RegressorOutput | None, noise: torch.Tensor

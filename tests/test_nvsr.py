@@ -1,0 +1,90 @@
+"""The regressor's closed forms against numpy: conditional means of normal distributions, and interpolation."""
+
+import numpy as np
+import pytest
+import torch
+
+from srlib.config import N_MELS
+from srlib.corpus import Corpus, draw
+from srlib.data import load_dataset
+from srlib.degrade import DegradationConfig
+from srlib.experts import fit_experts
+from srlib.mel import log_mel
+from srlib.nvsr import EXPERT_CUTOFFS_HZ, NOISES, MelRegressor, denormalise, expert_shares, normalise
+
+
+@pytest.fixture
+def covariance() -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((N_MELS, 12)) / 4
+    return torch.from_numpy(factors @ factors.T + 0.05 * np.eye(N_MELS)).float()
+
+
+@pytest.fixture
+def regressor(covariance) -> MelRegressor:
+    """One whose networks say nothing, but that there is no noise."""
+    torch.manual_seed(0)
+    model = MelRegressor(hidden_size=16, num_layers=1, kernel_size=3, expansion=1).eval()
+    model.frame_mean.copy_(torch.linspace(0.3, -0.9, N_MELS))
+    model.frame_covariance.copy_(covariance)
+    torch.nn.init.zeros_(model.noise[-1].weight)
+    model.noise[-1].bias.data = torch.tensor([100.0, 0.0, 0.0])
+    return model
+
+
+@pytest.mark.parametrize("known", [1, 100, 190, 255])
+def test_missing_bands_are_the_conditional_mean(regressor, covariance, known):
+    frames = torch.randn(1, 8, N_MELS, generator=torch.Generator().manual_seed(1)) / 4
+    estimate = regressor(denormalise(frames)[:, None], torch.tensor([known])).log_mel[0, 0]
+    mean, full = regressor.frame_mean.double().numpy(), covariance.double().numpy()
+    inner = full[:known, :known] + 0.03 * np.eye(known)
+    slopes = np.linalg.solve(inner, full[:known, known:])
+    expected = mean[known:] + (frames[0, :, :known].double().numpy() - mean[:known]) @ slopes
+    assert torch.allclose(estimate[:, :known], denormalise(frames[0, :, :known]), atol=1e-4)
+    np.testing.assert_allclose(normalise(estimate[:, known:]).detach(), expected, atol=1e-4)
+
+
+def test_full_band_without_noise_is_left_alone(regressor):
+    log_mels = denormalise(torch.randn(2, 1, 8, N_MELS) / 4)
+    estimate = regressor(log_mels, torch.tensor([N_MELS, N_MELS])).log_mel
+    assert torch.allclose(estimate, log_mels, atol=1e-4)
+
+
+def test_without_a_band_the_regressor_takes_its_own_guess(regressor):
+    torch.nn.init.zeros_(regressor.passed[-1].weight)
+    regressor.passed[-1].bias.data = torch.where(torch.arange(N_MELS) < 120, 50.0, -50.0)
+    log_mels = denormalise(torch.randn(1, 1, 8, N_MELS) / 4)
+    given = regressor(log_mels, torch.tensor([120])).log_mel
+    assert torch.equal(regressor(log_mels).log_mel, given)
+
+
+def test_shares_interpolate_between_neighbouring_cutoffs():
+    shares = expert_shares(torch.arange(0, N_MELS + 1))
+    assert shares.shape == (N_MELS + 1, len(EXPERT_CUTOFFS_HZ))
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
+    assert int((shares > 0).sum(1).max()) == 2
+    assert shares[0, 0] == 1 and shares[-1, -1] == 1
+
+
+def test_fit_is_the_covariance_of_frames_and_a_ridge_towards_the_identity(tmp_path):
+    corpus = Corpus.build(load_dataset("demo", "train")[:4], tmp_path)
+    config = DegradationConfig(noise_weights={"none": 1.0, "white": 1.0})
+    batches = [draw(corpus, config, np.random.default_rng(index), 4, 64) for index in range(6)]
+    regressor = MelRegressor(hidden_size=16, num_layers=1)
+    fit_experts(regressor, batches.__getitem__, len(batches), penalty=10.0)
+    usable = [(b, row) for b in batches for row in range(4) if b.bandwidth_hz[row] >= 18_900]
+    frames = torch.cat([normalise(log_mel(b.reference[row]))[0, 0] for b, row in usable]).double().numpy()
+    np.testing.assert_allclose(regressor.frame_mean, frames.mean(0), atol=1e-4)
+    np.testing.assert_allclose(regressor.frame_covariance, np.cov(frames.T, bias=True), atol=1e-4)
+    tone, white = regressor.experts.unflatten(0, (len(NOISES) - 1, len(EXPERT_CUTOFFS_HZ)))
+    identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
+    assert torch.equal(tone, identity.expand_as(tone))  # none was drawn
+    noisy = [(b, row) for b, row in usable if b.degradations[row].noise_type == "white"]
+    before, after = [], []
+    for batch, row in noisy:
+        pair = [normalise(log_mel(wav[row]))[0, 0] for wav in (batch.degraded, batch.reference)]
+        weights = torch.einsum("e,eio->io", expert_shares(batch.known_bands)[row], white)
+        estimate = pair[0] @ weights[:-1] + weights[-1]
+        before.append(float(((pair[0] - pair[1]) ** 2).mean()))
+        after.append(float(((estimate - pair[1]) ** 2).mean()))
+    assert np.mean(after) < 0.5 * np.mean(before)
