@@ -147,7 +147,8 @@ class MelRegressor(ModelMixin, ConfigMixin):
 class MelResUNet(ModelMixin, ConfigMixin):
     """The baseline NVSR-ResUNet: a residual U-Net on log-mels as images corrects the degraded one (Liu et al. 2022).
 
-    A drop-in for `MelRegressor` that says nothing of what was done to the input and is told nothing of it. Frames must be a multiple of 8.
+    A drop-in for `MelRegressor` that says nothing of what was done to the input and asks nothing of it. Frames must be
+    a multiple of 8.
     """
 
     @register_to_config
