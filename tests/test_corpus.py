@@ -89,10 +89,11 @@ def test_no_tracks_is_an_error(tmp_path):
         Corpus.build([], tmp_path)
 
 
-def test_crops_come_from_one_track_in_proportion_to_its_length(corpus):
+def test_crops_come_from_one_track_in_proportion_to_the_root_of_its_length(corpus):
     rng = np.random.default_rng(0)
     bandwidths = [corpus.crop(rng, 4800)[1] for _ in range(400)]
-    assert bandwidths.count(20000.0) / 400 == pytest.approx(0.6, abs=0.08)
+    share = 3**0.5 / (3**0.5 + 2**0.5)
+    assert bandwidths.count(20000.0) / 400 == pytest.approx(share, abs=0.06)
     whole = corpus.audio / np.float32(32768)
     crop, bandwidth = corpus.crop(rng, 4800)
     track = whole[: 3 * SAMPLE_RATE] if bandwidth == 20000 else whole[3 * SAMPLE_RATE :]
