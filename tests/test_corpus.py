@@ -194,7 +194,7 @@ def test_a_batch_is_a_function_of_the_generator(corpus, augment):
     assert first.degradations != other.degradations
 
 
-def test_augmentation_never_clips_and_only_narrows_the_bandwidth(corpus):
+def test_augmentation_never_clips_and_keeps_the_bandwidth(corpus):
     bandwidths, full_band = [], 0
     for seed in range(12):
         batch = draw_one(corpus, seed, batch_size=8, augment=True, noise_weights=CLEAN)
@@ -207,23 +207,5 @@ def test_augmentation_never_clips_and_only_narrows_the_bandwidth(corpus):
                 assert batch.response[row].min() == 1
                 assert relative_error(batch.filtered[row].numpy(), batch.reference[row].numpy()) < 1e-5
         bandwidths += batch.bandwidth_hz.tolist()
-    assert max(bandwidths) <= 20000
-    assert len(set(bandwidths)) > 5  # some were cut at random edges
+    assert set(bandwidths) == {16000.0, 20000.0}  # the tracks' own; of a mixture the narrower
     assert 1 <= full_band <= 20
-
-
-def test_bandwidth_says_where_the_reference_ends(corpus):
-    """White-noise tracks: whatever was cut off by the coder-like filter lies above the batch's bandwidth."""
-    checked = 0
-    for seed in range(6):
-        batch = draw_one(corpus, seed, batch_size=8, augment=True)
-        power = (torch.fft.rfft(batch.reference * torch.hann_window(FRAMES * 480)).abs() ** 2).numpy()
-        freqs_hz = np.fft.rfftfreq(FRAMES * 480, 1 / SAMPLE_RATE)
-        for row, bandwidth in enumerate(batch.bandwidth_hz.tolist()):
-            if bandwidth in (16000.0, 20000.0):
-                continue  # the track's own, which these tracks of noise do not have
-            checked += 1
-            inside = power[row, (freqs_hz > bandwidth - 1000) & (freqs_hz < bandwidth - 200)].mean()
-            outside = power[row, (freqs_hz > bandwidth + 300) & (freqs_hz < bandwidth + 1000)].mean()
-            assert outside < 0.01 * inside
-    assert checked >= 3

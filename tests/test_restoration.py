@@ -182,7 +182,13 @@ def test_a_stopped_process_leaves_nothing(tmp_path, model, stop):
     audio.write(tmp_path / "a.wav", np.tile(song(10.0, 1, 8000), 30), 8000)
     asked = ["--model", str(model), "--cutoff-hz", "3500", "--merge", "replace"]
     command = [sys.executable, "-m", "srlib", "restore", str(tmp_path / "a.wav"), "-o", f"{tmp_path}/new/", *asked]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells switch it off for background jobs
+    )
     while not list((tmp_path / "new").glob(".*.tmp")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(stop)
