@@ -35,8 +35,7 @@ def variations(steps: Sequence[int] = (1, 4, 16)) -> dict[tuple[str, str], dict]
             for count in steps
         },
         **{
-            ("averaged samples", f"{count}, of {each} steps"): {"num_samples": count, "num_inference_steps": each}
-            for each in (1, 4)
+            ("averaged samples", f"{count}, of 4 steps"): {"num_samples": count, "num_inference_steps": 4}
             for count in (2, 4)
         },
         **{("guidance", f"{scale:g}"): {"guidance_scale": scale} for scale in (2.0, 3.5)},

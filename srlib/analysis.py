@@ -74,24 +74,27 @@ def prepare(recording: Recording, analysis: Analysis) -> Iterator[Prepared]:
         yield Prepared(chunk, wav, list(itertools.chain(*tones)))
 
 
-def listen(
+def measure(
     recording: Recording,
     analysis: Analysis,
     band: Band | None,
-    evidence: Callable[[torch.Tensor, list[Gap]], torch.Tensor | None],
+    evidence: Callable[[torch.Tensor, list[Gap]], torch.Tensor | None] | None,
 ) -> tuple[Band, np.ndarray]:
     """The band of the component of a recording, unless it is given, and the noise floors `[sources, 1025]`.
 
-    `evidence` is the regressor's word `[3, 256]` on `[samples]` with gaps, or None. Floors are at the model's level.
+    `evidence` is the regressor's word `[3, 256]` on `[samples]` with gaps, or None if there is none; without `evidence`
+    no noise is looked for, and the floors are zero. Floors are at the model's level.
     """
     detector, noisy = BandDetector(), []
     floors = [NoiseFloor() for _ in analysis.layout.sources]
     for prepared in prepare(recording, analysis):
         wav = torch.from_numpy(prepared.wav * np.float32(analysis.level))
         mixed = analysis.layout.mix(wav)
-        said = evidence(mixed, prepared.chunk.local(analysis.gaps))
         if band is None:
             detector.add(mixed)
+        if evidence is None:
+            continue
+        said = evidence(mixed, prepared.chunk.local(analysis.gaps))
         if said is not None:
             noisy.append(torch.sigmoid(said[2]).cpu().numpy())
         for floor, source in zip(floors, wav, strict=True):

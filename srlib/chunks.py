@@ -104,7 +104,8 @@ class PositionalNoise:
         """`[samples, channels, frames / 8, 32]` of a chunk; chunks have to come in order."""
         units = range(chunk.start // UNIT_FRAMES, chunk.stop // UNIT_FRAMES)
         while self._drawn < units.stop:
-            self._units[self._drawn] = torch.randn(self._shape, generator=self._generator)
+            place = {"generator": self._generator, "device": self._generator.device}
+            self._units[self._drawn] = torch.randn(self._shape, **place)
             self._drawn += 1
         self._units = {unit: self._units[unit] for unit in units}
         return torch.cat(list(self._units.values()), dim=2)

@@ -1,4 +1,4 @@
-"""Every constant of the project, with its unit and source: front end, model sizes, profiles."""
+"""The constants that modules share, with unit and source: front end, model sizes, profiles."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ SIZES = {size.name: size for size in (TINY, COMPACT, AUDIOSR, AUDIOSR_NARROW)}
 
 @dataclass(frozen=True)
 class Profile:
-    """How large a run of the notebooks is. Times are for two CPU cores unless said."""
+    """How large a run of the notebooks is."""
 
     name: str
     dataset: str  # "demo" or "musdb"

@@ -1,7 +1,7 @@
 """Find where the band of a recording ends, in constant memory: statistics are gathered chunk by chunk.
 
 The long-term spectrum of music is taken for a random walk in dB over logarithmic frequency that slopes downwards; a
-low-pass adds its response to it, and noise or a coder hides it under a floor. Each of some hundred low-passes, and
+low-pass adds its response to it, and noise or a coder hides it under a floor. Each of several hundred low-passes, and
 none, is tried: with its response taken off again, the right one leaves the smallest steps. Large steps cost little
 more than medium ones (Student's t), since instruments stop too. All constants were tuned on the demo set's training
 tracks.
@@ -48,7 +48,6 @@ _HIDDEN_DB, _HIDDEN_UNDER_DB = 0.7, 7.0  # a band so little over the floor holds
 _STOP_DB, _STOP_MARGIN_DB = 50.0, 12.0  # past this attenuation anything is explained that is about as low
 _FILTER_COST = (8.0, 5.0)  # nat, for assuming a filter at all; the second where a floor hides the highest band
 _TEMPER = 0.7  # neighbouring bands are not independent
-_ROLL_OFF = 0.985  # AudioSR's share of the summed magnitude below the cutoff (audiosr/utils.py:42)
 
 
 class BandDetector:
@@ -83,13 +82,7 @@ def detect_band(wav: torch.Tensor) -> Band:
     return detector.result()
 
 
-def roll_off_hz(wav: torch.Tensor) -> float:
-    """AudioSR's cutoff of `[samples]`: below it lie 98.5 % of the summed STFT magnitudes."""
-    magnitude = np.sqrt(_power_frames(wav, "hann")).sum(0)
-    return float((magnitude.cumsum() < _ROLL_OFF * magnitude.sum()).sum()) * SAMPLE_RATE / N_FFT
-
-
-def _power_frames(wav: torch.Tensor, window_name: str = "nuttall") -> np.ndarray:
+def _power_frames(wav: torch.Tensor) -> np.ndarray:
     """Power spectra `[frames, 1025]` of the frames that are not digital silence.
 
     Nuttall's window keeps a loud tone within four bins of itself, where Hann's would lift the floor for kilohertz.
@@ -97,7 +90,7 @@ def _power_frames(wav: torch.Tensor, window_name: str = "nuttall") -> np.ndarray
     samples = wav.detach().cpu().numpy()
     samples = np.pad(samples, (0, max(0, N_FFT - len(samples))))
     frames = np.lib.stride_tricks.sliding_window_view(samples, N_FFT)[::HOP_LENGTH]
-    window = signal.get_window(window_name, N_FFT)
+    window = signal.get_window("nuttall", N_FFT)
     spectrum = np.fft.rfft(frames[frames.any(axis=1)] * (window / window.sum()).astype(np.float32), axis=1)
     return np.abs(spectrum) ** 2
 

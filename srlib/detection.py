@@ -17,8 +17,9 @@ import torch
 from scipy import signal
 
 from srlib import audio
+from srlib.audiosr import detect_cutoff_hz
 from srlib.config import SAMPLE_RATE
-from srlib.cutoff import FULL_FROM_HZ, detect_band, roll_off_hz
+from srlib.cutoff import FULL_FROM_HZ, detect_band
 from srlib.degrade import FILTER_TYPES, NOISE_TYPES, Degradation, DegradationConfig
 from srlib.reproduce import DETECTOR_NUMBERS as NUMBERS
 
@@ -155,7 +156,7 @@ def detect(cases: Iterable[Case]) -> pd.DataFrame:
     for case in cases:
         wav = torch.from_numpy(np.asarray(case.wav, dtype=np.float32))
         row = {"group": case.group, "detail": case.detail, "low_hz": case.low_hz, "high_hz": case.high_hz}
-        for name, edge_hz in (("ours", detect_band(wav).known_hz), ("roll_off", roll_off_hz(wav))):
+        for name, edge_hz in (("ours", detect_band(wav).known_hz), ("roll_off", detect_cutoff_hz(wav))):
             inside = (1 - TOLERANCE) * case.low_hz <= edge_hz <= (1 + TOLERANCE) * case.high_hz
             if case.low_hz == FULL_FROM_HZ:
                 inside = edge_hz >= FULL_FROM_HZ

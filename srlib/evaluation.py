@@ -160,7 +160,7 @@ def sampling_steps(
 
 
 def vocode_truth(pipe: RestorationPipeline, reference: np.ndarray) -> np.ndarray:
-    """GT-Mel: the vocoder on the true log-mel of `reference` [samples]; the limit of everything before it."""
+    """GT-Mel: the vocoder on the true log-mel of `reference` [samples]: above the cutoff a limit of any estimate."""
     import torch
 
     from srlib.mel import log_mel

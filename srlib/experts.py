@@ -8,6 +8,7 @@ import torch
 
 from srlib.config import N_MELS
 from srlib.corpus import Batch
+from srlib.errors import SrlibError
 from srlib.mel import log_mel
 from srlib.nvsr import EXPERT_CUTOFFS_HZ, NOISES, MelRegressor, expert_shares, normalise
 
@@ -50,7 +51,10 @@ def fit_experts(regressor: MelRegressor, draw: Callable[[int], Batch], batches: 
         own = slice(kind * cutoffs, (kind + 1) * cutoffs)
         if moment[own].any():
             regressor.experts[own] = fitted[own].to(regressor.experts)
-    frames = clean[-1, -1].clamp(min=1)
+    frames = clean[-1, -1]
+    if not frames:
+        limit = f"{_FULL_BANDWIDTH_HZ / 1000:g} kHz"
+        raise SrlibError(f"No crop holds sound up to {limit}: the base has to be fitted to full-band music.")
     mean = clean[-1, :-1] / frames
     regressor.frame_mean.copy_(mean)
     regressor.frame_covariance.copy_(clean[:-1, :-1] / frames - torch.outer(mean, mean))

@@ -109,11 +109,15 @@ def denoise(
     """Sample a latent from `noise` `[batch, 16, frames / 8, 32]` given `condition` `[batch, C, frames / 8, 32]`.
 
     Guidance mixes the velocity with that of the unconditional latent, in one batch: u + g (c - u). `eta` (0 DDIM,
-    1 DDPM-like) acts with the DDIM scheduler. `callback` sees the predicted clean latent after each step. The U-Net
-    runs in the precision of its weights; the scheduler steps in that of `noise`, since rounding adds up over steps.
+    1 DDPM-like) acts with the DDIM scheduler. A single step on a schedule that ends in pure noise is the posterior mean
+    and starts from the mean of the noise instead, so that nothing in it is random. `callback` sees the predicted clean
+    latent after each step. The U-Net runs in the precision of its weights; the scheduler steps in that of `noise`,
+    since rounding adds up over steps.
     """
     dtype = next((weight.dtype for weight in unet.parameters()), noise.dtype)
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    if num_inference_steps == 1 and scheduler.config.get("rescale_betas_zero_snr"):
+        noise = torch.zeros_like(noise)  # nothing depends on it but the network's own error
     latent = noise * scheduler.init_noise_sigma
     guided = guidance_scale != 1.0
     if guided:

@@ -268,7 +268,7 @@ def evaluate(
     degradation: Degradation | None = None,
     oracle_lsd_19k: float | None = None,
 ) -> dict[str, float]:
-    """Every metric of one restored recording [samples] or [channels, samples]; keys as in the README.
+    """Every metric of one restored recording [samples] or [channels, samples].
 
     Always: `lsd` and `lsd_19k` (plain), `lsd_ssr_eval`, `snr_db`, `si_sdr_db`, `log_mel_l1`.
     With a cutoff or a record: `lsd_low` (plain) and `snr_low_db` below f_3db, or the cutoff; `lsd_high` (plain),
@@ -286,9 +286,9 @@ def evaluate(
     filtered, edges = degradation is not None and degradation.cutoff_hz is not None, None
     if filtered:
         edges = (degradation.f_3db(sample_rate), degradation.f_20db(sample_rate))
-    elif degradation is None and cutoff_hz is not None:
-        degradation, edges = Degradation(cutoff_hz, "boxcar"), (float(cutoff_hz), float(cutoff_hz))
-        degradation.check(sample_rate)
+    elif cutoff_hz is not None:
+        Degradation(cutoff_hz, "boxcar").check(sample_rate)
+        degradation, edges = degradation or Degradation(cutoff_hz, "boxcar"), (float(cutoff_hz), float(cutoff_hz))
     scores = _scores(reference, restored, sample_rate, edges)
     if filtered:
         known = replace(degradation, noise_type="none", gaps=()).apply(reference, sample_rate)

@@ -42,9 +42,9 @@ class RestorationOutput(BaseOutput):
     """`audio` `[samples]` or `[channels, samples]` float32 at 48 kHz, and how it came about.
 
     `generated` is the vocoder's output before the merge, `log_mel` `[1, 1, frames, 256]` the restored log-mel of the
-    channels' component (no frames for silence), `cutoff_hz` the cutoff that was used (None: full band), `trajectory`
-    the predicted log-mels of each step of the first chunk if they were asked for, `tones` the stationary tones that
-    were subtracted from that chunk before all else.
+    channels' component (frames are a multiple of 64, none for silence), `cutoff_hz` the cutoff that was used (None:
+    full band), `trajectory` the predicted log-mels of each step of the first chunk if they were asked for, `tones` the
+    stationary tones that were subtracted from that chunk before all else.
     """
 
     audio: np.ndarray

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from srlib.analysis import Prepared, listen, prepare, survey
+from srlib.analysis import Prepared, measure, prepare, survey
 from srlib.channels import spread
 from srlib.checks import check_edges, check_recording
 from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
@@ -115,14 +115,15 @@ class Restoration:
             band = Band(known_hz, options.f_20db) if options.f_20db else Band.at(known_hz)
         if band is not None and (self._merge != "gain" or not len(nothing)):
             return band, nothing
-        band, floors = listen(self._recording, self.analysis, band, self._evidence)
+        band, floors = measure(self._recording, self.analysis, band, self._evidence if self._merge == "gain" else None)
         return band, floors if self._merge == "gain" else nothing
 
     def _evidence(self, wav: torch.Tensor, gaps: list[Gap]) -> torch.Tensor | None:
         if self._pipe.base is None:
             return None
         padded = torch.from_numpy(pad_to_frames(wav.numpy())).to(self._pipe.device)
-        return self._pipe.base(interpolate_gaps(log_mel(padded), gaps)).evidence[0]
+        evidence = self._pipe.base(interpolate_gaps(log_mel(padded), gaps)).evidence
+        return None if evidence is None else evidence[0]
 
     def _silence(self, chunk: Chunk) -> RestoredChunk:
         last = min(chunk.stop * HOP_LENGTH, self._recording.samples_at(SAMPLE_RATE))

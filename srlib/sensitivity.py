@@ -36,6 +36,7 @@ class Convention:
     eps: float = 1e-8
     floored: bool = True
     f_high: float | None = HEADLINE_HZ  # Hz
+    pad_mode: str = "reflect"
 
 
 PLAIN = Convention()
@@ -43,8 +44,8 @@ PLAIN = Convention()
 CONVENTIONS = (
     PLAIN,
     replace(PLAIN, name="plain, whole band", f_high=None),
-    Convention("ssr_eval, 48 kHz", SAMPLE_RATE, 2229, 480, 1e-12, False, None),
-    Convention("ssr_eval, 44.1 kHz", 44_100, 2048, 441, 1e-12, False, None),
+    Convention("ssr_eval, 48 kHz", SAMPLE_RATE, 2229, 480, 1e-12, False, None, "constant"),
+    Convention("ssr_eval, 44.1 kHz", 44_100, 2048, 441, 1e-12, False, None, "constant"),
     Convention("AudioSR's pitfall demo", 22_050, 2048, 512, 1e-8, False, None),
     Convention("UniverSR", SAMPLE_RATE, 1024, 256, 1e-6, True, None),
 )
@@ -54,7 +55,7 @@ def distance(reference: np.ndarray, estimate: np.ndarray, convention: Convention
     """Log-spectral distance of two recordings [samples] at 48 kHz."""
     pair = [resample(wav, SAMPLE_RATE, convention.sample_rate) for wav in (reference, estimate)]
     power = [
-        np.abs(stft(wav.astype(np.float64), convention.n_fft, convention.hop_length, pad_mode="reflect")) ** 2
+        np.abs(stft(wav.astype(np.float64), convention.n_fft, convention.hop_length, pad_mode=convention.pad_mode)) ** 2
         for wav in pair
     ]
     if convention.floored:

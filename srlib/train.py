@@ -101,6 +101,8 @@ class Run:
             self.config = replace(self.config, max_steps=steps)
         AcceleratorState._reset_state(True)  # a process may train several runs, each with its own precision
         self.accelerator = Accelerator(mixed_precision=self.config.precision)
+        if self.accelerator.num_processes > 1:
+            raise SrlibError("Training runs in one process on one device: start it without accelerate launch.")
         torch.manual_seed(self.config.seed)
         self.pipeline = (
             RestorationPipeline.from_pretrained(init, dtype=torch.float32)  # autocast makes bfloat16 of what can be
@@ -302,7 +304,7 @@ class Run:
 
     def _restore(self, checkpoint: Path) -> None:
         try:
-            state = torch.load(checkpoint, weights_only=True)
+            state = torch.load(checkpoint, map_location=self.accelerator.device, weights_only=True)
         except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
             raise SrlibError(f"{checkpoint} is damaged: delete it and start the run again.") from error
         self.objective.module.load_state_dict(state["module"])
@@ -317,5 +319,4 @@ class Run:
 
 
 def _corpus(data: str | Path, split: str, folder: Path) -> Corpus:
-    name = str(data) if str(data) in ("demo", "musdb") else f"folder:{data}"
-    return Corpus.build(load_dataset(name, split), folder)
+    return Corpus.build(load_dataset(str(data), split), folder)

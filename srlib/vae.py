@@ -67,7 +67,7 @@ def encode(vae: AutoencoderKL, log_mel: torch.Tensor, generator: torch.Generator
     The posterior's mode, so that the same input has one latent; with a generator a sample of it, as AudioSR takes.
     Float32 whatever the weights are.
     """
-    posterior = vae.encode(log_mel.to(vae.dtype)).latent_dist
+    posterior = vae.encode(log_mel.to(vae.device, vae.dtype)).latent_dist
     latent = posterior.mode() if generator is None else posterior.sample(generator)
     return latent.float() * vae.config.scaling_factor
 
@@ -75,4 +75,4 @@ def encode(vae: AutoencoderKL, log_mel: torch.Tensor, generator: torch.Generator
 @stage("decode")
 def decode(vae: AutoencoderKL, latent: torch.Tensor) -> torch.Tensor:
     """Log-mel `[batch, 1, frames, 256]`, float32, of a scaled latent `[batch, 16, frames / 8, 32]`."""
-    return vae.decode((latent / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+    return vae.decode((latent / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample.float()

@@ -120,11 +120,10 @@ def describe_corpus(data: str) -> dict[str, Any]:
     """The tracks of a data set's training and validation splits, and a hash that changes with any of them."""
     from srlib.data import load_dataset
 
-    name = data if data in ("demo", "musdb") else f"folder:{data}"
     record: dict[str, Any] = {"name": Path(data).name}
     lines = []
     for split in ("train", "valid"):
-        tracks = load_dataset(name, split)
+        tracks = load_dataset(data, split)
         lines += [f"{split} {t.name} {t.seconds:.3f} {t.bandwidth_hz}" for t in tracks]
         record[split] = [track.name for track in tracks]
         record[f"{split}_minutes"] = round(sum(track.seconds for track in tracks) / 60, 1)
@@ -205,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m srlib.weights", description="Retrain all weights of a recipe.")
     parser.add_argument("--recipe", default="recipes/compact", metavar="FOLDER", help="default: recipes/compact")
     parser.add_argument("--data", default="demo", metavar="ROOT", help="demo, musdb or a folder of audio")
-    parser.add_argument("--out", default="runs/weights", metavar="FOLDER", help="default: runs/weights")
+    parser.add_argument("--out", default="runs/weights/compact", metavar="FOLDER", help="default: runs/weights/compact")
     parser.add_argument("--budget", default="", metavar="TIME", help="for each stage, e.g. 2min (default: by steps)")
     parser.add_argument("--init", metavar="FOLDER", help="pipeline folder that the first runs start from")
     parser.add_argument("--only", nargs="+", default=[], metavar="RUN", help="train these runs alone")
