@@ -16,7 +16,7 @@ import pandas as pd
 
 from srlib import data
 from srlib.config import SAMPLE_RATE, Profile
-from srlib.evaluation import Condition, load_pipeline, restore
+from srlib.evaluation import Condition, load_pipeline, restore, start_single_threaded
 from srlib.metrics import HEADLINE_HZ, level_high_db, log_mel_l1, lsd, texture_high
 from srlib.vocoder import IstftVocoder
 
@@ -55,7 +55,7 @@ def run(
         found = [row for name in names for row in measure(name)]
     else:
         context = get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_single_threaded) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=start_single_threaded) as pool:
             found = [row for rows in pool.map(measure, names) for row in rows]
     keys = ["condition", "varied", "setting"]
     return pd.DataFrame(found).groupby(keys, sort=False, as_index=False).mean()
@@ -93,9 +93,3 @@ def _without_network(vocoder: IstftVocoder) -> IstftVocoder:
     for parameter in plain.head.parameters():
         parameter.data.zero_()
     return plain
-
-
-def _single_threaded() -> None:
-    import torch
-
-    torch.set_num_threads(1)  # the processes are the parallelism

@@ -15,7 +15,7 @@ from scipy import ndimage
 from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, SAMPLE_RATE
 from srlib.gaps import Gap
 from srlib.mel import band_of_hz, mel_to_bins
-from srlib.merge import aligned_stft
+from srlib.merge import aligned_stft, frames_of
 from srlib.vocoder import istft_same
 
 _QUIETEST = 1e-20  # peak; below it is nothing that float32 arithmetic could restore
@@ -107,7 +107,7 @@ def spread(
     energies = [_smooth_energy(mel, outside, cutoff_hz) for mel in (known_mix, *known)]
     gains = np.stack([np.sqrt(energy / np.maximum(energies[0], LOG_MEL_FLOOR**2)) for energy in energies[1:]])
     gains = np.minimum(gains, _MOST_GAIN) * np.sign(weights)[:, None, None]
-    frames = -(-len(generated) // HOP_LENGTH) + 1
+    frames = frames_of(generated)
     index = torch.arange(frames, device=generated.device).clamp(max=gains.shape[1] - 1)
     in_bins = mel_to_bins(torch.from_numpy(gains).to(generated)[:, index])
     return istft_same(aligned_stft(generated, frames) * in_bins)[:, : len(generated)]

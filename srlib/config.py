@@ -12,6 +12,7 @@ from srlib.errors import SrlibError
 SAMPLE_RATE = 48_000  # Hz
 N_FFT = 2048  # samples
 HOP_LENGTH = 480  # samples, so 100 frames a second
+FRAME_PAD = (N_FFT - HOP_LENGTH) // 2  # samples at either end, so that there are exactly samples / HOP_LENGTH frames
 N_MELS = 256  # bands
 F_MIN = 20.0  # Hz
 F_MAX = 24_000.0  # Hz

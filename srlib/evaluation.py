@@ -159,18 +159,6 @@ def sampling_steps(
     return pd.DataFrame(rows).groupby("steps", as_index=False).mean()
 
 
-def vocode_truth(pipe: RestorationPipeline, reference: np.ndarray) -> np.ndarray:
-    """GT-Mel: the vocoder on the true log-mel of `reference` [samples]: above the cutoff a limit of any estimate."""
-    import torch
-
-    from srlib.mel import log_mel
-    from srlib.vocoder import vocode
-
-    with torch.no_grad():
-        wav = torch.from_numpy(reference).to(pipe.device)
-        return vocode(pipe.vocoder, log_mel(wav))[0, : len(reference)].cpu().numpy()
-
-
 @dataclass
 class Evaluator:
     """What a process needs to fill the rows of a track; models load when they are first used."""
@@ -197,7 +185,7 @@ class Evaluator:
         """All rows of the test track called `name`."""
         track = next(track for track in data.for_profile(self.profile, "test") if track.name == name)
         reference = data.excerpt(track, self.profile)
-        gt_mel = vocode_truth(self.pipelines[None], reference)
+        gt_mel = self.pipelines[None].vocode_truth(reference, through_autoencoder=False)
         rows = []
         for condition in conditions(self.profile):
             degradation = condition.degradation(name, self.seed)
@@ -228,12 +216,17 @@ class Evaluator:
 _evaluator: Evaluator  # of a worker process
 
 
-def _start_worker(evaluator: Evaluator) -> None:
+def start_single_threaded() -> None:
+    """Of a worker process: the processes are the parallelism."""
     import torch
 
+    torch.set_num_threads(1)
+
+
+def _start_worker(evaluator: Evaluator) -> None:
     global _evaluator
     _evaluator = evaluator
-    torch.set_num_threads(1)  # the processes are the parallelism
+    start_single_threaded()
 
 
 def _fit_in_worker(condition: Condition) -> baselines.Ridge:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from scipy import signal
 
-from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
+from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, SAMPLE_RATE
 
 Gap = tuple[float, float]
 
 SHORTEST_S, LONGEST_S = 0.02, 0.5  # s; shorter runs are pauses of a waveform near zero, longer ones pauses of the music
-_PAD = (N_FFT - HOP_LENGTH) // 2
 # The following are the best of a grid on the valid split of the demo set, by LSD inside gaps of 50 to 500 ms.
 _REACH_FRAMES = 64  # either side, that bridge a gap in the log-mel
 _FADE = 1200  # samples, 25 ms at either edge
@@ -131,8 +130,8 @@ def _predictor(sound: np.ndarray, order: int) -> np.ndarray:
 
 def _frames_reached(start: float, end: float) -> tuple[int, int]:
     """Frames [first, last) whose window overlaps a gap; frame t holds samples 480 t - 784 to 480 t + 1264."""
-    first = (round(start * SAMPLE_RATE) + _PAD - N_FFT) // HOP_LENGTH + 1
-    return first, -(-(round(end * SAMPLE_RATE) + _PAD) // HOP_LENGTH)
+    first = (round(start * SAMPLE_RATE) + FRAME_PAD - N_FFT) // HOP_LENGTH + 1
+    return first, -(-(round(end * SAMPLE_RATE) + FRAME_PAD) // HOP_LENGTH)
 
 
 def _runs(flags: np.ndarray) -> Iterator[tuple[int, int]]:

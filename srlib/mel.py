@@ -9,10 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from srlib._torchaudio import torchaudio
-from srlib.config import F_MAX, F_MIN, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, N_MELS, SAMPLE_RATE
-
-# Reflect padding that makes the number of frames exactly samples / HOP_LENGTH with centre off.
-_PAD = (N_FFT - HOP_LENGTH) // 2
+from srlib.config import F_MAX, F_MIN, FRAME_PAD, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, N_MELS, SAMPLE_RATE
 
 
 @cache
@@ -26,7 +23,7 @@ def mel_filters() -> torch.Tensor:
 
 def stft_magnitude(wav: torch.Tensor) -> torch.Tensor:
     """Magnitude STFT of AudioSR's front end: `[batch, samples]` to `[batch, samples // 480, 1025]`."""
-    padded = F.pad(wav[:, None], (_PAD, _PAD), mode="reflect")[:, 0]
+    padded = F.pad(wav[:, None], (FRAME_PAD, FRAME_PAD), mode="reflect")[:, 0]
     window = torch.hann_window(N_FFT, device=wav.device)
     spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, N_FFT, window, center=False, return_complex=True)
     return spectrum.abs().transpose(1, 2)

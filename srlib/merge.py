@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from srlib.config import F_MAX, HOP_LENGTH, N_FFT
+from srlib.config import F_MAX, FRAME_PAD, HOP_LENGTH, N_FFT
 from srlib.gaps import Gap, fill_gaps
 from srlib.mel import band_edges_hz
 from srlib.stopwatch import stage
 from srlib.vocoder import istft_same, stft
 
 MERGES = ("gain", "replace", "none")
-_PAD = (N_FFT - HOP_LENGTH) // 2
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def frames_of(wav: torch.Tensor) -> int:
 
 def aligned_stft(wav: torch.Tensor, frames: int) -> torch.Tensor:
     """STFT `[frames, 1025]` framed as the log-mel, zero-padded at the ends."""
-    return stft(F.pad(wav, (_PAD, frames * HOP_LENGTH + _PAD - wav.shape[-1])))
+    return stft(F.pad(wav, (FRAME_PAD, frames * HOP_LENGTH + FRAME_PAD - wav.shape[-1])))
 
 
 def fit_frames(values: torch.Tensor, frames: int) -> torch.Tensor:

@@ -279,11 +279,15 @@ class RestorationPipeline(DiffusionPipeline):
             return recording.samples / recording.sample_rate
 
     @torch.no_grad()
-    def vocode_truth(self, reference: np.ndarray) -> np.ndarray:
-        """Autoencoder and vocoder on the true log-mel: a clean recording `[samples]` at 48 kHz, float32 `[samples]`."""
-        true = log_mel(torch.from_numpy(pad_to_frames(reference)).to(self.device))
-        decoded = vae.decode(self.vae, vae.encode(self.vae, true))
-        return vocode(self.vocoder, decoded)[0, : len(reference)].float().cpu().numpy()
+    def vocode_truth(self, reference: np.ndarray, through_autoencoder: bool = True) -> np.ndarray:
+        """The vocoder on the true log-mel of a clean recording `[samples]` at 48 kHz: float32 `[samples]`.
+
+        Without the autoencoder it is GT-Mel: above the cutoff a limit of any estimate.
+        """
+        mel = log_mel(torch.from_numpy(pad_to_frames(reference)).to(self.device))
+        if through_autoencoder:
+            mel = vae.decode(self.vae, vae.encode(self.vae, mel))
+        return vocode(self.vocoder, mel)[0, : len(reference)].float().cpu().numpy()
 
 
 def model_folder(name_or_path: str | Path) -> Path:

@@ -86,7 +86,7 @@ class Restoration:
         self.tones: list[Tone] = []  # of the first chunk
         self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
         self.analysis = survey(recording, options.gaps, find_tones=options.merge == "gain")
-        self.band, self._floors = self._listen(options)
+        self.band, self._floors = self._measure(options)
 
     @property
     def cutoff_hz(self) -> float | None:
@@ -105,7 +105,7 @@ class Restoration:
                 self.tones.extend(prepared.tones)
             yield self._restore(prepared, noise.of(prepared.chunk))
 
-    def _listen(self, options: Options) -> tuple[Band, np.ndarray]:
+    def _measure(self, options: Options) -> tuple[Band, np.ndarray]:
         """The band, and the noise floors `[sources, 1025]` that the gain merge works with."""
         band, nothing = None, np.zeros((len(self.analysis.layout.sources), N_FFT // 2 + 1))
         if options.cutoff_hz is None or not len(nothing):
@@ -115,8 +115,7 @@ class Restoration:
             band = Band(known_hz, options.f_20db) if options.f_20db else Band.at(known_hz)
         if band is not None and (self._merge != "gain" or not len(nothing)):
             return band, nothing
-        band, floors = measure(self._recording, self.analysis, band, self._evidence if self._merge == "gain" else None)
-        return band, floors if self._merge == "gain" else nothing
+        return measure(self._recording, self.analysis, band, self._evidence if self._merge == "gain" else None)
 
     def _evidence(self, wav: torch.Tensor, gaps: list[Gap]) -> torch.Tensor | None:
         if self._pipe.base is None:

@@ -84,19 +84,6 @@ class ToneFinder:
         return [float(bin_index / _BLOCK_SECONDS) for bin_index in found[np.argsort(-self._quietest[found])]]
 
 
-def find_tones(wav: np.ndarray, sample_rate: int) -> list[Tone]:
-    """Stationary sinusoids of `[samples]`, strongest first."""
-    finder = ToneFinder(sample_rate)
-    finder.add(wav)
-    return [fit_tone(wav, frequency_hz, sample_rate) for frequency_hz in finder.result()]
-
-
-def subtract_tones(wav: np.ndarray, sample_rate: int) -> tuple[np.ndarray, list[Tone]]:
-    """`[samples]` float32 without its stationary sinusoids, and what was subtracted."""
-    tones = find_tones(wav, sample_rate)
-    return without(wav, tones, sample_rate), tones
-
-
 def without(wav: np.ndarray, tones: list[Tone], sample_rate: int) -> np.ndarray:
     """`[samples]` float32 less the tones; digital silence holds none."""
     clean, sounds = wav.astype(np.float64), sounding(wav, sample_rate)

@@ -13,13 +13,12 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from srlib.config import HOP_LENGTH, N_FFT, N_MELS, ModelSize
+from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, N_MELS, ModelSize
 from srlib.mel import mel_filters, mel_to_bins
 from srlib.nvsr import LOG_MEL_CENTRE, LOG_MEL_SPREAD, ConvNeXtBlock
 from srlib.stopwatch import stage
 
 _BINS = N_FFT // 2 + 1
-_PAD = (N_FFT - HOP_LENGTH) // 2
 
 
 class IstftVocoder(ModelMixin, ConfigMixin):
@@ -70,7 +69,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
 
     def _excitation_spectrum(self, first_frame: int, frames: int) -> torch.Tensor:
         """STFT `[frames, 1025]` of the looped excitation from a frame on, aligned as the front end's frames."""
-        index = torch.arange(-_PAD, frames * HOP_LENGTH + _PAD, device=self.excitation.device)
+        index = torch.arange(-FRAME_PAD, frames * HOP_LENGTH + FRAME_PAD, device=self.excitation.device)
         loop = self.excitation.float()[(index + first_frame * HOP_LENGTH) % len(self.excitation)]
         return stft(loop)
 
@@ -93,7 +92,7 @@ def istft_same(spectrum: torch.Tensor) -> torch.Tensor:
     fold = {"output_size": (1, length), "kernel_size": (1, N_FFT), "stride": (1, HOP_LENGTH)}
     wav = F.fold(pieces.transpose(1, 2), **fold)[:, 0, 0]
     weight = F.fold((window**2).expand(1, frames, -1).transpose(1, 2), **fold)[0, 0, 0]
-    return wav[:, _PAD : length - _PAD] / weight[_PAD : length - _PAD].clamp(min=1e-8)
+    return wav[:, FRAME_PAD : length - FRAME_PAD] / weight[FRAME_PAD : length - FRAME_PAD].clamp(min=1e-8)
 
 
 def envelope(log_mel: torch.Tensor) -> torch.Tensor:
@@ -128,7 +127,7 @@ def flat_noise(samples: int, iterations: int, seed: int = 0) -> torch.Tensor:
     for _ in range(iterations):
         spectrum = stft(torch.cat([noise[-edge:], noise, noise[: edge + HOP_LENGTH]]))
         wav = istft_same(torch.polar(torch.ones_like(spectrum.real), spectrum.angle())[None])[0]
-        start = edge - _PAD  # istft_same drops its padding
+        start = edge - FRAME_PAD  # istft_same drops its padding
         noise = wav[start : start + samples]
     return noise / stft(noise).abs().mean()  # log-mels hold mean magnitudes
 

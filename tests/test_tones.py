@@ -6,7 +6,20 @@ import pytest
 from srlib import data
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
-from srlib.tones import Tone, find_tones, subtract_tones
+from srlib.tones import Tone, ToneFinder, fit_tone, without
+
+
+def find_tones(wav: np.ndarray, sample_rate: int) -> list[Tone]:
+    """Stationary sinusoids of `[samples]`, strongest first."""
+    finder = ToneFinder(sample_rate)
+    finder.add(wav)
+    return [fit_tone(wav, frequency_hz, sample_rate) for frequency_hz in finder.result()]
+
+
+def subtract_tones(wav: np.ndarray, sample_rate: int) -> tuple[np.ndarray, list[Tone]]:
+    """`[samples]` float32 without its stationary sinusoids, and what was subtracted."""
+    tones = find_tones(wav, sample_rate)
+    return without(wav, tones, sample_rate), tones
 
 
 @pytest.fixture(scope="module")
