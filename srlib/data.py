@@ -43,6 +43,7 @@ class Track:
     artist: str = ""
     title: str = ""
     licence: str = ""
+    collection: str = ""  # the game, album or artist it is of: its tracks sound alike
     bandwidth_hz: float | None = None  # where known: of the whole source track, Hz
     source: Any = field(default=None, repr=False, compare=False)  # musdb's own track object, None for plain files
 
@@ -234,7 +235,7 @@ def _load_demo(split: str | None) -> list[Track]:
     tracks = []
     for track in _load_musdb(demo_root(), split, setup_file=_SETUP_FILE):
         row = manifest[track.name]
-        facts = {key: row[key] for key in ("artist", "title", "licence")}
+        facts = {key: row[key] for key in ("artist", "title", "licence")} | {"collection": row["package"]}
         tracks.append(replace(track, **facts, bandwidth_hz=float(row["bandwidth_hz"])))
     return tracks
 
@@ -280,6 +281,7 @@ def _load_musdb(root: Path, split: str | None, setup_file: str | None = None) ->
                 raise SrlibError(f"{source.path} is missing: unpack MUSDB18 again, or remove the track's folder.")
             track_split = "valid" if subset == "train" and source.name in valid else subset
             facts = {"artist": source.artist or "", "title": source.title or "", "source": source}
+            facts["collection"] = facts["artist"]
             seconds = source.samples / source.rate
             tracks.append(Track(source.name, track_split, Path(source.path), source.rate, seconds, **facts))
     if not is_stems:
@@ -329,7 +331,8 @@ def _file_track(name: str, path: Path, row: dict[str, str]) -> Track:
     if split not in SPLITS:
         raise SrlibError(f"The manifest gives {name} the split {split!r}: choose one of {', '.join(SPLITS)}.")
     header = audio.info(path)
-    facts = {"artist": row.get("artist") or "", "title": row.get("title") or "", "licence": row.get("licence") or ""}
+    facts = {key: row.get(key) or "" for key in ("artist", "title", "licence")}
+    facts["collection"] = row.get("collection") or row.get("package") or facts["artist"]
     bandwidth = float(row["bandwidth_hz"]) if row.get("bandwidth_hz") else None
     seconds = header.samples / header.sample_rate
     return Track(name, split, path, header.sample_rate, seconds, **facts, bandwidth_hz=bandwidth)

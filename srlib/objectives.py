@@ -161,7 +161,7 @@ class NvsrObjective(Objective):
 
 def _uncertain(known_bands: torch.Tensor) -> torch.Tensor:
     """Counts of known bands `[batch]` as a detector would give them: mostly right, sometimes some bands off."""
-    error = torch.randint(-2, 2, known_bands.shape, device=known_bands.device)
+    error = torch.randint(-2, 3, known_bands.shape, device=known_bands.device)
     far = torch.rand(known_bands.shape, device=known_bands.device) < 0.1
     return (known_bands + torch.where(far, 4 * error, error)).clamp(1, 256)
 

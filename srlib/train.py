@@ -222,16 +222,23 @@ class Run:
             self.ema.restore(parameters)
             self.objective.module.train()
 
-    @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Loss on fixed validation crops; LSD (plain, to 19 kHz) and texture above the cutoff of fixed restorations."""
+        """Scores of the EMA's weights, which are published, and loss and LSD of the raw ones beside them."""
+        self.objective.module.eval()
+        raw = self._scores()
+        self.objective.module.train()
         with self._ema_weights():
-            torch.manual_seed(_VALIDATION_SEED)
-            losses = [
-                self.objective.loss(self._batch(_VALIDATION_SEED + 2 + i, self.validation, augment=False)).item()
-                for i in range(2)
-            ]
-            pairs = [(example, self._restore_example(*example)) for example in self._examples()]
+            return self._scores() | {f"{name}_raw": raw[name] for name in ("val/loss", "val/lsd")}
+
+    @torch.no_grad()
+    def _scores(self) -> dict[str, float]:
+        """Loss on fixed validation crops; LSD (plain, to 19 kHz) and texture above the cutoff of fixed restorations."""
+        torch.manual_seed(_VALIDATION_SEED)
+        losses = [
+            self.objective.loss(self._batch(_VALIDATION_SEED + 2 + i, self.validation, augment=False)).item()
+            for i in range(2)
+        ]
+        pairs = [(example, self._restore_example(*example)) for example in self._examples()]
         distances = [lsd(example[0], wav, convention="plain", f_high=HEADLINE_HZ) for example, wav in pairs]
         textures = [texture_high(example[0], wav, example[2].f_20db(SAMPLE_RATE)) for example, wav in pairs]
         values = {"val/loss": losses, "val/lsd": distances, "val/texture_high": textures}

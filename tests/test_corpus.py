@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from srlib.config import SAMPLE_RATE
-from srlib.corpus import Batch, Corpus, draw
+from srlib.corpus import Batch, Corpus, draw, track_shares
 from srlib.degrade import Degradation, DegradationConfig, zero_phase_response
 from srlib.errors import SrlibError
 from srlib.mel import band_edges_hz
@@ -24,6 +24,7 @@ class FakeTrack:
     name: str
     wav: np.ndarray
     bandwidth_hz: float | None = None
+    collection: str = ""
     split: str = "train"
     path: Path = Path(__file__)  # any file: its size and age tell one version of a track from the next
     decoded: int = 0
@@ -89,11 +90,27 @@ def test_no_tracks_is_an_error(tmp_path):
         Corpus.build([], tmp_path)
 
 
-def test_crops_come_from_one_track_in_proportion_to_the_root_of_its_length(corpus):
+def test_a_collection_counts_by_the_fourth_root_of_its_length_whatever_it_is_cut_into():
+    whole = track_shares([160.0, 10.0], ["a", "b"])
+    assert whole == pytest.approx([2 / 3, 1 / 3])  # 16 times the length, twice the share
+    parts = track_shares([80.0, 80.0, 10.0], ["a", "a", "b"])
+    assert parts == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    unequal = track_shares([90.0, 40.0, 30.0], ["a", "a", "b"])
+    assert unequal[0] / unequal[1] == pytest.approx(1.5)  # inside a collection by the root
+    assert unequal.sum() == pytest.approx(1.0)
+
+
+def test_collections_reach_the_corpus_and_tracks_without_one_stand_alone(tmp_path):
+    names = [("a", "x"), ("b", "x"), ("c", ""), ("d", "")]
+    parts = [FakeTrack(name, noise(1.0), collection=collection) for name, collection in names]
+    shares = Corpus.build(parts, tmp_path).shares
+    assert shares[0] == shares[1] < shares[2] == shares[3]
+
+
+def test_crops_come_from_one_track_in_proportion_to_its_share(corpus):
     rng = np.random.default_rng(0)
     bandwidths = [corpus.crop(rng, 4800)[1] for _ in range(400)]
-    share = 3**0.5 / (3**0.5 + 2**0.5)
-    assert bandwidths.count(20000.0) / 400 == pytest.approx(share, abs=0.06)
+    assert bandwidths.count(20000.0) / 400 == pytest.approx(corpus.shares[0], abs=0.06)
     whole = corpus.audio / np.float32(32768)
     crop, bandwidth = corpus.crop(rng, 4800)
     track = whole[: 3 * SAMPLE_RATE] if bandwidth == 20000 else whole[3 * SAMPLE_RATE :]

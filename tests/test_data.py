@@ -67,6 +67,7 @@ def test_demo_facts_and_attribution(demo):
         row = manifest[track.name]
         assert "| " + " | ".join(row[key] for key in ("file", "title", "artist", "licence", "package")) in attribution
         assert (track.title, track.artist, track.licence) == (row["title"], row["artist"], row["licence"])
+        assert track.collection == row["package"]
         assert track.seconds == pytest.approx(10.0)
         assert track.sample_rate == SAMPLE_RATE
 

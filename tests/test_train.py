@@ -44,6 +44,8 @@ COLUMNS = [
     "val/loss",
     "val/lsd",
     "val/texture_high",
+    "val/loss_raw",
+    "val/lsd_raw",
     "learning_rate",
     "samples_per_second",
     "data_wait_share",
@@ -95,6 +97,8 @@ def test_a_stage_trains_its_part_and_leaves_a_pipeline(runs, stage):
     assert rows[0]["val/loss"] == rows[0]["val/lsd"] == ""  # validated at step 2 alone
     assert float(rows[1]["val/loss"]) > 0
     assert float(rows[1]["val/lsd"]) > 0
+    assert float(rows[1]["val/loss_raw"]) > 0 and float(rows[1]["val/lsd_raw"]) > 0
+    assert rows[1]["val/loss_raw"] != rows[1]["val/loss"]  # after two steps the average still lags
     assert 0 <= float(rows[1]["data_wait_share"]) <= 1
     record = json.loads((run / "config.json").read_text())
     assert record["stage"] == stage
