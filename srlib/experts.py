@@ -1,4 +1,4 @@
-"""Closed-form fits of the regressor: the distribution of clean frames, and ridge regressions for noisy ones."""
+"""Closed-form fits of the regressor: the distributions of clean frames, and ridge regressions for noisy ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from srlib.config import N_MELS
 from srlib.corpus import Batch
 from srlib.errors import SrlibError
 from srlib.mel import log_mel
-from srlib.nvsr import EXPERT_CUTOFFS_HZ, NOISES, MelRegressor, expert_shares, normalise
+from srlib.nvsr import EXPERT_CUTOFFS_HZ, NOISES, MelRegressor, expert_shares, moving_mean, normalise
 
 _FULL_BANDWIDTH_HZ = 18_900.0  # crops that end lower are no targets for the upper bands and are left out
+# Of the covariance of motion, added to that of moving means: there are few clips that differ, but many frames, and what
+# moves together mostly differs together.
+_MOTION_SHARE = 0.4
 
 
 @torch.no_grad()
 def fit_experts(regressor: MelRegressor, draw: Callable[[int], Batch], batches: int, penalty: float = 3000.0) -> None:
-    """Fit mean and covariance of clean frames, and the experts, from `batches` drawn batches (`draw(index)`).
+    """Fit mean and covariances of clean frames, and the experts, from `batches` drawn batches (`draw(index)`).
 
     A crop counts for an expert by how near its cutoff is. Kinds of noise that were not drawn leave their experts as
     they are. `penalty` is on the squared distance of the weights from the identity, against squared errors of
@@ -26,14 +29,17 @@ def fit_experts(regressor: MelRegressor, draw: Callable[[int], Batch], batches: 
     count, cutoffs = len(regressor.experts), len(EXPERT_CUTOFFS_HZ)
     moment = torch.zeros(count, N_MELS + 1, N_MELS + 1, dtype=torch.float64)
     cross = torch.zeros(count, N_MELS + 1, N_MELS, dtype=torch.float64)
-    clean = torch.zeros(N_MELS + 1, N_MELS + 1, dtype=torch.float64)
+    level = torch.zeros(N_MELS + 1, N_MELS + 1, dtype=torch.float64)
+    motion = torch.zeros(N_MELS, N_MELS, dtype=torch.float64)
     for index in range(batches):
         batch = draw(index)
         degraded, reference = (normalise(log_mel(wav))[:, 0].cpu() for wav in (batch.degraded, batch.reference))
         shares = expert_shares(batch.known_bands)
         for row in (batch.bandwidth_hz >= _FULL_BANDWIDTH_HZ).nonzero()[:, 0].tolist():
-            target = _with_constant(reference[row])
-            clean += target.T @ target
+            slow = moving_mean(reference[row][None])[0]
+            common, fast = _with_constant(slow), (reference[row] - slow).double()
+            level += common.T @ common
+            motion += fast.T @ fast
             noise = NOISES.index(batch.degradations[row].noise_type) - 1
             if noise < 0:
                 continue
@@ -51,13 +57,14 @@ def fit_experts(regressor: MelRegressor, draw: Callable[[int], Batch], batches: 
         own = slice(kind * cutoffs, (kind + 1) * cutoffs)
         if moment[own].any():
             regressor.experts[own] = fitted[own].to(regressor.experts)
-    frames = clean[-1, -1]
+    frames = level[-1, -1]
     if not frames:
         limit = f"{_FULL_BANDWIDTH_HZ / 1000:g} kHz"
         raise SrlibError(f"No crop holds sound up to {limit}: the base has to be fitted to full-band music.")
-    mean = clean[-1, :-1] / frames
+    mean, motion = level[-1, :-1] / frames, motion / frames
     regressor.frame_mean.copy_(mean)
-    regressor.frame_covariance.copy_(clean[:-1, :-1] / frames - torch.outer(mean, mean))
+    regressor.fast_covariance.copy_(motion)
+    regressor.slow_covariance.copy_(level[:-1, :-1] / frames - torch.outer(mean, mean) + _MOTION_SHARE * motion)
 
 
 def _with_constant(frames: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,8 @@ EXPERT_CUTOFFS_HZ = (2000, 2600, 3300, 4200, 5400, 7000, 9000, 11_000, 13_000, 1
 NOISES = ("none", "tone", "white")
 # Added to the variance of each band when the missing ones are inferred: keeps loud, similar bands from being trusted
 # to more digits than the next clip has in common with the corpus.
-_BAND_VARIANCE = 0.03
+_BAND_VARIANCE = 0.015
+_SLOW_FRAMES = 128  # to either side: what lasts longer than 2.57 s is a property of the clip, the rest is its motion
 
 
 class ConvNeXtBlock(nn.Module):
@@ -66,11 +67,15 @@ class RegressorOutput(BaseOutput):
 class MelRegressor(ModelMixin, ConfigMixin):
     """Clean log-mel from a degraded one, and what was done to it.
 
-    Without noise the missing bands are first inferred from the known ones by the mean of a normal distribution of
-    whole frames, fitted to music (`srlib.experts`); with noise, by ridge regressions from degraded to clean frames, one
-    for each cutoff and kind of noise. Both have a closed form and are not trained further. ConvNeXt blocks, which start
-    at zero, correct what they say. Stationary noise and tones show in a clip's level quantiles as levels that a band
-    never falls below.
+    Without noise the missing bands are first inferred from the known ones by the means of normal distributions fitted
+    to music (`srlib.experts`), one of what a clip's frames have in common (their moving mean) and one of how they move
+    about it; with noise, by ridge regressions from degraded to clean frames, one for each cutoff and kind of noise.
+    All have a closed form and are not trained further. ConvNeXt blocks, which start at zero, correct what they say.
+
+    What a clip's frames have in common tells its corpus apart, and a network that may correct it learns the
+    corpus by heart. So the blocks see the motion alone and correct no more than that, as far as there is no noise.
+    Where there is, they also see the clip's level quantiles: stationary noise shows as levels that a band never falls
+    below.
     """
 
     @register_to_config
@@ -87,7 +92,8 @@ class MelRegressor(ModelMixin, ConfigMixin):
         identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
         self.register_buffer("experts", identity.repeat(noisy, 1, 1))  # [22, 256 + 1, 256], the last row constant
         self.register_buffer("frame_mean", torch.zeros(N_MELS))
-        self.register_buffer("frame_covariance", torch.eye(N_MELS))
+        self.register_buffer("slow_covariance", torch.eye(N_MELS))  # of moving means
+        self.register_buffer("fast_covariance", torch.eye(N_MELS))  # of frames about them
         # Spread of what the base leaves over, by latent channel: the scale of what the diffusion model generates.
         self.register_buffer("residual_std", torch.ones(latent_channels))
         levels = len(_QUANTILES) * N_MELS
@@ -97,7 +103,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(ConvNeXtBlock(hidden_size, kernel_size, expansion) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, N_MELS)
-        self.evidence = _head(2 * hidden_size, hidden_size, 3 * N_MELS)
+        self.evidence = _head(2 * hidden_size + levels, hidden_size, 3 * N_MELS)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -110,38 +116,46 @@ class MelRegressor(ModelMixin, ConfigMixin):
         if known_bands is None:
             known_bands = torch.sigmoid(passed).sum(1).round().long()
         known = (torch.arange(N_MELS, device=frames.device) < known_bands[:, None]).to(levels)  # (B, 256)
-        clip = torch.cat([levels, known], dim=1)
-        noise = self.noise(clip.to(self.dtype)).float()
-        linear = self._linear(frames, known_bands, noise)
-        features = torch.cat([frames, linear, clip[:, None].expand(-1, frames.shape[1], -1)], dim=-1)
+        noise = self.noise(torch.cat([levels, known], dim=1).to(self.dtype)).float()
+        slow = moving_mean(frames)
+        linear = self._linear(frames, slow, known_bands, noise)
+        noisy = 1 - torch.softmax(noise, dim=1)[:, :1].detach()  # a network that could open this gate would
+        clip = torch.cat([noisy * levels, known], dim=1)[:, None].expand(-1, frames.shape[1], -1)
+        features = torch.cat([frames - slow, linear - moving_mean(linear), clip], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
         for block in self.blocks:
             hidden = block(hidden)
         hidden = self.norm(hidden.transpose(1, 2))  # (B, T, hidden)
-        pooled = torch.cat([hidden.mean(1), hidden.amax(1)], dim=-1)
+        pooled = torch.cat([hidden.mean(1), hidden.amax(1), levels.to(hidden.dtype)], dim=-1)
         evidence = self.evidence(pooled).float().unflatten(1, (3, N_MELS))
-        return RegressorOutput(denormalise(linear + self.head(hidden))[:, None], evidence, passed, noise)
+        correction = self.head(hidden).float()
+        correction = correction - (1 - noisy)[..., None] * moving_mean(correction)
+        return RegressorOutput(denormalise(linear + correction)[:, None], evidence, passed, noise)
 
-    def _linear(self, frames: torch.Tensor, known_bands: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def _linear(
+        self, frames: torch.Tensor, slow: torch.Tensor, known_bands: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
         """What the closed forms say, mixed by the kind of noise, in full precision: half costs more than it gains."""
         with torch.autocast(frames.device.type, enabled=False):
-            frames, share = frames.float(), torch.softmax(noise, dim=1)
+            frames, slow, share = frames.float(), slow.float(), torch.softmax(noise, dim=1)
             shares = (share[:, 1:, None] * expert_shares(known_bands)[:, None].to(share)).flatten(1)
             weights = torch.einsum("be,eio->bio", shares, self.experts.float())
-            clean = torch.stack([self._conditional_mean(int(count)) for count in known_bands])
-            weights = weights + share[:, :1, None] * clean
-            return torch.baddbmm(weights[:, -1:], frames, weights[:, :-1]).clamp(min=normalise(_FLOOR_NAT))
+            noisy = torch.baddbmm(weights[:, -1:], frames, weights[:, :-1])
+            clean = torch.stack([self._conditional_mean(*clip) for clip in zip(frames, slow, known_bands, strict=True)])
+            return (noisy + share[:, :1, None] * clean).clamp(min=normalise(_FLOOR_NAT))
 
-    def _conditional_mean(self, known: int) -> torch.Tensor:
-        """Weights `[256 + 1, 256]` that keep the `known` lowest bands and take the mean of the others given these."""
-        mean, covariance = self.frame_mean.float(), self.frame_covariance.float()
-        inner = covariance[:known, :known] + _BAND_VARIANCE * torch.eye(known, device=mean.device)
-        slopes = torch.linalg.solve(inner, covariance[:known, known:])
-        weights = torch.zeros(N_MELS + 1, N_MELS, device=mean.device)
-        weights[:known, :known] = torch.eye(known, device=mean.device)
-        weights[:known, known:] = slopes
-        weights[-1, known:] = mean[known:] - mean[:known] @ slopes
-        return weights
+    def _conditional_mean(self, frames: torch.Tensor, slow: torch.Tensor, known_bands: torch.Tensor) -> torch.Tensor:
+        """`[frames, 256]` with the known lowest bands kept and the others' conditional mean given these."""
+        known, mean = int(known_bands), self.frame_mean.float()
+        motion = (frames - slow)[:, :known] @ self._slopes(self.fast_covariance, known)
+        level = (slow - mean)[:, :known] @ self._slopes(self.slow_covariance, known)
+        return torch.cat([frames[:, :known], mean[known:] + level + motion], dim=1)
+
+    def _slopes(self, covariance: torch.Tensor, known: int) -> torch.Tensor:
+        """`[known, 256 - known]`: how the missing bands follow the known ones."""
+        covariance = covariance.float()
+        inner = covariance[:known, :known] + _BAND_VARIANCE * torch.eye(known, device=covariance.device)
+        return torch.linalg.solve(inner, covariance[:known, known:])
 
 
 class MelResUNet(ModelMixin, ConfigMixin):
@@ -191,6 +205,15 @@ def normalise(log_mel: torch.Tensor | float) -> torch.Tensor | float:
 def denormalise(values: torch.Tensor) -> torch.Tensor:
     """Inverse of `normalise`."""
     return values * LOG_MEL_SPREAD + LOG_MEL_CENTRE
+
+
+def moving_mean(frames: torch.Tensor) -> torch.Tensor:
+    """Mean over 2.57 s around each frame of `[batch, frames, bands]`, over fewer frames at the ends."""
+    count = frames.shape[1]
+    total = nn.functional.pad(frames.float().cumsum(1), (0, 0, 1, 0))
+    index = torch.arange(count, device=frames.device)
+    first, last = (index - _SLOW_FRAMES).clamp(min=0), (index + _SLOW_FRAMES + 1).clamp(max=count)
+    return ((total[:, last] - total[:, first]) / (last - first)[:, None]).to(frames.dtype)
 
 
 def expert_shares(known_bands: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The regressor's closed forms against numpy: conditional means of normal distributions, and interpolation."""
+"""The regressor's closed forms against numpy: moving and conditional means, interpolation; what its network may do."""
 
 import numpy as np
 import pytest
@@ -10,38 +10,86 @@ from srlib.data import load_dataset
 from srlib.degrade import DegradationConfig
 from srlib.experts import fit_experts
 from srlib.mel import log_mel
-from srlib.nvsr import EXPERT_CUTOFFS_HZ, NOISES, MelRegressor, denormalise, expert_shares, normalise
+from srlib.nvsr import (
+    EXPERT_CUTOFFS_HZ,
+    NOISES,
+    MelRegressor,
+    denormalise,
+    expert_shares,
+    moving_mean,
+    normalise,
+)
+
+BAND_VARIANCE = 0.015  # of the regressor, added to the known bands
 
 
-@pytest.fixture
-def covariance() -> torch.Tensor:
-    rng = np.random.default_rng(0)
+def numpy_moving_mean(frames):
+    """Of `[frames, bands]`, over 128 frames to either side."""
+    return np.stack([frames[max(0, i - 128) : i + 129].mean(0) for i in range(len(frames))])
+
+
+def covariance(seed: int) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
     factors = rng.standard_normal((N_MELS, 12)) / 4
     return torch.from_numpy(factors @ factors.T + 0.05 * np.eye(N_MELS)).float()
 
 
 @pytest.fixture
-def regressor(covariance) -> MelRegressor:
+def regressor() -> MelRegressor:
     """One whose networks say nothing, but that there is no noise."""
     torch.manual_seed(0)
     model = MelRegressor(hidden_size=16, num_layers=1, kernel_size=3, expansion=1).eval()
     model.frame_mean.copy_(torch.linspace(0.3, -0.9, N_MELS))
-    model.frame_covariance.copy_(covariance)
+    model.slow_covariance.copy_(covariance(0))
+    model.fast_covariance.copy_(covariance(1))
     torch.nn.init.zeros_(model.noise[-1].weight)
     model.noise[-1].bias.data = torch.tensor([100.0, 0.0, 0.0])
     return model
 
 
+@pytest.mark.parametrize("count", [1, 100, 257, 400])
+def test_moving_means_are_those_of_numpy(count):
+    frames = np.random.default_rng(0).standard_normal((2, count, 3))
+    means = moving_mean(torch.from_numpy(frames).float())
+    np.testing.assert_allclose(means, [numpy_moving_mean(clip) for clip in frames], atol=1e-5)
+
+
 @pytest.mark.parametrize("known", [1, 100, 190, 255])
-def test_missing_bands_are_the_conditional_mean(regressor, covariance, known):
-    frames = torch.randn(1, 8, N_MELS, generator=torch.Generator().manual_seed(1)) / 4
+def test_missing_bands_are_the_conditional_means_of_level_and_motion(regressor, known):
+    frames = torch.randn(1, 300, N_MELS, generator=torch.Generator().manual_seed(1)) / 4
     estimate = regressor(denormalise(frames)[:, None], torch.tensor([known])).log_mel[0, 0]
-    mean, full = regressor.frame_mean.double().numpy(), covariance.double().numpy()
-    inner = full[:known, :known] + 0.03 * np.eye(known)
-    slopes = np.linalg.solve(inner, full[:known, known:])
-    expected = mean[known:] + (frames[0, :, :known].double().numpy() - mean[:known]) @ slopes
+    mean, exact = regressor.frame_mean.double().numpy(), frames[0].double().numpy()
+    slow = numpy_moving_mean(exact)
+    expected = mean[known:]
+    for seed, part in ((0, slow - mean), (1, exact - slow)):
+        full = covariance(seed).double().numpy()
+        inner = full[:known, :known] + BAND_VARIANCE * np.eye(known)
+        expected = expected + part[:, :known] @ np.linalg.solve(inner, full[:known, known:])
     assert torch.allclose(estimate[:, :known], denormalise(frames[0, :, :known]), atol=1e-4)
     np.testing.assert_allclose(normalise(estimate[:, known:]).detach(), expected, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "shift"), [(0, False), (1, True), (2, True)])
+def test_the_network_corrects_the_level_of_noisy_clips_alone(regressor, kind, shift):
+    log_mels = denormalise(torch.randn(1, 1, 300, N_MELS, generator=torch.Generator().manual_seed(2)) / 4)
+    known = torch.tensor([100])
+    regressor.noise[-1].bias.copy_(100 * torch.eye(3)[kind])
+    before = regressor(log_mels, known).log_mel
+    torch.nn.init.normal_(regressor.head.weight)
+    torch.nn.init.constant_(regressor.head.bias, 5.0)
+    change = regressor(log_mels, known).log_mel - before
+    assert float(change.std()) > 0.1
+    assert (float(change.mean().abs()) > 1.0) == shift
+
+
+@torch.no_grad()
+def test_without_noise_the_network_sees_no_level(regressor):
+    torch.nn.init.normal_(regressor.head.weight)
+    log_mels = denormalise(torch.randn(1, 1, 300, N_MELS, generator=torch.Generator().manual_seed(3)) / 4)
+    level = torch.linspace(-1, 1, N_MELS)
+    quiet, loud = (regressor(log_mels + change, torch.tensor([N_MELS])).log_mel for change in (0 * level, level))
+    torch.testing.assert_close(loud - quiet, level.expand_as(quiet), atol=2e-3, rtol=0)
 
 
 def test_full_band_without_noise_is_left_alone(regressor):
@@ -66,16 +114,20 @@ def test_shares_interpolate_between_neighbouring_cutoffs():
     assert shares[0, 0] == 1 and shares[-1, -1] == 1
 
 
-def test_fit_is_the_covariance_of_frames_and_a_ridge_towards_the_identity(tmp_path):
+def test_fit_holds_the_covariances_of_level_and_motion_and_a_ridge_towards_the_identity(tmp_path):
     corpus = Corpus.build(load_dataset("demo", "train")[:4], tmp_path)
     config = DegradationConfig(noise_weights={"none": 1.0, "white": 1.0})
     batches = [draw(corpus, config, np.random.default_rng(index), 4, 64) for index in range(6)]
     regressor = MelRegressor(hidden_size=16, num_layers=1)
     fit_experts(regressor, batches.__getitem__, len(batches), penalty=10.0)
     usable = [(b, row) for b in batches for row in range(4) if b.bandwidth_hz[row] >= 18_900]
-    frames = torch.cat([normalise(log_mel(b.reference[row]))[0, 0] for b, row in usable]).double().numpy()
-    np.testing.assert_allclose(regressor.frame_mean, frames.mean(0), atol=1e-4)
-    np.testing.assert_allclose(regressor.frame_covariance, np.cov(frames.T, bias=True), atol=1e-4)
+    clips = [normalise(log_mel(b.reference[row]))[0, 0].double().numpy() for b, row in usable]
+    slow = [numpy_moving_mean(clip) for clip in clips]
+    motion = np.concatenate([clip - mean for clip, mean in zip(clips, slow, strict=True)])
+    moving, level = motion.T @ motion / len(motion), np.concatenate(slow)
+    np.testing.assert_allclose(regressor.frame_mean, level.mean(0), atol=1e-4)
+    np.testing.assert_allclose(regressor.fast_covariance, moving, atol=1e-4)
+    np.testing.assert_allclose(regressor.slow_covariance, np.cov(level.T, bias=True) + 0.4 * moving, atol=1e-4)
     tone, white = regressor.experts.unflatten(0, (len(NOISES) - 1, len(EXPERT_CUTOFFS_HZ)))
     identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
     assert torch.equal(tone, identity.expand_as(tone))  # none was drawn
