@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import torch
 
@@ -19,8 +19,8 @@ _MOTION_SHARE = 0.4
 
 
 @torch.no_grad()
-def fit_experts(regressor: MelRegressor, draw: Callable[[int], Batch], batches: int, penalty: float = 3000.0) -> None:
-    """Fit mean and covariances of clean frames, and the experts, from `batches` drawn batches (`draw(index)`).
+def fit_experts(regressor: MelRegressor, batches: Iterable[Batch], penalty: float = 3000.0) -> None:
+    """Fit mean and covariances of clean frames, and the experts, to batches of crops.
 
     A crop counts for an expert by how near its cutoff is. Kinds of noise that were not drawn leave their experts as
     they are. `penalty` is on the squared distance of the weights from the identity, against squared errors of
@@ -31,8 +31,7 @@ def fit_experts(regressor: MelRegressor, draw: Callable[[int], Batch], batches: 
     cross = torch.zeros(count, N_MELS + 1, N_MELS, dtype=torch.float64)
     level = torch.zeros(N_MELS + 1, N_MELS + 1, dtype=torch.float64)
     motion = torch.zeros(N_MELS, N_MELS, dtype=torch.float64)
-    for index in range(batches):
-        batch = draw(index)
+    for batch in batches:
         degraded, reference = (normalise(log_mel(wav))[:, 0].cpu() for wav in (batch.degraded, batch.reference))
         shares = expert_shares(batch.known_bands)
         for row in (batch.bandwidth_hz >= _FULL_BANDWIDTH_HZ).nonzero()[:, 0].tolist():

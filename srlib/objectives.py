@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from srlib.vocoder import vocode
 # Fine structure that no mel predicts adds about 0.79 (log10 power) of LSD, 0.91 nat of log magnitude: errors of the
 # mel add to it in squares, so that small ones hardly matter and large ones count once.
 _FINE_STRUCTURE_NAT = 0.91
+_FEW = 8  # batches that principal components and spreads are measured on
 
 
 @cache
@@ -66,8 +68,8 @@ class Objective(ABC):
     def loss(self, batch: Batch) -> torch.Tensor:
         """Mean loss of a batch."""
 
-    def prepare(self, draw: Callable[[int], Batch]) -> None:  # noqa: B027  some stages have nothing to fit
-        """Fit what has a closed form before the first step of a run; `draw(index)` draws a batch of crops."""
+    def prepare(self, batches: Iterator[Batch]) -> None:  # noqa: B027  some stages have nothing to fit
+        """Fit what has a closed form to batches of crops before the first step of a run."""
 
 
 class VaeObjective(Objective):
@@ -78,10 +80,10 @@ class VaeObjective(Objective):
     def trainable(self) -> nn.Module:
         return self.pipeline.vae
 
-    def prepare(self, draw: Callable[[int], Batch]) -> None:
+    def prepare(self, batches: Iterator[Batch]) -> None:
         if isinstance(self.module, vae.PatchAutoencoderKL):
-            batches = [draw(index) for index in range(min(self.config.fit_batches, 8))]
-            self.module.fit_patches(log_mel(torch.cat([wav for b in batches for wav in (b.reference, b.degraded)])))
+            pairs = [(batch.reference, batch.degraded) for batch in islice(batches, _FEW)]
+            self.module.fit_patches(log_mel(torch.cat([wav for pair in pairs for wav in pair])))
 
     def loss(self, batch: Batch) -> torch.Tensor:
         half = len(batch.reference) // 2
@@ -138,9 +140,9 @@ class NvsrObjective(Objective):
             raise SrlibError("This model has no base mean to train: start from one of the compact kind.")
         return self.pipeline.base
 
-    def prepare(self, draw: Callable[[int], Batch]) -> None:
+    def prepare(self, batches: Iterator[Batch]) -> None:
         if isinstance(self.module, MelRegressor):
-            fit_experts(self.module, draw, self.config.fit_batches)
+            fit_experts(self.module, batches)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         degraded = log_mel(batch.degraded)
@@ -173,11 +175,10 @@ class LdmObjective(Objective):
         return self.pipeline.unet
 
     @torch.no_grad()
-    def prepare(self, draw: Callable[[int], Batch]) -> None:
+    def prepare(self, batches: Iterator[Batch]) -> None:
         if self.pipeline.base is not None:
             self.pipeline.base.residual_std.fill_(1.0)
-            batches = range(min(self.config.fit_batches, 8))
-            residual = torch.cat([self._target_and_condition(draw(index))[0] for index in batches])
+            residual = torch.cat([self._target_and_condition(batch)[0] for batch in islice(batches, _FEW)])
             self.pipeline.base.residual_std.copy_(residual.std(dim=(0, 2, 3)))
 
     @torch.no_grad()

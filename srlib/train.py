@@ -127,7 +127,10 @@ class Run:
             weight_decay=self.config.weight_decay,
         )
         if not checkpoint.exists():
-            self.objective.prepare(lambda index: self._batch(_VALIDATION_SEED + 1000 + index, self.corpus))
+            started = time.monotonic()
+            self.objective.prepare(self._batches_to_fit())
+            if self.time_budget is not None:
+                self.time_budget = max(1e-3, self.time_budget - (time.monotonic() - started))
         self.module, self.optimizer = self.accelerator.prepare(self.objective.module, optimizer)
         self.ema = EMAModel(self.objective.module.parameters(), self.config.ema_decay, use_ema_warmup=True, power=0.75)
         if checkpoint.exists():
@@ -200,6 +203,14 @@ class Run:
         if self.time_budget is not None:
             progress = max(progress, self.elapsed / self.time_budget)
         return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    def _batches_to_fit(self) -> Iterator[Batch]:
+        """What closed forms are fitted to: so many batches, or what a quarter of the time allows."""
+        started = time.monotonic()
+        for index in range(self.config.fit_batches):
+            yield self._batch(_VALIDATION_SEED + 1000 + index, self.corpus)
+            if self.time_budget is not None and time.monotonic() - started > self.time_budget / 4:
+                break
 
     def _batch(self, draw_id: int, corpus: Corpus, augment: bool = True) -> Batch:
         config, rng = self.config, np.random.default_rng([self.config.seed, draw_id])

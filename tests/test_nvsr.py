@@ -119,7 +119,7 @@ def test_fit_holds_the_covariances_of_level_and_motion_and_a_ridge_towards_the_i
     config = DegradationConfig(noise_weights={"none": 1.0, "white": 1.0})
     batches = [draw(corpus, config, np.random.default_rng(index), 4, 64) for index in range(6)]
     regressor = MelRegressor(hidden_size=16, num_layers=1)
-    fit_experts(regressor, batches.__getitem__, len(batches), penalty=10.0)
+    fit_experts(regressor, batches, penalty=10.0)
     usable = [(b, row) for b in batches for row in range(4) if b.bandwidth_hz[row] >= 18_900]
     clips = [normalise(log_mel(b.reference[row]))[0, 0].double().numpy() for b, row in usable]
     slow = [numpy_moving_mean(clip) for clip in clips]

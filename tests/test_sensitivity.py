@@ -92,6 +92,13 @@ def test_thinned_logs_keep_every_validation():
     assert list(thin["global_step"]) == [*range(1, 101, 10), 99, 100, 1, 2, 3]
 
 
+def test_the_moving_average_is_set_against_the_raw_weights_of_the_same_validations():
+    nan = float("nan")
+    log = pd.DataFrame({"val/lsd": [nan, 1.0, nan, 2.0, 9.0], "val/lsd_raw": [nan, 1.5, nan, 3.0, 9.0]})
+    table = curriculum.average_against_raw({"new": log, "without": log[["val/lsd"]]})
+    assert dict(zip(table["setting"], table["lsd_19k"], strict=True)) == {"moving average": 1.5, "raw": 2.25}
+
+
 def test_quality_is_the_summary_s_headline():
     names = ["condition", "system", "merge", "tracks", "lsd_19k", "ratio", "level_high_db", "texture_high"]
     names.append("log_mel_l1")
