@@ -13,9 +13,6 @@ from srlib.mel import log_mel
 from srlib.nvsr import EXPERT_CUTOFFS_HZ, NOISES, MelRegressor, expert_shares, moving_mean, normalise
 
 _FULL_BANDWIDTH_HZ = 18_900.0  # crops that end lower are no targets for the upper bands and are left out
-# Of the covariance of motion, added to that of moving means: there are few clips that differ, but many frames, and what
-# moves together mostly differs together.
-_MOTION_SHARE = 0.4
 
 
 @torch.no_grad()
@@ -60,10 +57,10 @@ def fit_experts(regressor: MelRegressor, batches: Iterable[Batch], penalty: floa
     if not frames:
         limit = f"{_FULL_BANDWIDTH_HZ / 1000:g} kHz"
         raise SrlibError(f"No crop holds sound up to {limit}: the base has to be fitted to full-band music.")
-    mean, motion = level[-1, :-1] / frames, motion / frames
+    mean = level[-1, :-1] / frames
     regressor.frame_mean.copy_(mean)
-    regressor.fast_covariance.copy_(motion)
-    regressor.slow_covariance.copy_(level[:-1, :-1] / frames - torch.outer(mean, mean) + _MOTION_SHARE * motion)
+    regressor.level_covariance.copy_(level[:-1, :-1] / frames - torch.outer(mean, mean))
+    regressor.motion_covariance.copy_(motion / frames)
 
 
 def _with_constant(frames: torch.Tensor) -> torch.Tensor:

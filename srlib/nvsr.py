@@ -28,6 +28,10 @@ NOISES = ("none", "tone", "white")
 # Added to the variance of each band when the missing ones are inferred: keeps loud, similar bands from being trusted
 # to more digits than the next clip has in common with the corpus.
 _BAND_VARIANCE = 0.015
+# Of the covariance of motion, over the share of bands that are missing, added to that of levels: there are few clips
+# that differ but many frames, what moves together mostly differs together, and the more bands are known, the more
+# slopes are to be told from these few.
+_MOTION_SHARE = 0.25
 _SLOW_FRAMES = 128  # to either side: what lasts longer than 2.57 s is a property of the clip, the rest is its motion
 
 
@@ -92,8 +96,8 @@ class MelRegressor(ModelMixin, ConfigMixin):
         identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
         self.register_buffer("experts", identity.repeat(noisy, 1, 1))  # [22, 256 + 1, 256], the last row constant
         self.register_buffer("frame_mean", torch.zeros(N_MELS))
-        self.register_buffer("slow_covariance", torch.eye(N_MELS))  # of moving means
-        self.register_buffer("fast_covariance", torch.eye(N_MELS))  # of frames about them
+        self.register_buffer("level_covariance", torch.eye(N_MELS))  # of moving means
+        self.register_buffer("motion_covariance", torch.eye(N_MELS))  # of frames about them
         # Spread of what the base leaves over, by latent channel: the scale of what the diffusion model generates.
         self.register_buffer("residual_std", torch.ones(latent_channels))
         levels = len(_QUANTILES) * N_MELS
@@ -146,16 +150,11 @@ class MelRegressor(ModelMixin, ConfigMixin):
 
     def _conditional_mean(self, frames: torch.Tensor, slow: torch.Tensor, known_bands: torch.Tensor) -> torch.Tensor:
         """`[frames, 256]` with the known lowest bands kept and the others' conditional mean given these."""
-        known, mean = int(known_bands), self.frame_mean.float()
-        motion = (frames - slow)[:, :known] @ self._slopes(self.fast_covariance, known)
-        level = (slow - mean)[:, :known] @ self._slopes(self.slow_covariance, known)
-        return torch.cat([frames[:, :known], mean[known:] + level + motion], dim=1)
-
-    def _slopes(self, covariance: torch.Tensor, known: int) -> torch.Tensor:
-        """`[known, 256 - known]`: how the missing bands follow the known ones."""
-        covariance = covariance.float()
-        inner = covariance[:known, :known] + _BAND_VARIANCE * torch.eye(known, device=covariance.device)
-        return torch.linalg.solve(inner, covariance[:known, known:])
+        known, mean, motion = int(known_bands), self.frame_mean.float(), self.motion_covariance.float()
+        share = _MOTION_SHARE * N_MELS / max(1, N_MELS - known)
+        level = (slow - mean)[:, :known] @ _slopes(self.level_covariance.float() + share * motion, known)
+        change = (frames - slow)[:, :known] @ _slopes(motion, known)
+        return torch.cat([frames[:, :known], mean[known:] + level + change], dim=1)
 
 
 class MelResUNet(ModelMixin, ConfigMixin):
@@ -205,6 +204,12 @@ def normalise(log_mel: torch.Tensor | float) -> torch.Tensor | float:
 def denormalise(values: torch.Tensor) -> torch.Tensor:
     """Inverse of `normalise`."""
     return values * LOG_MEL_SPREAD + LOG_MEL_CENTRE
+
+
+def _slopes(covariance: torch.Tensor, known: int) -> torch.Tensor:
+    """`[known, 256 - known]`: how the missing bands follow the known ones."""
+    inner = covariance[:known, :known] + _BAND_VARIANCE * torch.eye(known, device=covariance.device)
+    return torch.linalg.solve(inner, covariance[:known, known:])
 
 
 def moving_mean(frames: torch.Tensor) -> torch.Tensor:

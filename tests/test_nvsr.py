@@ -40,8 +40,8 @@ def regressor() -> MelRegressor:
     torch.manual_seed(0)
     model = MelRegressor(hidden_size=16, num_layers=1, kernel_size=3, expansion=1).eval()
     model.frame_mean.copy_(torch.linspace(0.3, -0.9, N_MELS))
-    model.slow_covariance.copy_(covariance(0))
-    model.fast_covariance.copy_(covariance(1))
+    model.level_covariance.copy_(covariance(0))
+    model.motion_covariance.copy_(covariance(1))
     torch.nn.init.zeros_(model.noise[-1].weight)
     model.noise[-1].bias.data = torch.tensor([100.0, 0.0, 0.0])
     return model
@@ -61,8 +61,8 @@ def test_missing_bands_are_the_conditional_means_of_level_and_motion(regressor, 
     mean, exact = regressor.frame_mean.double().numpy(), frames[0].double().numpy()
     slow = numpy_moving_mean(exact)
     expected = mean[known:]
-    for seed, part in ((0, slow - mean), (1, exact - slow)):
-        full = covariance(seed).double().numpy()
+    level, motion = (covariance(seed).double().numpy() for seed in (0, 1))
+    for full, part in ((level + 0.25 / (1 - known / N_MELS) * motion, slow - mean), (motion, exact - slow)):
         inner = full[:known, :known] + BAND_VARIANCE * np.eye(known)
         expected = expected + part[:, :known] @ np.linalg.solve(inner, full[:known, known:])
     assert torch.allclose(estimate[:, :known], denormalise(frames[0, :, :known]), atol=1e-4)
@@ -126,8 +126,8 @@ def test_fit_holds_the_covariances_of_level_and_motion_and_a_ridge_towards_the_i
     motion = np.concatenate([clip - mean for clip, mean in zip(clips, slow, strict=True)])
     moving, level = motion.T @ motion / len(motion), np.concatenate(slow)
     np.testing.assert_allclose(regressor.frame_mean, level.mean(0), atol=1e-4)
-    np.testing.assert_allclose(regressor.fast_covariance, moving, atol=1e-4)
-    np.testing.assert_allclose(regressor.slow_covariance, np.cov(level.T, bias=True) + 0.4 * moving, atol=1e-4)
+    np.testing.assert_allclose(regressor.motion_covariance, moving, atol=1e-4)
+    np.testing.assert_allclose(regressor.level_covariance, np.cov(level.T, bias=True), atol=1e-4)
     tone, white = regressor.experts.unflatten(0, (len(NOISES) - 1, len(EXPERT_CUTOFFS_HZ)))
     identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
     assert torch.equal(tone, identity.expand_as(tone))  # none was drawn
