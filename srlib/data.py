@@ -6,6 +6,7 @@ import csv
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -44,6 +45,7 @@ class Track:
     title: str = ""
     licence: str = ""
     collection: str = ""  # the game, album or artist it is of: its tracks sound alike
+    weight: float = 1.0  # how much more often than its length says training draws it
     bandwidth_hz: float | None = None  # where known: of the whole source track, Hz
     source: Any = field(default=None, repr=False, compare=False)  # musdb's own track object, None for plain files
 
@@ -333,9 +335,15 @@ def _file_track(name: str, path: Path, row: dict[str, str]) -> Track:
     header = audio.info(path)
     facts = {key: row.get(key) or "" for key in ("artist", "title", "licence")}
     facts["collection"] = row.get("collection") or row.get("package") or facts["artist"]
-    bandwidth = float(row["bandwidth_hz"]) if row.get("bandwidth_hz") else None
+    try:
+        bandwidth = float(row["bandwidth_hz"]) if row.get("bandwidth_hz") else None
+        weight = float(row.get("weight") or 1)
+    except ValueError as error:
+        raise SrlibError(f"The manifest's bandwidth_hz or weight of {name} is no number: correct it.") from error
+    if not 0 < weight < math.inf:
+        raise SrlibError(f"The manifest gives {name} the weight {weight:g}: give one above zero.")
     seconds = header.samples / header.sample_rate
-    return Track(name, split, path, header.sample_rate, seconds, **facts, bandwidth_hz=bandwidth)
+    return Track(name, split, path, header.sample_rate, seconds, **facts, weight=weight, bandwidth_hz=bandwidth)
 
 
 def _hash_split(name: str) -> str:

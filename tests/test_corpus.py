@@ -25,6 +25,7 @@ class FakeTrack:
     wav: np.ndarray
     bandwidth_hz: float | None = None
     collection: str = ""
+    weight: float = 1.0
     split: str = "train"
     path: Path = Path(__file__)  # any file: its size and age tell one version of a track from the next
     decoded: int = 0
@@ -98,6 +99,7 @@ def test_a_collection_counts_by_the_fourth_root_of_its_length_whatever_it_is_cut
     unequal = track_shares([90.0, 40.0, 30.0], ["a", "a", "b"])
     assert unequal[0] / unequal[1] == pytest.approx(1.5)  # inside a collection by the root
     assert unequal.sum() == pytest.approx(1.0)
+    assert track_shares([10.0, 10.0], ["a", "b"], [3.0, 1.0]) == pytest.approx([3 / 4, 1 / 4])
 
 
 def test_collections_reach_the_corpus_and_tracks_without_one_stand_alone(tmp_path):

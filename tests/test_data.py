@@ -334,11 +334,11 @@ def test_folder_splits_by_name_and_says_so(tmp_path):
 def test_folder_honours_its_manifest(tmp_path):
     fill(tmp_path, ["a.wav", "b.flac", "c.ogg"], 3.0)
     with (tmp_path / "manifest.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["file", "split", "bandwidth_hz", "title"])
+        writer = csv.DictWriter(stream, ["file", "split", "bandwidth_hz", "title", "artist", "collection", "weight"])
         writer.writeheader()
-        writer.writerow({"file": "a.wav", "split": "test", "bandwidth_hz": "19000", "title": "A"})
-        writer.writerow({"file": "b.flac", "split": "train", "bandwidth_hz": "", "title": ""})
-        writer.writerow({"file": "c.ogg", "split": "valid", "bandwidth_hz": "", "title": ""})
+        writer.writerow({"file": "a.wav", "split": "test", "bandwidth_hz": "19000", "title": "A", "artist": "X"})
+        writer.writerow({"file": "b.flac", "split": "train", "collection": "album", "artist": "Y", "weight": "4"})
+        writer.writerow({"file": "c.ogg", "split": "valid"})
     tracks = {track.name: track for track in data.load_dataset(f"folder:{tmp_path}")}
     assert {name: track.split for name, track in tracks.items()} == {
         "a.wav": "test",
@@ -346,12 +346,24 @@ def test_folder_honours_its_manifest(tmp_path):
         "c.ogg": "valid",
     }
     assert (tracks["a.wav"].bandwidth_hz, tracks["b.flac"].bandwidth_hz) == (19_000.0, None)
+    assert [(track.collection, track.weight) for track in tracks.values()] == [("X", 1.0), ("album", 4.0), ("", 1.0)]
     for track in tracks.values():
         whole = track.mixture()
         assert whole.shape == (3 * SAMPLE_RATE,)
         assert np.abs(track.mixture(1.1, 0.5) - whole[52_800:76_800]).max() < 1e-4
     (tmp_path / "c.ogg").unlink()
     with pytest.raises(SrlibError, match=r"lists 'c\.ogg'"):
+        data.load_dataset(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [("bandwidth_hz", "wide", "is no number"), ("weight", "heavy", "is no number"), ("weight", "0", "above zero")],
+)
+def test_a_manifest_with_wrong_numbers_is_refused(tmp_path, column, value, message):
+    fill(tmp_path, ["a.wav"])
+    (tmp_path / "manifest.csv").write_text(f"file,split,{column}\na.wav,train,{value}\n")
+    with pytest.raises(SrlibError, match=message):
         data.load_dataset(f"folder:{tmp_path}")
 
 
