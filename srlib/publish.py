@@ -82,8 +82,11 @@ def _copy_records(runs: Path, out: Path) -> None:
 
 
 def training_record(runs: Path) -> dict[str, dict]:
-    """{run: its settings, and under `run` what was really done} of a folder of runs, without paths of this machine."""
-    record = {}
+    """What is known of a folder of runs, without paths of this machine.
+
+    `runs`: {run: its settings, and under `run` what was really done}; `corpora`: {hash: the tracks of one}.
+    """
+    record: dict[str, dict] = {"corpora": {}, "runs": {}}
     for log in sorted(runs.glob("*/log.csv")):
         settings = json.loads((log.parent / "config.json").read_text(encoding="utf-8"))
         for key in ("data", "init"):
@@ -92,5 +95,8 @@ def training_record(runs: Path) -> dict[str, dict]:
         done = log.parent / "run.json"
         if done.is_file():
             settings["run"] = json.loads(done.read_text(encoding="utf-8"))
-        record[log.parent.name] = settings
+            corpus = settings["run"]["corpus"]
+            settings["run"]["corpus"] = corpus["sha256"]
+            record["corpora"][corpus["sha256"]] = corpus
+        record["runs"][log.parent.name] = settings
     return record

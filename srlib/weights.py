@@ -124,8 +124,9 @@ def describe_corpus(data: str) -> dict[str, Any]:
     lines = []
     for split in ("train", "valid"):
         tracks = load_dataset(data, split)
-        lines += [f"{split} {t.name} {t.seconds:.3f} {t.bandwidth_hz}" for t in tracks]
+        lines += [f"{split} {t.name} {t.seconds:.3f} {t.bandwidth_hz} {t.collection} {t.weight}" for t in tracks]
         record[split] = [track.name for track in tracks]
+        record[f"{split}_weights"] = {track.name: track.weight for track in tracks if track.weight != 1}
         record[f"{split}_minutes"] = round(sum(track.seconds for track in tracks) / 60, 1)
     return record | {"sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
 
