@@ -123,7 +123,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
         noise = self.noise(torch.cat([levels, known], dim=1).to(self.dtype)).float()
         slow = moving_mean(frames)
         linear = self._linear(frames, slow, known_bands, noise)
-        noisy = 1 - torch.softmax(noise, dim=1)[:, :1].detach()  # a network that could open this gate would
+        noisy = 1 - torch.softmax(noise, dim=1)[:, :1].detach()
         clip = torch.cat([noisy * levels, known], dim=1)[:, None].expand(-1, frames.shape[1], -1)
         features = torch.cat([frames - slow, linear - moving_mean(linear), clip], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
@@ -141,7 +141,9 @@ class MelRegressor(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """What the closed forms say, mixed by the kind of noise, in full precision: half costs more than it gains."""
         with torch.autocast(frames.device.type, enabled=False):
-            frames, slow, share = frames.float(), slow.float(), torch.softmax(noise, dim=1)
+            # The gate learns from the kinds of noise alone: the distance would open it to average experts, and to correct
+            # the levels of clean input.
+            frames, slow, share = frames.float(), slow.float(), torch.softmax(noise, dim=1).detach()
             shares = (share[:, 1:, None] * expert_shares(known_bands)[:, None].to(share)).flatten(1)
             weights = torch.einsum("be,eio->bio", shares, self.experts.float())
             noisy = torch.baddbmm(weights[:, -1:], frames, weights[:, :-1])

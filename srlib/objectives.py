@@ -131,7 +131,7 @@ class VocoderObjective(Objective):
 class NvsrObjective(Objective):
     """Distance of the regressed log-mel from the reference's, and the evidence of what was done, by cross entropy."""
 
-    noise_weight = 0.05
+    noise_weight = 0.1
     evidence_weight = 0.1
     audible_noise = 0.1  # nat: a band is noisy if noise raises its median level by more
 
