@@ -1,28 +1,77 @@
-"""Closed-form fits of the regressor: the distributions of clean frames, and ridge regressions for noisy ones."""
+"""What is fitted to the regressor before it is trained: distributions of clean frames, ridge regressions, the gate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import nn
 
 from srlib.config import N_MELS
 from srlib.corpus import Batch
 from srlib.errors import SrlibError
 from srlib.mel import log_mel
-from srlib.nvsr import EXPERT_CUTOFFS_HZ, NOISES, MelRegressor, expert_shares, moving_mean, normalise
+from srlib.nvsr import (
+    EXPERT_CUTOFFS_HZ,
+    NOISES,
+    MelRegressor,
+    expert_shares,
+    known_mask,
+    level_quantiles,
+    moving_mean,
+    normalise,
+)
 
 _FULL_BANDWIDTH_HZ = 18_900.0  # crops that end lower are no targets for the upper bands and are left out
+_AUDIBLE_NAT = 0.1  # a band is noisy if noise raises its median level by more
+_GATE_STEPS, _GATE_BATCH, _GATE_RATE, _GATE_DECAY = 1500, 256, 1e-3, 1.0
 
 
-@torch.no_grad()
+def kinds_of_noise(batch: Batch, degraded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which bands noise raises, `[batch, 256]`, and its kind `[batch]`, an index of NOISES.
+
+    `degraded` is the batch's log-mel. What music hides is as good as none, and nobody can tell it.
+    """
+    raised = (degraded - log_mel(batch.filtered))[:, 0].median(dim=1).values > _AUDIBLE_NAT
+    kinds = torch.tensor([NOISES.index(d.noise_type) for d in batch.degradations], device=degraded.device)
+    return raised, torch.where(raised.any(1), kinds, 0)
+
+
 def fit_experts(regressor: MelRegressor, batches: Iterable[Batch], penalty: float = 3000.0) -> None:
-    """Fit mean and covariances of clean frames, and the experts, to batches of crops.
+    """Fit mean and covariances of clean frames, the experts, and the gate between them to batches of crops.
 
     A crop counts for an expert by how near its cutoff is. Kinds of noise that were not drawn leave their experts as
     they are. `penalty` is on the squared distance of the weights from the identity, against squared errors of
     normalised log-mels summed over frames.
     """
+    gate: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watched() -> Iterator[Batch]:
+        for batch in batches:
+            degraded = log_mel(batch.degraded)
+            levels, known = level_quantiles(normalise(degraded)[:, 0]), known_mask(batch.known_bands)
+            gate.append((torch.cat([levels, known.to(levels)], dim=1), kinds_of_noise(batch, degraded)[1]))
+            yield batch
+
+    _fit_closed_forms(regressor, watched(), penalty)
+    _fit_gate(regressor.noise, *(torch.cat(parts) for parts in zip(*gate, strict=True)))
+
+
+def _fit_gate(gate: nn.Module, features: torch.Tensor, kinds: torch.Tensor) -> None:
+    """Tell kinds of noise `[clips]` from `[clips, features]`: of thousands of clips at once, where a step sees a few."""
+    optimizer = torch.optim.AdamW(gate.parameters(), lr=_GATE_RATE, weight_decay=_GATE_DECAY)
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        for _ in range(_GATE_STEPS):
+            rows = torch.randint(len(kinds), (_GATE_BATCH,), generator=generator).to(kinds.device)
+            loss = nn.functional.cross_entropy(gate(features[rows]), kinds[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+@torch.no_grad()
+def _fit_closed_forms(regressor: MelRegressor, batches: Iterable[Batch], penalty: float) -> None:
     count, cutoffs = len(regressor.experts), len(EXPERT_CUTOFFS_HZ)
     moment = torch.zeros(count, N_MELS + 1, N_MELS + 1, dtype=torch.float64)
     cross = torch.zeros(count, N_MELS + 1, N_MELS, dtype=torch.float64)

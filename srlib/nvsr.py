@@ -77,9 +77,9 @@ class MelRegressor(ModelMixin, ConfigMixin):
     All have a closed form and are not trained further. ConvNeXt blocks, which start at zero, correct what they say.
 
     What a clip's frames have in common tells its corpus apart, and a network that may correct it learns the
-    corpus by heart. So the blocks see the motion alone and correct no more than that, as far as there is no noise.
-    Where there is, they also see the clip's level quantiles: stationary noise shows as levels that a band never falls
-    below.
+    corpus by heart. So the blocks see the motion alone and correct no more than that, as far as there is no white
+    noise. Where there is, they also see the clip's level quantiles: stationary noise shows as levels that a band never
+    falls below.
     """
 
     @register_to_config
@@ -114,16 +114,15 @@ class MelRegressor(ModelMixin, ConfigMixin):
     def forward(self, log_mel: torch.Tensor, known_bands: torch.Tensor | None = None) -> RegressorOutput:
         """Estimate `[batch, 1, frames, 256]`; without `known_bands` `[batch]`, how many pass the filter, it guesses."""
         frames = normalise(log_mel[:, 0])  # (B, T, 256)
-        fractions = torch.tensor(_QUANTILES, device=frames.device)
-        levels = torch.quantile(frames.float(), fractions, dim=1).to(frames).transpose(0, 1).flatten(1)  # (B, 768)
+        levels = level_quantiles(frames)  # (B, 768)
         passed = self.passed(levels.to(self.dtype)).float()
         if known_bands is None:
             known_bands = torch.sigmoid(passed).sum(1).round().long()
-        known = (torch.arange(N_MELS, device=frames.device) < known_bands[:, None]).to(levels)  # (B, 256)
+        known = known_mask(known_bands).to(levels)  # (B, 256)
         noise = self.noise(torch.cat([levels, known], dim=1).to(self.dtype)).float()
         slow = moving_mean(frames)
         linear = self._linear(frames, slow, known_bands, noise)
-        noisy = 1 - torch.softmax(noise, dim=1)[:, :1].detach()
+        noisy = torch.softmax(noise, dim=1)[:, -1:].detach()  # white: a tone leaves nearly all bands as they are
         clip = torch.cat([noisy * levels, known], dim=1)[:, None].expand(-1, frames.shape[1], -1)
         features = torch.cat([frames - slow, linear - moving_mean(linear), clip], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
@@ -141,8 +140,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """What the closed forms say, mixed by the kind of noise, in full precision: half costs more than it gains."""
         with torch.autocast(frames.device.type, enabled=False):
-            # The gate learns from the kinds of noise alone: the distance would open it to average experts, and to correct
-            # the levels of clean input.
+            # The gate learns from the kinds of noise alone: the distance would open it to correct levels of clean input.
             frames, slow, share = frames.float(), slow.float(), torch.softmax(noise, dim=1).detach()
             shares = (share[:, 1:, None] * expert_shares(known_bands)[:, None].to(share)).flatten(1)
             weights = torch.einsum("be,eio->bio", shares, self.experts.float())
@@ -212,6 +210,17 @@ def _slopes(covariance: torch.Tensor, known: int) -> torch.Tensor:
     """`[known, 256 - known]`: how the missing bands follow the known ones."""
     inner = covariance[:known, :known] + _BAND_VARIANCE * torch.eye(known, device=covariance.device)
     return torch.linalg.solve(inner, covariance[:known, known:])
+
+
+def level_quantiles(frames: torch.Tensor) -> torch.Tensor:
+    """`[batch, 3 * 256]`: levels below which a band of `[batch, frames, 256]` lies for 10, 50, 90 % of the time."""
+    fractions = torch.tensor(_QUANTILES, device=frames.device)
+    return torch.quantile(frames.float(), fractions, dim=1).to(frames).transpose(0, 1).flatten(1)
+
+
+def known_mask(known_bands: torch.Tensor) -> torch.Tensor:
+    """`[batch, 256]`: true for the known lowest bands of counts `[batch]`."""
+    return torch.arange(N_MELS, device=known_bands.device) < known_bands[:, None]
 
 
 def moving_mean(frames: torch.Tensor) -> torch.Tensor:

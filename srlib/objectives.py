@@ -14,9 +14,9 @@ from srlib import ldm, vae
 from srlib.adversary import Adversary
 from srlib.corpus import PASSED, Batch
 from srlib.errors import SrlibError
-from srlib.experts import fit_experts
+from srlib.experts import fit_experts, kinds_of_noise
 from srlib.mel import band_edges_hz, log_mel
-from srlib.nvsr import NOISES, MelRegressor
+from srlib.nvsr import MelRegressor
 from srlib.pipeline import RestorationPipeline
 from srlib.recipe import TrainConfig
 from srlib.vocoder import vocode
@@ -133,7 +133,6 @@ class NvsrObjective(Objective):
 
     noise_weight = 0.1
     evidence_weight = 0.1
-    audible_noise = 0.1  # nat: a band is noisy if noise raises its median level by more
 
     def trainable(self) -> nn.Module:
         if self.pipeline.base is None:
@@ -150,14 +149,12 @@ class NvsrObjective(Objective):
         distance = mel_distance(estimate.log_mel.float(), log_mel(batch.reference), batch.bandwidth_hz)
         if estimate.evidence is None:
             return distance
-        raised = (degraded - log_mel(batch.filtered))[:, 0].median(dim=1).values > self.audible_noise
+        raised, kinds = kinds_of_noise(batch, degraded)
         inside = band_mask(batch.bandwidth_hz)[:, 0, 0] > 0
         passed, present = (batch.response > PASSED) & inside, (batch.response > 10 ** (-20 / 20)) & inside
         truth = torch.stack([passed, present, raised, passed], dim=1).float()
         logits = torch.cat([estimate.evidence, estimate.passed[:, None]], dim=1).float()
         evidence = nn.functional.binary_cross_entropy_with_logits(logits, truth)
-        kinds = torch.tensor([NOISES.index(d.noise_type) for d in batch.degradations], device=degraded.device)
-        kinds = torch.where(raised.any(1), kinds, 0)  # what music hides is as good as none, and nobody can tell it
         noise = nn.functional.cross_entropy(estimate.noise.float(), kinds)
         return distance + self.evidence_weight * evidence + self.noise_weight * noise
 

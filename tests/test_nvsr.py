@@ -70,8 +70,8 @@ def test_missing_bands_are_the_conditional_means_of_level_and_motion(regressor, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("kind", "shift"), [(0, False), (1, True), (2, True)])
-def test_the_network_corrects_the_level_of_noisy_clips_alone(regressor, kind, shift):
+@pytest.mark.parametrize(("kind", "shift"), [(0, False), (1, False), (2, True)])
+def test_the_network_corrects_the_level_under_white_noise_alone(regressor, kind, shift):
     log_mels = denormalise(torch.randn(1, 1, 300, N_MELS, generator=torch.Generator().manual_seed(2)) / 4)
     known = torch.tensor([100])
     regressor.noise[-1].bias.copy_(100 * torch.eye(3)[kind])
