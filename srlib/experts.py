@@ -58,16 +58,15 @@ def fit_experts(regressor: MelRegressor, batches: Iterable[Batch], penalty: floa
 
 
 def _fit_gate(gate: nn.Module, features: torch.Tensor, kinds: torch.Tensor) -> None:
-    """Tell kinds of noise `[clips]` from `[clips, features]`: of thousands of clips at once, where a step sees a few."""
+    """Tell kinds of noise `[clips]` from `[clips, features]`: of thousands of clips, where a step sees a few."""
     optimizer = torch.optim.AdamW(gate.parameters(), lr=_GATE_RATE, weight_decay=_GATE_DECAY)
     generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad():
-        for _ in range(_GATE_STEPS):
-            rows = torch.randint(len(kinds), (_GATE_BATCH,), generator=generator).to(kinds.device)
-            loss = nn.functional.cross_entropy(gate(features[rows]), kinds[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    for _ in range(min(_GATE_STEPS, len(kinds))):  # few clips are soon known by heart
+        rows = torch.randint(len(kinds), (_GATE_BATCH,), generator=generator).to(kinds.device)
+        loss = nn.functional.cross_entropy(gate(features[rows]), kinds[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 @torch.no_grad()

@@ -140,7 +140,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """What the closed forms say, mixed by the kind of noise, in full precision: half costs more than it gains."""
         with torch.autocast(frames.device.type, enabled=False):
-            # The gate learns from the kinds of noise alone: the distance would open it to correct levels of clean input.
+            # The gate learns from the kinds of noise alone: the distance would open it to correct clean input's levels.
             frames, slow, share = frames.float(), slow.float(), torch.softmax(noise, dim=1).detach()
             shares = (share[:, 1:, None] * expert_shares(known_bands)[:, None].to(share)).flatten(1)
             weights = torch.einsum("be,eio->bio", shares, self.experts.float())

@@ -1,5 +1,7 @@
 """The regressor's closed forms against numpy: moving and conditional means, interpolation; what its network may do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from srlib.config import N_MELS
 from srlib.corpus import Corpus, draw
 from srlib.data import load_dataset
 from srlib.degrade import DegradationConfig
-from srlib.experts import fit_experts
+from srlib.experts import fit_experts, kinds_of_noise
 from srlib.mel import log_mel
 from srlib.nvsr import (
     EXPERT_CUTOFFS_HZ,
@@ -140,3 +142,22 @@ def test_fit_holds_the_covariances_of_level_and_motion_and_a_ridge_towards_the_i
         before.append(float(((pair[0] - pair[1]) ** 2).mean()))
         after.append(float(((estimate - pair[1]) ** 2).mean()))
     assert np.mean(after) < 0.5 * np.mean(before)
+
+
+def test_hidden_noise_counts_as_none_and_the_gate_is_fitted_to_the_rest(tmp_path):
+    corpus = Corpus.build(load_dataset("demo", "train")[:4], tmp_path)
+    config = DegradationConfig(noise_weights={"none": 1.0, "white": 1.0}, white_amplitude=(0.01, 0.02))
+    batches = [draw(corpus, config, np.random.default_rng(index), 8, 64, augment=False) for index in range(12)]
+    torch.manual_seed(0)
+    regressor = MelRegressor(hidden_size=64, num_layers=1)
+    fit_experts(regressor, batches)
+    right = []
+    for batch in batches:
+        degraded = log_mel(batch.degraded)
+        raised, kinds = kinds_of_noise(batch, degraded)
+        assert kinds.tolist() == [NOISES.index(d.noise_type) for d in batch.degradations]  # loud enough to be heard
+        assert torch.equal(raised.any(1), kinds > 0)
+        right += (regressor(degraded, batch.known_bands).noise.argmax(1) == kinds).tolist()
+        silent = replace(batch, degraded=batch.filtered)
+        assert not kinds_of_noise(silent, log_mel(silent.degraded))[1].any()
+    assert np.mean(right) > 0.9
