@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -12,12 +12,19 @@ from torch import nn
 _LONG_ROW = 64  # values; shorter last dimensions (of convolutions) share a scale with those before
 
 
-def save_difference(variant: Mapping[str, nn.Module], whole: Mapping[str, nn.Module], path: Path) -> None:
-    """Write what turns the parts `{name: module}` of a whole model into those of its variant, to one safetensors."""
+def save_difference(
+    variant: Mapping[str, nn.Module], whole: Mapping[str, nn.Module], path: Path, shared: Collection[str] = ()
+) -> None:
+    """Write what turns the parts `{name: module}` of a whole model into those of its variant, to one safetensors.
+
+    `shared` names tensors (`part.name`) that are left as the whole model has them.
+    """
     stored: dict[str, torch.Tensor] = {}
     for part, module in variant.items():
         reference = whole[part].state_dict()
         for name, value in module.state_dict().items():
+            if f"{part}.{name}" in shared:
+                continue
             rows = _rows(value.float() - reference[name].float())
             scale = (rows.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
             stored[f"{part}.{name}"] = torch.round(rows / scale).to(torch.int8)
@@ -31,6 +38,8 @@ def apply_difference(whole: Mapping[str, nn.Module], path: Path) -> None:
     stored = load_file(path)
     for part in {key.partition(".")[0] for key in stored}:
         for name, value in whole[part].state_dict().items():
+            if f"{part}.{name}" not in stored:
+                continue
             rows, scale = stored[f"{part}.{name}"], stored[f"{part}.{name}:scale"]
             difference = (rows.float() * scale[:, None]).view_as(value).to(value.device)
             value.copy_(value.float() + difference)

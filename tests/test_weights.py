@@ -123,6 +123,16 @@ def test_a_difference_turns_one_set_of_weights_into_another(tmp_path):
     assert (tmp_path / "x.safetensors").stat().st_size < 1.6 * total  # a byte a value, and the scales
 
 
+def test_a_difference_leaves_what_is_shared(tmp_path):
+    whole, variant = build("tiny", seed=0).base, build("tiny", seed=1).base
+    variant.experts += 1
+    before = whole.experts.clone()
+    save_difference({"base": variant}, {"base": whole}, tmp_path / "x.safetensors", shared=["base.experts"])
+    apply_difference({"base": whole}, tmp_path / "x.safetensors")
+    assert torch.equal(whole.experts, before)
+    torch.testing.assert_close(whole.head.bias, variant.head.bias)
+
+
 def test_the_baseline_starts_as_the_identity_and_has_a_gradient():
     torch.manual_seed(0)
     network = MelResUNet()
