@@ -32,6 +32,7 @@ _BAND_VARIANCE = 0.015
 # that differ but many frames, what moves together mostly differs together, and the more bands are known, the more
 # slopes are to be told from these few.
 _MOTION_SHARE = 0.25
+_SHARPNESS = 4.0  # of the choice between experts: logits are multiplied by this
 _SLOW_FRAMES = 128  # to either side: what lasts longer than 2.57 s is a property of the clip, the rest is its motion
 
 
@@ -122,7 +123,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
         noise = self.noise(torch.cat([levels, known], dim=1).to(self.dtype)).float()
         slow = moving_mean(frames)
         linear = self._linear(frames, slow, known_bands, noise)
-        noisy = torch.softmax(noise, dim=1)[:, -1:].detach()  # white: a tone leaves nearly all bands as they are
+        noisy = _decided(noise)[:, -1:]  # white: a tone leaves nearly all bands as they are
         clip = torch.cat([noisy * levels, known], dim=1)[:, None].expand(-1, frames.shape[1], -1)
         features = torch.cat([frames - slow, linear - moving_mean(linear), clip], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
@@ -140,8 +141,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """What the closed forms say, mixed by the kind of noise, in full precision: half costs more than it gains."""
         with torch.autocast(frames.device.type, enabled=False):
-            # The gate learns from the kinds of noise alone: the distance would open it to correct clean input's levels.
-            frames, slow, share = frames.float(), slow.float(), torch.softmax(noise, dim=1).detach()
+            frames, slow, share = frames.float(), slow.float(), _decided(noise)
             shares = (share[:, 1:, None] * expert_shares(known_bands)[:, None].to(share)).flatten(1)
             weights = torch.einsum("be,eio->bio", shares, self.experts.float())
             noisy = torch.baddbmm(weights[:, -1:], frames, weights[:, :-1])
@@ -204,6 +204,14 @@ def normalise(log_mel: torch.Tensor | float) -> torch.Tensor | float:
 def denormalise(values: torch.Tensor) -> torch.Tensor:
     """Inverse of `normalise`."""
     return values * LOG_MEL_SPREAD + LOG_MEL_CENTRE
+
+
+def _decided(noise: torch.Tensor) -> torch.Tensor:
+    """Shares `[batch, 3]` of the kinds of noise: probabilities, sharpened so that a faint doubt changes nothing.
+
+    Nothing flows back: the distance would open the gate to correct the levels of clean input.
+    """
+    return torch.softmax(_SHARPNESS * noise, dim=1).detach()
 
 
 def _slopes(covariance: torch.Tensor, known: int) -> torch.Tensor:
