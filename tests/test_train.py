@@ -363,9 +363,8 @@ def test_ldm_generates_unit_residuals():
     np.testing.assert_allclose(residual.std(dim=(0, 2, 3)), 1, rtol=1e-3)
     assert condition.shape == (8, 32, 8, 32)
     loss = objective.loss(batch)
-    # Untrained it predicts the velocity zero, which mixes noise of unit power and the residual, whose mean is not zero.
-    power = float((residual**2).mean())
-    assert 0.3 < loss.item() < 1.5 * power
+    # Untrained it predicts the velocity zero; noise and residual have unit power.
+    assert 0.3 < loss.item() < 3
     loss.backward()
     assert pipeline.unet.conv_out.weight.grad.abs().max() > 0
 
