@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -15,8 +15,8 @@ from srlib.nvsr import (
     EXPERT_CUTOFFS_HZ,
     NOISES,
     MelRegressor,
+    clip_features,
     expert_shares,
-    known_mask,
     level_quantiles,
     moving_mean,
     normalise,
@@ -24,6 +24,7 @@ from srlib.nvsr import (
 
 _FULL_BANDWIDTH_HZ = 18_900.0  # crops that end lower are no targets for the upper bands and are left out
 _AUDIBLE_NAT = 0.1  # a band is noisy if noise raises its median level by more
+_CUTOFFS = len(EXPERT_CUTOFFS_HZ)
 _GATE_STEPS, _GATE_BATCH, _GATE_RATE, _GATE_DECAY = 1500, 256, 1e-3, 1.0
 
 
@@ -44,17 +45,15 @@ def fit_experts(regressor: MelRegressor, batches: Iterable[Batch], penalty: floa
     they are. `penalty` is on the squared distance of the weights from the identity, against squared errors of
     normalised log-mels summed over frames.
     """
-    gate: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def watched() -> Iterator[Batch]:
-        for batch in batches:
-            degraded = log_mel(batch.degraded)
-            levels, known = level_quantiles(normalise(degraded)[:, 0]), known_mask(batch.known_bands)
-            gate.append((torch.cat([levels, known.to(levels)], dim=1), kinds_of_noise(batch, degraded)[1]))
-            yield batch
-
-    _fit_closed_forms(regressor, watched(), penalty)
-    _fit_gate(regressor.noise, *(torch.cat(parts) for parts in zip(*gate, strict=True)))
+    sums, clips, kinds = _Sums(len(regressor.experts)), [], []
+    for batch in batches:
+        degraded = log_mel(batch.degraded)
+        frames = normalise(degraded)[:, 0]
+        sums.add(batch, frames.cpu())
+        clips.append(clip_features(level_quantiles(frames), batch.known_bands))
+        kinds.append(kinds_of_noise(batch, degraded)[1])
+    sums.fit(regressor, penalty)
+    _fit_gate(regressor.noise, torch.cat(clips), torch.cat(kinds))
 
 
 def _fit_gate(gate: nn.Module, features: torch.Tensor, kinds: torch.Tensor) -> None:
@@ -69,21 +68,23 @@ def _fit_gate(gate: nn.Module, features: torch.Tensor, kinds: torch.Tensor) -> N
         optimizer.step()
 
 
-@torch.no_grad()
-def _fit_closed_forms(regressor: MelRegressor, batches: Iterable[Batch], penalty: float) -> None:
-    count, cutoffs = len(regressor.experts), len(EXPERT_CUTOFFS_HZ)
-    moment = torch.zeros(count, N_MELS + 1, N_MELS + 1, dtype=torch.float64)
-    cross = torch.zeros(count, N_MELS + 1, N_MELS, dtype=torch.float64)
-    level = torch.zeros(N_MELS + 1, N_MELS + 1, dtype=torch.float64)
-    motion = torch.zeros(N_MELS, N_MELS, dtype=torch.float64)
-    for batch in batches:
-        degraded, reference = (normalise(log_mel(wav))[:, 0].cpu() for wav in (batch.degraded, batch.reference))
-        shares = expert_shares(batch.known_bands)
+class _Sums:
+    """What the closed forms are made of, summed over frames in double precision."""
+
+    def __init__(self, experts: int) -> None:
+        self.moment = torch.zeros(experts, N_MELS + 1, N_MELS + 1, dtype=torch.float64)
+        self.cross = torch.zeros(experts, N_MELS + 1, N_MELS, dtype=torch.float64)
+        self.level = torch.zeros(N_MELS + 1, N_MELS + 1, dtype=torch.float64)
+        self.motion = torch.zeros(N_MELS, N_MELS, dtype=torch.float64)
+
+    def add(self, batch: Batch, degraded: torch.Tensor) -> None:
+        """Add the crops of a batch that hold the whole band; `degraded` `[batch, frames, 256]` is normalised."""
+        reference, shares = normalise(log_mel(batch.reference))[:, 0].cpu(), expert_shares(batch.known_bands)
         for row in (batch.bandwidth_hz >= _FULL_BANDWIDTH_HZ).nonzero()[:, 0].tolist():
             slow = moving_mean(reference[row][None])[0]
             common, fast = _with_constant(slow), (reference[row] - slow).double()
-            level += common.T @ common
-            motion += fast.T @ fast
+            self.level += common.T @ common
+            self.motion += fast.T @ fast
             noise = NOISES.index(batch.degradations[row].noise_type) - 1
             if noise < 0:
                 continue
@@ -91,24 +92,28 @@ def _fit_closed_forms(regressor: MelRegressor, batches: Iterable[Batch], penalty
             change = (reference[row] - degraded[row]).double()
             own_moment, own_cross = features.T @ features, features.T @ change
             for cutoff in shares[row].nonzero()[:, 0].tolist():
-                moment[noise * cutoffs + cutoff] += shares[row, cutoff] * own_moment
-                cross[noise * cutoffs + cutoff] += shares[row, cutoff] * own_cross
-    ridge = penalty * torch.eye(N_MELS + 1, dtype=torch.float64)
-    ridge[-1, -1] = 1e-6  # the constant is free
-    identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
-    fitted = identity + torch.linalg.solve(moment + ridge, cross).float()
-    for kind in range(len(NOISES) - 1):
-        own = slice(kind * cutoffs, (kind + 1) * cutoffs)
-        if moment[own].any():
-            regressor.experts[own] = fitted[own].to(regressor.experts)
-    frames = level[-1, -1]
-    if not frames:
-        limit = f"{_FULL_BANDWIDTH_HZ / 1000:g} kHz"
-        raise SrlibError(f"No crop holds sound up to {limit}: the base has to be fitted to full-band music.")
-    mean = level[-1, :-1] / frames
-    regressor.frame_mean.copy_(mean)
-    regressor.level_covariance.copy_(level[:-1, :-1] / frames - torch.outer(mean, mean))
-    regressor.motion_covariance.copy_(motion / frames)
+                self.moment[noise * _CUTOFFS + cutoff] += shares[row, cutoff] * own_moment
+                self.cross[noise * _CUTOFFS + cutoff] += shares[row, cutoff] * own_cross
+
+    @torch.no_grad()
+    def fit(self, regressor: MelRegressor, penalty: float) -> None:
+        """Set the regressor's experts, and mean and covariances of its clean frames."""
+        frames = self.level[-1, -1]
+        if not frames:
+            limit = f"{_FULL_BANDWIDTH_HZ / 1000:g} kHz"
+            raise SrlibError(f"No crop holds sound up to {limit}: the base has to be fitted to full-band music.")
+        ridge = penalty * torch.eye(N_MELS + 1, dtype=torch.float64)
+        ridge[-1, -1] = 1e-6  # the constant is free
+        identity = torch.cat([torch.eye(N_MELS), torch.zeros(1, N_MELS)])
+        fitted = identity + torch.linalg.solve(self.moment + ridge, self.cross).float()
+        for kind in range(len(NOISES) - 1):
+            own = slice(kind * _CUTOFFS, (kind + 1) * _CUTOFFS)
+            if self.moment[own].any():
+                regressor.experts[own] = fitted[own].to(regressor.experts)
+        mean = self.level[-1, :-1] / frames
+        regressor.frame_mean.copy_(mean)
+        regressor.level_covariance.copy_(self.level[:-1, :-1] / frames - torch.outer(mean, mean))
+        regressor.motion_covariance.copy_(self.motion / frames)
 
 
 def _with_constant(frames: torch.Tensor) -> torch.Tensor:

@@ -119,12 +119,11 @@ class MelRegressor(ModelMixin, ConfigMixin):
         passed = self.passed(levels.to(self.dtype)).float()
         if known_bands is None:
             known_bands = torch.sigmoid(passed).sum(1).round().long()
-        known = known_mask(known_bands).to(levels)  # (B, 256)
-        noise = self.noise(torch.cat([levels, known], dim=1).to(self.dtype)).float()
+        noise = self.noise(clip_features(levels, known_bands).to(self.dtype)).float()
         slow = moving_mean(frames)
         linear = self._linear(frames, slow, known_bands, noise)
         noisy = _decided(noise)[:, -1:]  # white: a tone leaves nearly all bands as they are
-        clip = torch.cat([noisy * levels, known], dim=1)[:, None].expand(-1, frames.shape[1], -1)
+        clip = clip_features(noisy * levels, known_bands)[:, None].expand(-1, frames.shape[1], -1)
         features = torch.cat([frames - slow, linear - moving_mean(linear), clip], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
         for block in self.blocks:
@@ -226,9 +225,10 @@ def level_quantiles(frames: torch.Tensor) -> torch.Tensor:
     return torch.quantile(frames.float(), fractions, dim=1).to(frames).transpose(0, 1).flatten(1)
 
 
-def known_mask(known_bands: torch.Tensor) -> torch.Tensor:
-    """`[batch, 256]`: true for the known lowest bands of counts `[batch]`."""
-    return torch.arange(N_MELS, device=known_bands.device) < known_bands[:, None]
+def clip_features(levels: torch.Tensor, known_bands: torch.Tensor) -> torch.Tensor:
+    """`[batch, 4 * 256]`: a clip's level quantiles `[batch, 3 * 256]` and which bands are known, by count `[batch]`."""
+    known = torch.arange(N_MELS, device=levels.device) < known_bands[:, None]
+    return torch.cat([levels, known.to(levels)], dim=1)
 
 
 def moving_mean(frames: torch.Tensor) -> torch.Tensor:
