@@ -87,7 +87,7 @@ COMPACT = ModelSize(
     vae=_vae((8, 16, 32, 64), 1, norm_num_groups=8, mid_block_add_attention=False, scaling_factor=1.0),
     # 16 noisy + 16 degraded + 16 base channels.
     unet=_unet((32, 64, 64, 96), (1, 2, 2, 3), 1, in_channels=48),
-    base={"hidden_size": 320, "num_layers": 4, "kernel_size": 7, "expansion": 2},
+    base={"hidden_size": 320, "num_layers": 4, "kernel_size": 7, "expansion": 2, "exemplars": 2048},
     vocoder={"hidden_size": 256, "num_layers": 4, "kernel_size": 7, "expansion": 2},
     scheduler=_ZERO_SNR_SCHEDULER,
 )
@@ -97,7 +97,7 @@ TINY = ModelSize(
     name="tiny",
     vae=_vae((8, 8, 8, 8), 1, norm_num_groups=4, mid_block_add_attention=False, scaling_factor=1.0),
     unet=_unet((8, 16, 16, 16), (1, 2, 2, 2), 1, in_channels=48, norm_num_groups=4),
-    base={"hidden_size": 32, "num_layers": 1, "kernel_size": 3, "expansion": 2},
+    base={"hidden_size": 32, "num_layers": 1, "kernel_size": 3, "expansion": 2, "exemplars": 64},
     num_inference_steps=2,
     vocoder={"hidden_size": 32, "num_layers": 1, "kernel_size": 3, "expansion": 2},
     scheduler=_ZERO_SNR_SCHEDULER,

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from srlib._torchaudio import torchaudio
 from srlib.config import F_MAX, F_MIN, FRAME_PAD, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, N_MELS, SAMPLE_RATE
 
+# Centre and spread of music's log-mels, nat: keeps the networks' activations near unit size.
+_CENTRE_NAT, _SPREAD_NAT = -5.0, 3.0
+
 
 @cache
 def mel_filters() -> torch.Tensor:
@@ -43,6 +46,16 @@ def log_mel(wav: torch.Tensor) -> torch.Tensor:
     with torch.autocast(wav.device.type, enabled=False):  # half precision would cost 0.05 nat here
         mel = stft_magnitude(wav) @ mel_filters().to(wav.device).T
     return torch.log(torch.clamp(mel, min=LOG_MEL_FLOOR))[:, None]
+
+
+def normalise(log_mel: torch.Tensor | float) -> torch.Tensor | float:
+    """Log-mel in nat to about unit size."""
+    return (log_mel - _CENTRE_NAT) / _SPREAD_NAT
+
+
+def denormalise(values: torch.Tensor) -> torch.Tensor:
+    """Inverse of `normalise`."""
+    return values * _SPREAD_NAT + _CENTRE_NAT
 
 
 @cache

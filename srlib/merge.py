@@ -15,6 +15,9 @@ from srlib.stopwatch import stage
 from srlib.vocoder import istft_same, stft
 
 MERGES = ("gain", "replace", "none")
+_KNOWN_DB, _MISSING_DB = -3.0, -20.0  # of the low-pass where the known band ends and where the missing one starts
+_FADE_FROM = 0.85  # of the way between: from there on what was given is faded out
+_DOUBT = 2.0  # factor (6 dB) by which the expected level may be wrong
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,23 @@ class Band:
 
     def generated_share(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         """Share of the generated audio at each frequency: 0 where known, 1 where missing, a cosine between."""
-        position = (freqs_hz - self.known_hz) / max(self.missing_hz - self.known_hz, 1.0)
-        return 0.5 - 0.5 * torch.cos(torch.pi * position.clamp(0, 1))
+        return 0.5 - 0.5 * torch.cos(torch.pi * self._position(freqs_hz).clamp(0, 1))
+
+    def response(self, freqs_hz: torch.Tensor) -> torch.Tensor:
+        """Gain of the low-pass at each frequency: a straight line in dB, continued to 0 dB; 0 above `missing_hz`.
+
+        Within 2 dB of Butterworth, Chebyshev and elliptic filters of orders that leave less than an octave between.
+        """
+        position = self._position(freqs_hz)
+        response = 10 ** ((_KNOWN_DB + (_MISSING_DB - _KNOWN_DB) * position).clamp(max=0) / 20)
+        return torch.where(position < 1, response, torch.zeros_like(response))
+
+    def kept_share(self, freqs_hz: torch.Tensor) -> torch.Tensor:
+        """Weight of what was given where it can be equalised: 1, and a quarter of a sine down to 0 at `missing_hz`."""
+        return torch.cos(torch.pi / 2 * ((self._position(freqs_hz) - _FADE_FROM) / (1 - _FADE_FROM)).clamp(0, 1))
+
+    def _position(self, freqs_hz: torch.Tensor) -> torch.Tensor:
+        return (freqs_hz - self.known_hz) / max(self.missing_hz - self.known_hz, 1.0)
 
 
 FULL_BAND = Band(F_MAX, F_MAX + 1)
@@ -55,9 +73,9 @@ def merge(
 ) -> torch.Tensor:
     """Restored waveform `[samples]` from the generated and the degraded one, both `[samples]` at 48 kHz.
 
-    `replace` takes the degraded spectrum below the cutoff as it is, `gain` scales it by `gain` `[frames, 1025]` first;
-    above the cutoff and inside `gaps` (seconds) the generated audio is used; `none` is all generated. What is not
-    touched comes back to the bit.
+    `replace` takes the degraded spectrum below the cutoff as it is and fades to the generated one. `gain` scales it by
+    `gain` `[frames, 1025]` first, and where the low-pass falls it takes the fall back. Above the cutoff and inside
+    `gaps` (seconds) the generated audio is used; `none` is all generated. What is not touched comes back to the bit.
     """
     if mode == "none":
         return generated
@@ -65,11 +83,33 @@ def merge(
         return fill_gaps(degraded, generated, gaps)
     length, frames = degraded.shape[-1], frames_of(degraded)
     made, given = (aligned_stft(wav, frames) for wav in (generated, degraded))
-    share = band.generated_share(torch.linspace(0, F_MAX, N_FFT // 2 + 1, device=degraded.device))
-    known = given * gain if mode == "gain" and gain is not None else given
+    freqs_hz = torch.linspace(0, F_MAX, N_FFT // 2 + 1, device=degraded.device)
+    if mode == "replace":
+        share = band.generated_share(freqs_hz)
+        joined = share * made + (1 - share) * given
+    else:
+        joined = _equalised(made, given, band, freqs_hz, 1.0 if gain is None else gain)
     # What is not touched is not transformed either: add the difference that the change makes.
-    change = istft_same((share * made + (1 - share) * known - given)[None])[0, :length]
+    change = istft_same((joined - given)[None])[0, :length]
     return fill_gaps(degraded + change, generated, gaps)
+
+
+def _equalised(
+    made: torch.Tensor, given: torch.Tensor, band: Band, freqs_hz: torch.Tensor, gain: torch.Tensor | float
+) -> torch.Tensor:
+    """`given` `[frames, 1025]` times `gain` and the inverse of the low-pass, and what lacks in power of `made`.
+
+    The inverse goes as far as noise allows and the level of `made` supports: a band whose edge was only guessed may
+    have lost nothing there, or all.
+    """
+    response, known = band.response(freqs_hz), gain * given
+    kept = band.kept_share(freqs_hz)
+    expected = made.abs().square().mean(0).sqrt() / given.abs().square().mean(0).sqrt().clamp(min=1e-9)
+    inverse = torch.minimum(1 / response.clamp(min=1e-2), (_DOUBT * expected).clamp(min=1))
+    trust = (_DOUBT * inverse / expected.clamp(min=1e-9)).clamp(max=1) ** 2 * gain
+    boost = 1 + trust * (inverse - 1)
+    lacking = (1 - (kept * boost * response) ** 2).clamp(min=0).sqrt()
+    return kept * boost * known + lacking * made
 
 
 def frames_of(wav: torch.Tensor) -> int:

@@ -14,7 +14,7 @@ from srlib import ldm, vae
 from srlib.adversary import Adversary
 from srlib.corpus import PASSED, Batch
 from srlib.errors import SrlibError
-from srlib.experts import fit_experts, kinds_of_noise
+from srlib.fitting import fit_regressor, kinds_of_noise
 from srlib.mel import band_edges_hz, log_mel
 from srlib.nvsr import MelRegressor
 from srlib.pipeline import RestorationPipeline
@@ -141,7 +141,7 @@ class NvsrObjective(Objective):
 
     def prepare(self, batches: Iterator[Batch]) -> None:
         if isinstance(self.module, MelRegressor):
-            fit_experts(self.module, batches)
+            fit_regressor(self.module, batches)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         degraded = log_mel(batch.degraded)

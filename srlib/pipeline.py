@@ -21,8 +21,9 @@ from srlib import ldm, vae
 from srlib.audio import open_output
 from srlib.checks import check_audio, check_sampling
 from srlib.chunks import join
-from srlib.config import SAMPLE_RATE, SIZES
+from srlib.config import LATENT_FACTOR, SAMPLE_RATE, SIZES
 from srlib.errors import SrlibError
+from srlib.exemplars import LEVEL_REACH, moving_mean
 from srlib.gaps import Gap
 from srlib.mel import log_mel
 from srlib.merge import MERGES
@@ -138,11 +139,19 @@ class RestorationPipeline(DiffusionPipeline):
 
     def to_residual(self, latent: torch.Tensor, base_latent: torch.Tensor) -> torch.Tensor:
         """Latent to what the diffusion model generates."""
-        return (latent - base_latent) / self.residual_spread()
+        return self._motion((latent - base_latent) / self.residual_spread())
 
     def from_residual(self, residual: torch.Tensor, base_latent: torch.Tensor) -> torch.Tensor:
         """What the diffusion model generates to a latent."""
-        return residual * self.residual_spread() + base_latent
+        return self._motion(residual) * self.residual_spread() + base_latent
+
+    def _motion(self, residual: torch.Tensor) -> torch.Tensor:
+        """Without its moving mean, where there is a base: what lasts for seconds is the base's to say, see there."""
+        if self.base is None:
+            return residual
+        frames = residual.permute(0, 2, 1, 3).flatten(2)
+        fast = frames - moving_mean(frames, LEVEL_REACH // LATENT_FACTOR)
+        return fast.unflatten(2, (residual.shape[1], -1)).permute(0, 2, 1, 3)
 
     def generate(
         self,

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -205,16 +205,21 @@ class Run:
         return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def _batches_to_fit(self) -> Iterator[Batch]:
-        """What closed forms are fitted to: so many batches, or what a quarter of the time allows."""
-        started = time.monotonic()
-        for index in range(self.config.fit_batches):
-            yield self._batch(_VALIDATION_SEED + 1000 + index, self.corpus)
+        """What closed forms are fitted to: so many batches, or what a quarter of the time allows.
+
+        All tracks come equally often: what is stored of them is looked up, and no collection is learned by heart.
+        """
+        started, config = time.monotonic(), self.config
+        for index in range(config.fit_batches):
+            tracks = self.corpus.tracks_of_step(config.seed, index, config.batch_size)
+            yield self._batch(_VALIDATION_SEED + 1000 + index, self.corpus, tracks=tracks)
             if self.time_budget is not None and time.monotonic() - started > self.time_budget / 4:
                 break
 
-    def _batch(self, draw_id: int, corpus: Corpus, augment: bool = True) -> Batch:
+    def _batch(
+        self, draw_id: int, corpus: Corpus, augment: bool = True, tracks: Sequence[int] | None = None
+    ) -> Batch:
         config, rng = self.config, np.random.default_rng([self.config.seed, draw_id])
-        tracks = None
         if config.one_crop_a_track and corpus is self.corpus:
             tracks = corpus.tracks_of_step(config.seed, draw_id, config.batch_size)
         device, augment = self.accelerator.device, augment and config.augment

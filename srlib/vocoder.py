@@ -14,8 +14,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, N_MELS, ModelSize
-from srlib.mel import mel_filters, mel_to_bins
-from srlib.nvsr import LOG_MEL_CENTRE, LOG_MEL_SPREAD, ConvNeXtBlock
+from srlib.mel import mel_filters, mel_to_bins, normalise
+from srlib.nvsr import ConvNeXtBlock
 from srlib.stopwatch import stage
 
 _BINS = N_FFT // 2 + 1
@@ -58,7 +58,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
         `first_frame` is where in the loop the excitation starts; overlapping chunks can share it.
         """
         frames = log_mel.shape[2]
-        hidden = (log_mel[:, 0].transpose(1, 2) - LOG_MEL_CENTRE) / LOG_MEL_SPREAD  # (B, 256, T)
+        hidden = normalise(log_mel[:, 0].transpose(1, 2))  # (B, 256, T)
         hidden = self.embed(hidden.to(self.dtype))
         for block in self.blocks:
             hidden = block(hidden)

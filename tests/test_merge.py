@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from srlib.degrade import Degradation
+from srlib.degrade import Degradation, zero_phase_response
 from srlib.mel import band_edges_hz
 from srlib.merge import (
     FULL_BAND,
@@ -76,6 +76,62 @@ def test_low_band_is_the_degraded_one_and_high_band_the_generated_one(degraded, 
     restored = merge(generated, degraded, BAND, mode)
     assert band_snr_db(degraded, restored, 0, BAND.known_hz - 100) > 60
     assert band_snr_db(generated, restored, BAND.missing_hz + 100, 24000) > 40
+
+
+def test_the_response_is_a_line_in_db_and_close_to_real_filters():
+    freqs_hz = torch.tensor([0.0, 8000.0, 8280.0, 8559.0, 8561.0, 20000.0])
+    response_db = 20 * torch.log10(BAND.response(freqs_hz) + 1e-9)
+    torch.testing.assert_close(response_db[:4], torch.tensor([0.0, -3.0, -11.5, -20.0]), atol=0.05, rtol=0)
+    assert BAND.response(freqs_hz)[4:].max() == 0
+    for family, order in (("cheby1", 6), ("cheby1", 10), ("butter", 8), ("ellip", 8)):
+        for cutoff_hz in (3000, 8000, 15_000):
+            low_pass = Degradation(cutoff_hz, family, order)
+            band = Band(low_pass.f_3db(SAMPLE_RATE), low_pass.f_20db(SAMPLE_RATE))
+            inside = np.linspace(band.known_hz, band.missing_hz, 50, endpoint=False)
+            truth = zero_phase_response(low_pass, inside, SAMPLE_RATE)
+            assumed = band.response(torch.from_numpy(inside)).numpy()
+            assert np.abs(20 * np.log10(assumed / truth)).max() < 2.5
+
+
+def test_the_fall_of_the_low_pass_is_taken_back(clip):
+    low_pass = Degradation(8000, "cheby1", 4)
+    band = Band(low_pass.f_3db(SAMPLE_RATE), low_pass.f_20db(SAMPLE_RATE))
+    degraded = torch.from_numpy(low_pass.apply(clip.numpy(), SAMPLE_RATE))
+    # As loud as the music, but with nothing else of it.
+    spectrum = torch.fft.rfft(clip)
+    phase = 2 * np.pi * torch.rand(spectrum.shape, generator=torch.Generator().manual_seed(0))
+    generated = torch.fft.irfft(spectrum * torch.exp(1j * phase), len(clip))
+    fall = band.known_hz, band.known_hz + 0.8 * (band.missing_hz - band.known_hz)
+    snr_db = {mode: band_snr_db(clip, merge(generated, degraded, band, mode), *fall) for mode in ("gain", "replace")}
+    assert snr_db["gain"] > 15
+    assert snr_db["replace"] < 5
+
+
+def band_level(wav, low_hz, high_hz):
+    spectrum = torch.fft.rfft(wav)
+    freqs_hz = torch.linspace(0, 24000, len(spectrum))
+    return 10 * np.log10(float((spectrum[(freqs_hz >= low_hz) & (freqs_hz < high_hz)].abs() ** 2).sum()))
+
+
+@pytest.mark.parametrize("taken", ["nothing", "all"])
+def test_a_wrong_edge_neither_shouts_nor_leaves_a_hole(taken):
+    wav, generated = white(0.1, 0), white(0.1, 1)
+    if taken == "all":
+        spectrum = torch.fft.rfft(wav)
+        spectrum[torch.linspace(0, 24000, len(spectrum)) > BAND.known_hz] = 0
+        wav = torch.fft.irfft(spectrum, len(wav))
+    merged = merge(generated, wav, BAND, "gain")
+    edges = (BAND.known_hz, BAND.missing_hz)
+    change_db = band_level(merged, *edges) - band_level(generated, *edges)
+    assert -4 < change_db < 7
+
+
+def test_noise_is_not_raised_with_the_music():
+    wav, generated = white(0.1, 0), white(0.1, 1)
+    gain = torch.full((frames_of(wav), 1025), 0.05)  # nearly all of it is noise
+    merged = merge(generated, wav, BAND, "gain", gain)
+    edges = (BAND.known_hz, BAND.missing_hz)
+    assert abs(band_level(merged, *edges) - band_level(generated, *edges)) < 3
 
 
 def test_none_is_all_generated(degraded):

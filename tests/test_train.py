@@ -87,7 +87,7 @@ def assert_same_weights(first, second):
 
 @pytest.mark.parametrize("stage", TRAINED)
 def test_a_stage_trains_its_part_and_leaves_a_pipeline(runs, stage):
-    run = train.train(stage, CONFIG, "demo", runs / stage)
+    run = train.train(stage, CONFIG | {"learning_rate": 1e-2}, "demo", runs / stage)
     assert run == runs / stage
     rows = rows_of(run)
     assert list(rows[0]) == COLUMNS
@@ -177,7 +177,7 @@ def test_epochs_set_the_length_and_every_epoch_takes_one_crop_of_each_track(runs
     steps = -(-total // 20)
     assert rows_of(run)[-1]["global_step"] == str(2 * steps)
     assert float(rows_of(run)[-1]["learning_rate"]) == CONFIG["learning_rate"]
-    trained = [drawn for drawn in tracks if drawn is not None][-2 * steps :]  # others were for the experts
+    trained = [drawn for drawn in tracks if drawn is not None][-2 * steps :]  # those before were for the base's store
     epochs = [[track for step in trained[i * steps : (i + 1) * steps] for track in step] for i in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(total)) and epochs[0] != epochs[1]
 
@@ -355,7 +355,7 @@ def test_ldm_generates_unit_residuals():
     pipeline = build("tiny")
     torch.manual_seed(0)
     torch.nn.init.normal_(pipeline.base.head.weight, std=0.05)
-    pipeline.base.noise[-1].bias.data = torch.tensor([0.0, 0.0, 100.0])  # its experts are the identity yet
+    pipeline.base.noise[-1].bias.data = torch.tensor([0.0, 0.0, 100.0])  # its store is silent: what is heard is kept
     objective = objective_of("ldm", pipeline)
     batch = batch_of(white(8), white(8, level=0.02, seed=1))
     objective.prepare(iter([batch]))

@@ -125,11 +125,11 @@ def test_a_difference_turns_one_set_of_weights_into_another(tmp_path):
 
 def test_a_difference_leaves_what_is_shared(tmp_path):
     whole, variant = build("tiny", seed=0).base, build("tiny", seed=1).base
-    variant.experts += 1
-    before = whole.experts.clone()
-    save_difference({"base": variant}, {"base": whole}, tmp_path / "x.safetensors", shared=["base.experts"])
+    variant.store.log_mel.add_(1)
+    before = whole.store.log_mel.clone()
+    save_difference({"base": variant}, {"base": whole}, tmp_path / "x.safetensors", shared=["base.store.log_mel"])
     apply_difference({"base": whole}, tmp_path / "x.safetensors")
-    assert torch.equal(whole.experts, before)
+    assert torch.equal(whole.store.log_mel, before)
     torch.testing.assert_close(whole.head.bias, variant.head.bias)
 
 

@@ -1,0 +1,213 @@
+"""Clean log-mels inferred from degraded ones by what the same degradation does to stored frames of music.
+
+The degradation of a recording is known: how many bands pass the filter, and how loud the white noise is. So it can be
+done to a store of clean music, and the regression from degraded to clean that is best there has a closed form. What
+lasts for seconds and what moves about it are inferred apart: clips are few and tell collections apart, frames are many.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, N_MELS
+from srlib.mel import denormalise, log_mel, normalise
+
+FRAMES = 4  # of each clip in the store, spread over it
+LEVEL_REACH = 128  # frames to either side: what lasts longer than 2.57 s is a property of the clip, the rest motion
+# Added to the variance of each feature: keeps loud, similar bands from being trusted to more digits than the next
+# clip has in common with the store.
+_VARIANCE = 0.015
+# Of the covariance of motion, over the share of bands that are missing, added to that of levels: what moves together
+# mostly differs together, and the more bands are known, the more slopes are to be told from few clips.
+_MOTION_SHARE, _FEWEST_MISSING = 0.25, 64
+_HEARD = 0.3  # normalised log-mel (0.9 nat, 8 dB) over the noise's median from which a band's level is music's
+# So far over the noise's median subtracting its power is no use, and is all there is to do.
+_UNSURE_NAT, _SURE_NAT, _LEAST_POWER = 0.5, 1.5, 0.05
+# Of the kernel regression of what lines leave of levels: principal components, width in their spreads, and how many
+# clips' worth of agreement outweighs the assumption that nothing is left.
+_COMPONENTS, _WIDTH, _DOUBT, _LEAST_SPREAD, _CENTRES = 5, 0.5, 0.005, 0.05, 512
+_NOISE_FRAMES = 2048
+_REMEMBERED = 64  # regressions, of a megabyte each
+_EMPTY_NAT = 1.5  # bands so near the floor hold no noise
+FLOOR = normalise(math.log(LOG_MEL_FLOOR))
+
+
+def moving_mean(frames: torch.Tensor, reach: int = LEVEL_REACH) -> torch.Tensor:
+    """Mean over `reach` frames to either side of `[batch, frames, bands]`, over fewer at the ends."""
+    count = frames.shape[1]
+    total = nn.functional.pad(frames.float().cumsum(1), (0, 0, 1, 0))
+    index = torch.arange(count, device=frames.device)
+    first, last = (index - reach).clamp(min=0), (index + reach + 1).clamp(max=count)
+    return ((total[:, last] - total[:, first]) / (last - first)[:, None]).to(frames.dtype)
+
+
+def noise_level(frames: torch.Tensor, known: int) -> torch.Tensor:
+    """Standard deviation of the white noise, natural logarithm, in `[frames, 256]` with the lowest `known` bands.
+
+    Above the filter only noise is left; where nothing is, the noise was filtered too and rules the quietest moments
+    of the quietest bands.
+    """
+    frames, noise = denormalise(frames.float()), _white_noise(frames.device)
+    missing = slice(min(known + 6, N_MELS - 8), None)  # of a steep filter
+    if frames[:, missing].median() > math.log(LOG_MEL_FLOOR) + _EMPTY_NAT:
+        return (frames - _median_white_noise(frames.device)).median(dim=0).values[missing].median()
+    return (frames.quantile(0.1, dim=0) - noise.quantile(0.1, dim=0))[:known].quantile(0.02)
+
+
+def excerpts(log_mels: torch.Tensor) -> torch.Tensor:
+    """What the store keeps of clips `[clips, frames, 256]`: `[clips, 4, 256]`."""
+    every = log_mels.shape[1] / FRAMES
+    return log_mels[:, (every * (torch.arange(FRAMES) + 0.5)).long()]
+
+
+class Exemplars(nn.Module):
+    """A store of clean music, `log_mel` `[clips, 4, 256]` (normalised), and what can be inferred from it."""
+
+    def __init__(self, clips: int) -> None:
+        super().__init__()
+        self.register_buffer("log_mel", torch.zeros(clips, FRAMES, N_MELS))
+        self._fitted: dict[bytes, Regression] = {}
+
+    def fill(self, frames: torch.Tensor) -> None:
+        """Take clean music `[clips, 4, 256]`, again and again if it is short."""
+        self.log_mel.copy_(frames[torch.arange(len(self.log_mel)) % len(frames)])
+        self._fitted.clear()
+
+    def infer(
+        self, frames: torch.Tensor, known: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clean `[frames, 256]` of degraded ones, and how far each stands out of the noise, `[frames, 256]`.
+
+        Args:
+            frames: normalised log-mel.
+            known: `[256]`, True for bands that hold music, under noise or not.
+            noise: standard deviation of white noise, natural logarithm, if there is any.
+        """
+        if noise is None:
+            slow, inferred = moving_mean(frames[None])[0], frames.clone()
+            if not known.all():
+                regression = self._without_noise(known)
+                inferred[:, ~known] = regression(frames[:, known], slow[:, known])
+            return inferred, torch.zeros_like(frames)
+        features = _features(frames, noise)
+        inferred = self._with_noise(known, noise)(features, moving_mean(features[None])[0])
+        subtracted, certainty = _subtracted(frames, noise)
+        return certainty * subtracted + (1 - certainty) * inferred, features[:, N_MELS:]
+
+    def _without_noise(self, known: torch.Tensor) -> Regression:
+        """Cached: recordings are many, cutoffs few."""
+        key = known.cpu().numpy().tobytes() + str(self.log_mel.device).encode()
+        if key not in self._fitted:
+            if len(self._fitted) >= _REMEMBERED:
+                self._fitted.clear()
+            clips = self.log_mel.float()
+            self._fitted[key] = Regression.fit(clips[..., known], clips[..., ~known], None, int((~known).sum()))
+        return self._fitted[key]
+
+    def _with_noise(self, known: torch.Tensor, noise: torch.Tensor) -> Regression:
+        clips = self.log_mel[:: 2 if self.training else 1].float()  # half is twice as fast
+        hiss = _white_noise(clips.device).repeat(-(-clips.shape[0] * FRAMES // _NOISE_FRAMES), 1)
+        hiss = hiss[: clips.shape[0] * FRAMES].view_as(clips) + noise
+        power = torch.exp(2 * denormalise(clips)) * known + torch.exp(2 * hiss)
+        degraded = normalise(torch.log(power) / 2)
+        start = torch.eye(2 * N_MELS, N_MELS, device=clips.device)  # a band is what is heard of it
+        return Regression.fit(_features(degraded, noise), clips, start, int((~known).sum()))
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._fitted.clear()
+
+
+@dataclass(frozen=True)
+class Regression:
+    """From degraded features to clean bands: lines for motion and levels, and a kernel regression on top for levels.
+
+    `mean_x` `[x]`, `mean_y` `[y]`; slopes `[x, y]`; `embed` `[bands, 5]`, `centres` `[512, 5]`, `heights` `[512, y]`.
+    """
+
+    mean_x: torch.Tensor
+    mean_y: torch.Tensor
+    level_slopes: torch.Tensor
+    motion_slopes: torch.Tensor
+    embed: torch.Tensor
+    centres: torch.Tensor
+    heights: torch.Tensor
+
+    @classmethod
+    def fit(cls, x: torch.Tensor, y: torch.Tensor, start: torch.Tensor | None, missing: int) -> Regression:
+        """Fit to features `[clips, frames, x]` and clean bands `[clips, frames, y]`.
+
+        Slopes are drawn to `start` `[x, y]`, or to zero. `missing` is how many bands the filter took.
+        """
+        clips, count, features = x.shape
+        start = torch.zeros(features, y.shape[-1], device=x.device) if start is None else start
+        slow_x, slow_y = x.mean(1), y.mean(1)
+        fast_x, fast_y = (x - slow_x[:, None]).flatten(0, 1), (y - slow_y[:, None]).flatten(0, 1)
+        frames = clips * (count - 1)  # each clip's mean is taken off
+        motion_xx, motion_xy = fast_x.T @ fast_x / frames, fast_x.T @ fast_y / frames
+        mean_x, mean_y = slow_x.mean(0), slow_y.mean(0)
+        slow_x, slow_y = slow_x - mean_x, slow_y - mean_y
+        share = _MOTION_SHARE * N_MELS / max(missing, _FEWEST_MISSING)
+        level_xx = slow_x.T @ slow_x / clips + share * motion_xx
+        level_xy = slow_x.T @ slow_y / clips + share * motion_xy
+        slopes = _slopes(level_xx, level_xy, start)
+        embed = _embedding(slow_x[:, :N_MELS])
+        centres = slow_x[:, : len(embed)] @ embed
+        chosen = centres[:_CENTRES]
+        kernel = _kernel(centres, chosen)
+        normal = kernel.T @ kernel + _DOUBT * clips * kernel[: len(chosen)] + 1e-3 * torch.eye(len(chosen)).to(x)
+        heights = torch.linalg.solve(normal, kernel.T @ (slow_y - slow_x @ slopes))
+        return cls(mean_x, mean_y, slopes, _slopes(motion_xx, motion_xy, start), embed, chosen, heights)
+
+    def __call__(self, features: torch.Tensor, slow: torch.Tensor) -> torch.Tensor:
+        """Clean bands `[frames, y]` of features and their moving mean, both `[frames, x]`."""
+        level = slow - self.mean_x
+        near = _kernel(level[:, : len(self.embed)] @ self.embed, self.centres)
+        level = self.mean_y + level @ self.level_slopes + near @ self.heights
+        return level + (features - slow) @ self.motion_slopes
+
+
+def _slopes(xx: torch.Tensor, xy: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    return start + torch.linalg.solve(xx + _VARIANCE * torch.eye(len(xx), device=xx.device), xy - xx @ start)
+
+
+def _embedding(levels: torch.Tensor) -> torch.Tensor:
+    """`[bands, 5]`: principal components of levels `[clips, bands]` to unit spread, over the root of their count."""
+    spreads, directions = torch.linalg.eigh(levels.T @ levels / len(levels))
+    spreads, directions = spreads[-_COMPONENTS:], directions[:, -_COMPONENTS:]
+    return directions / torch.sqrt(spreads + _LEAST_SPREAD) / math.sqrt(_COMPONENTS)
+
+
+def _kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.exp(-(torch.cdist(a, b) ** 2) / (2 * _WIDTH**2))
+
+
+def _features(frames: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """`[..., 512]`: normalised log-mels `[..., 256]` and how far they stand out of the noise."""
+    median = normalise(_median_white_noise(frames.device) + noise)
+    return torch.cat([frames, (frames - median - _HEARD).clamp(min=0)], dim=-1)
+
+
+def _subtracted(frames: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised log-mels `[frames, 256]` less the noise's power, and how far they are to be believed, 0 to 1."""
+    median = _median_white_noise(frames.device) + noise
+    above = denormalise(frames) - median
+    subtracted = median + torch.log((torch.exp(2 * above) - 1).clamp(min=_LEAST_POWER)) / 2
+    return normalise(subtracted), ((above - _UNSURE_NAT) / (_SURE_NAT - _UNSURE_NAT)).clamp(0, 1)
+
+
+@cache
+def _white_noise(device: torch.device) -> torch.Tensor:
+    """Log-mel of white noise of variance one, nat, `[frames, 256]`, the same every time."""
+    wav = torch.randn(1, _NOISE_FRAMES * HOP_LENGTH, generator=torch.Generator().manual_seed(0))
+    return log_mel(wav)[0, 0].to(device)
+
+
+@cache
+def _median_white_noise(device: torch.device) -> torch.Tensor:
+    return _white_noise(device).median(dim=0).values
