@@ -26,7 +26,7 @@ _VARIANCE = 0.015
 # mostly differs together, and the more bands are known, the more slopes are to be told from few clips.
 _MOTION_SHARE, _FEWEST_MISSING = 0.25, 64
 _HEARD = 0.3  # normalised log-mel (0.9 nat, 8 dB) over the noise's median from which a band's level is music's
-# So far over the noise's median subtracting its power is no use, and is all there is to do.
+# Nat over the noise's median: below the first, subtracting its power is no use, above the second it is all it takes.
 _UNSURE_NAT, _SURE_NAT, _LEAST_POWER = 0.5, 1.5, 0.05
 # Of the kernel regression of what lines leave of levels: principal components, width in their spreads, and how many
 # clips' worth of agreement outweighs the assumption that nothing is left.
@@ -46,17 +46,26 @@ def moving_mean(frames: torch.Tensor, reach: int = LEVEL_REACH) -> torch.Tensor:
     return ((total[:, last] - total[:, first]) / (last - first)[:, None]).to(frames.dtype)
 
 
-def noise_level(frames: torch.Tensor, known: int) -> torch.Tensor:
-    """Standard deviation of the white noise, natural logarithm, in `[frames, 256]` with the lowest `known` bands.
+@dataclass(frozen=True)
+class WhiteNoise:
+    """Its standard deviation's natural logarithm, and which bands `[256]` it reaches."""
 
-    Above the filter only noise is left; where nothing is, the noise was filtered too and rules the quietest moments
-    of the quietest bands.
-    """
-    frames, noise = denormalise(frames.float()), _white_noise(frames.device)
-    missing = slice(min(known + 6, N_MELS - 8), None)  # of a steep filter
-    if frames[:, missing].median() > math.log(LOG_MEL_FLOOR) + _EMPTY_NAT:
-        return (frames - _median_white_noise(frames.device)).median(dim=0).values[missing].median()
-    return (frames.quantile(0.1, dim=0) - noise.quantile(0.1, dim=0))[:known].quantile(0.02)
+    level: torch.Tensor
+    bands: torch.Tensor
+
+    @classmethod
+    def find(cls, frames: torch.Tensor, known: torch.Tensor) -> WhiteNoise:
+        """In normalised log-mels `[frames, 256]` of which the bands `known` `[256]`, the lowest, pass the filter.
+
+        Above the filter only noise is left; where nothing is, the noise was filtered too and rules the quietest
+        moments of the quietest bands.
+        """
+        frames, noise = denormalise(frames.float()), _white_noise(frames.device)
+        missing = slice(min(int(known.sum()) + 6, N_MELS - 8), None)  # of a steep filter
+        if frames[:, missing].median() > math.log(LOG_MEL_FLOOR) + _EMPTY_NAT:
+            level = (frames - _median_white_noise(frames.device)).median(dim=0).values[missing].median()
+            return cls(level, torch.ones_like(known))
+        return cls((frames.quantile(0.1, dim=0) - noise.quantile(0.1, dim=0))[known].quantile(0.02), known)
 
 
 def excerpts(log_mels: torch.Tensor) -> torch.Tensor:
@@ -71,22 +80,21 @@ class Exemplars(nn.Module):
     def __init__(self, clips: int) -> None:
         super().__init__()
         self.register_buffer("log_mel", torch.zeros(clips, FRAMES, N_MELS))
-        self._fitted: dict[bytes, Regression] = {}
+        self._fitted: dict[tuple, Regression] = {}
 
     def fill(self, frames: torch.Tensor) -> None:
         """Take clean music `[clips, 4, 256]`, again and again if it is short."""
         self.log_mel.copy_(frames[torch.arange(len(self.log_mel)) % len(frames)])
-        self._fitted.clear()
 
     def infer(
-        self, frames: torch.Tensor, known: torch.Tensor, noise: torch.Tensor | None = None
+        self, frames: torch.Tensor, known: torch.Tensor, noise: WhiteNoise | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean `[frames, 256]` of degraded ones, and how far each stands out of the noise, `[frames, 256]`.
 
         Args:
             frames: normalised log-mel.
             known: `[256]`, True for bands that hold music, under noise or not.
-            noise: standard deviation of white noise, natural logarithm, if there is any.
+            noise: what there is of it, if any.
         """
         if noise is None:
             slow, inferred = moving_mean(frames[None])[0], frames.clone()
@@ -94,14 +102,14 @@ class Exemplars(nn.Module):
                 regression = self._without_noise(known)
                 inferred[:, ~known] = regression(frames[:, known], slow[:, known])
             return inferred, torch.zeros_like(frames)
-        features = _features(frames, noise)
+        features = _features(frames, noise.level)
         inferred = self._with_noise(known, noise)(features, moving_mean(features[None])[0])
-        subtracted, certainty = _subtracted(frames, noise)
+        subtracted, certainty = _subtracted(frames, noise.level)
         return certainty * subtracted + (1 - certainty) * inferred, features[:, N_MELS:]
 
     def _without_noise(self, known: torch.Tensor) -> Regression:
-        """Cached: recordings are many, cutoffs few."""
-        key = known.cpu().numpy().tobytes() + str(self.log_mel.device).encode()
+        """Remembered as long as the store is what it was: recordings are many, cutoffs few."""
+        key = known.cpu().numpy().tobytes(), self.log_mel.data_ptr(), self.log_mel._version
         if key not in self._fitted:
             if len(self._fitted) >= _REMEMBERED:
                 self._fitted.clear()
@@ -109,18 +117,14 @@ class Exemplars(nn.Module):
             self._fitted[key] = Regression.fit(clips[..., known], clips[..., ~known], None, int((~known).sum()))
         return self._fitted[key]
 
-    def _with_noise(self, known: torch.Tensor, noise: torch.Tensor) -> Regression:
+    def _with_noise(self, known: torch.Tensor, noise: WhiteNoise) -> Regression:
         clips = self.log_mel[:: 2 if self.training else 1].float()  # half is twice as fast
         hiss = _white_noise(clips.device).repeat(-(-clips.shape[0] * FRAMES // _NOISE_FRAMES), 1)
-        hiss = hiss[: clips.shape[0] * FRAMES].view_as(clips) + noise
-        power = torch.exp(2 * denormalise(clips)) * known + torch.exp(2 * hiss)
-        degraded = normalise(torch.log(power) / 2)
-        start = torch.eye(2 * N_MELS, N_MELS, device=clips.device)  # a band is what is heard of it
-        return Regression.fit(_features(degraded, noise), clips, start, int((~known).sum()))
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._fitted.clear()
+        hiss = torch.exp(2 * (hiss[: clips.shape[0] * FRAMES].view_as(clips) + noise.level))
+        power = torch.exp(2 * denormalise(clips)) * known + hiss * noise.bands  # powers add
+        degraded = normalise(torch.log(power.clamp(min=LOG_MEL_FLOOR**2)) / 2)
+        start = torch.eye(2 * N_MELS, N_MELS, device=clips.device) * known  # a band is what is heard of it
+        return Regression.fit(_features(degraded, noise.level), clips, start, int((~known).sum()))
 
 
 @dataclass(frozen=True)

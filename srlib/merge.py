@@ -39,8 +39,10 @@ class Band:
     def response(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         """Gain of the low-pass at each frequency: a straight line in dB, continued to 0 dB; 0 above `missing_hz`.
 
-        Within 2 dB of Butterworth, Chebyshev and elliptic filters of orders that leave less than an octave between.
+        Within 3 dB of Butterworth, Chebyshev and elliptic filters where the edges are less than half an octave apart.
         """
+        if self == FULL_BAND:
+            return torch.ones_like(freqs_hz)
         position = self._position(freqs_hz)
         response = 10 ** ((_KNOWN_DB + (_MISSING_DB - _KNOWN_DB) * position).clamp(max=0) / 20)
         return torch.where(position < 1, response, torch.zeros_like(response))
@@ -97,7 +99,7 @@ def merge(
 def _equalised(
     made: torch.Tensor, given: torch.Tensor, band: Band, freqs_hz: torch.Tensor, gain: torch.Tensor | float
 ) -> torch.Tensor:
-    """`given` `[frames, 1025]` times `gain` and the inverse of the low-pass, and what lacks in power of `made`.
+    """`given` `[frames, 1025]` times `gain` over the low-pass's response, and as much of `made` as lacks in power.
 
     The inverse goes as far as noise allows and the level of `made` supports: a band whose edge was only guessed may
     have lost nothing there, or all.

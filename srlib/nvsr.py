@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from srlib.config import N_MELS
-from srlib.exemplars import FLOOR, Exemplars, moving_mean, noise_level
+from srlib.exemplars import FLOOR, Exemplars, WhiteNoise, moving_mean
 from srlib.mel import denormalise, normalise
 
 # Fractions of a clip's frames below which a band lies: what never falls quiet is noise or a tone.
@@ -64,10 +64,11 @@ class MelRegressor(ModelMixin, ConfigMixin):
     """Clean log-mel from a degraded one, and what was done to it.
 
     A gate tells the kind of noise from a clip's levels, and stored music what a clip like this is when it is clean
-    (`srlib.exemplars`); neither is trained further. ConvNeXt blocks, which start at zero, correct what they say.
+    (`srlib.exemplars`). ConvNeXt blocks, which start at zero, correct what it says.
 
     What a clip's frames have in common tells its corpus apart, and a network that may correct it learns the
-    corpus by heart. So the blocks see how the frames move about their moving mean and correct no more than that.
+    corpus by heart. So the blocks see how the frames move about their moving mean, which bands are known and how far
+    they stand out of white noise, and correct motion alone.
     """
 
     @register_to_config
@@ -141,7 +142,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
         white = float(shares[-1])
         white = round(white) if min(white, 1 - white) < _NEGLIGIBLE else white
         if white > 0:
-            inferred, heard = self.store.infer(frames, known, noise_level(frames, int(known.sum())))
+            inferred, heard = self.store.infer(frames, known, WhiteNoise.find(frames, known))
         if white < 1:
             tonal = tone_bands(frames) if shares[1] > shares[0] else torch.zeros_like(known)
             quiet, _ = self.store.infer(frames, known & ~tonal)

@@ -138,20 +138,17 @@ class RestorationPipeline(DiffusionPipeline):
         return torch.cat([cond_latent, base_latent], dim=1), base_latent
 
     def to_residual(self, latent: torch.Tensor, base_latent: torch.Tensor) -> torch.Tensor:
-        """Latent to what the diffusion model generates."""
-        return self._motion((latent - base_latent) / self.residual_spread())
-
-    def from_residual(self, residual: torch.Tensor, base_latent: torch.Tensor) -> torch.Tensor:
-        """What the diffusion model generates to a latent."""
-        return self._motion(residual) * self.residual_spread() + base_latent
-
-    def _motion(self, residual: torch.Tensor) -> torch.Tensor:
-        """Without its moving mean, where there is a base: what lasts for seconds is the base's to say, see there."""
+        """Latent to what the diffusion model generates; of a base's residual, no moving mean, see there."""
+        residual = (latent - base_latent) / self.residual_spread()
         if self.base is None:
             return residual
         frames = residual.permute(0, 2, 1, 3).flatten(2)
-        fast = frames - moving_mean(frames, LEVEL_REACH // LATENT_FACTOR)
-        return fast.unflatten(2, (residual.shape[1], -1)).permute(0, 2, 1, 3)
+        motion = frames - moving_mean(frames, LEVEL_REACH // LATENT_FACTOR)
+        return motion.unflatten(2, (residual.shape[1], -1)).permute(0, 2, 1, 3)
+
+    def from_residual(self, residual: torch.Tensor, base_latent: torch.Tensor) -> torch.Tensor:
+        """What the diffusion model generates to a latent."""
+        return residual * self.residual_spread() + base_latent
 
     def generate(
         self,

@@ -43,7 +43,7 @@ def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None =
         {name: getattr(lowpass, name) for name in parts},
         {name: getattr(pipeline, name) for name in parts},
         out / f"{LOWPASS}.safetensors",
-        shared=["base.store.log_mel"],  # of the same corpus
+        shared=["base.store.log_mel"],  # another draw of the same corpus
     )
     resunet = runs / "nvsr-resunet" / "pipeline" / "base"
     if resunet.is_dir():

@@ -31,7 +31,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
-    fit_batches: int = 100  # batches from which closed forms are fitted before the first step (vae, ldm: 8 at most)
+    fit_batches: int = 100  # batches for what is fitted or stored before the first step (vae, ldm: 8 at most)
     precision: str = "no"  # or bf16
     prefetch: int = 0  # threads that draw the batches of the next steps
     log_every: int = 20  # steps

@@ -205,9 +205,9 @@ class Run:
         return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def _batches_to_fit(self) -> Iterator[Batch]:
-        """What closed forms are fitted to: so many batches, or what a quarter of the time allows.
+        """What is fitted before the first step sees so many batches, or what a quarter of the time allows.
 
-        All tracks come equally often: what is stored of them is looked up, and no collection is learned by heart.
+        All tracks come equally often: a store is looked up and learns no collection by heart.
         """
         started, config = time.monotonic(), self.config
         for index in range(config.fit_batches):

@@ -9,7 +9,7 @@ import torch
 from srlib.config import N_MELS
 from srlib.data import load_dataset
 from srlib.degrade import Degradation
-from srlib.exemplars import Exemplars, Regression, excerpts, moving_mean, noise_level
+from srlib.exemplars import Exemplars, Regression, WhiteNoise, excerpts, moving_mean
 from srlib.mel import band_of_hz, log_mel, normalise
 
 SAMPLE_RATE = 48_000
@@ -105,6 +105,7 @@ def test_the_store_can_be_filled_anew():
     store.fill(music(64, seed=7))
     assert not torch.allclose(store.infer(frames, known)[0], before, atol=0.1)
     other = Exemplars(64)
+    assert not torch.allclose(other.infer(frames, known)[0], store.infer(frames, known)[0], atol=0.1)
     other.load_state_dict(store.state_dict())
     assert torch.equal(other.infer(frames, known)[0], store.infer(frames, known)[0])
 
@@ -132,28 +133,34 @@ def test_noise_level_of_white_noise_under_quiet_music(quiet_music, amplitude, cu
     degraded = Degradation(
         cutoff_hz, noise_type="white", noise_amplitude=amplitude, noise_first=noise_first
     ).apply(quiet_music, SAMPLE_RATE)
-    level = noise_level(normalise(log_mel(torch.from_numpy(degraded)))[0, 0], band_of_hz(cutoff_hz))
+    known = torch.arange(N_MELS) < band_of_hz(cutoff_hz)
+    noise = WhiteNoise.find(normalise(log_mel(torch.from_numpy(degraded)))[0, 0], known)
+    assert torch.equal(noise.bands, known) if noise_first else noise.bands.all()
     if noise_first:  # it shows only where the music is quiet, which adds to it
-        assert 0.95 * amplitude < math.exp(level) < 4 * amplitude
+        assert 0.95 * amplitude < math.exp(noise.level) < 4 * amplitude
     else:
-        assert math.exp(level) == pytest.approx(amplitude, rel=0.03)
+        assert math.exp(noise.level) == pytest.approx(amplitude, rel=0.03)
 
 
-@pytest.mark.parametrize(("cutoff_hz", "left"), [(4000, 0.9), (16_000, 0.5)])
-def test_music_is_found_under_white_noise(store, cutoff_hz, left):
-    known, before, after, missing, spread = band_of_hz(cutoff_hz), [], [], [], []
-    bands = torch.arange(N_MELS) < known
+# Filtered noise is taken for louder than it is under loud music (see above), which costs that a little.
+@pytest.mark.parametrize(
+    ("cutoff_hz", "noise_first", "left"),
+    [(4000, False, 0.9), (4000, True, 1.2), (16_000, False, 0.5), (16_000, True, 0.6)],
+)
+def test_music_is_found_under_white_noise(store, cutoff_hz, noise_first, left):
+    before, after, missing, spread = [], [], [], []
+    bands = torch.arange(N_MELS) < band_of_hz(cutoff_hz)
+    noise = {"noise_type": "white", "noise_amplitude": 0.02, "noise_first": noise_first}
     for track in load_dataset("demo", "test"):
         clean = np.resize(track.mixture(), 256 * 480)
-        degraded = Degradation(cutoff_hz, noise_type="white", noise_amplitude=0.02).apply(clean, SAMPLE_RATE)
+        degraded = Degradation(cutoff_hz, **noise).apply(clean, SAMPLE_RATE)
         truth, frames = (normalise(log_mel(torch.from_numpy(wav)))[0, 0] for wav in (clean, degraded))
-        inferred, heard = store.infer(frames, bands, noise_level(frames, known))
+        inferred, heard = store.infer(frames, bands, WhiteNoise.find(frames, bands))
         error = (inferred - truth).square()
         before.append((frames - truth).square()[:, bands].mean())
         after.append(error[:, bands].mean())
         missing.append(error[:, ~bands].mean())
         spread.append(truth[:, ~bands].var())
-        assert heard.min() == 0
         assert heard[:, ~bands].mean() < 0.02 < heard[:, bands].mean()
     assert np.mean(after) < left * np.mean(before)
     assert np.mean(missing) < 0.6 * np.mean(spread)  # of what is left when no more than its mean is known

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from srlib import ldm
 from srlib.config import AUDIOSR, COMPACT, TINY, UNCONDITIONAL_LATENT
 from srlib.errors import SrlibError
+from srlib.pipeline import build
 
 FIXTURE = Path(__file__).parent / "data" / "audiosr_tiny_seed0.safetensors"
 SHAPE = (2, 16, 8, 32)
@@ -223,3 +224,17 @@ def test_audiosr_s_u_net_has_its_size():
     with torch.device("meta"):
         unet = ldm.build_unet(AUDIOSR)
     assert sum(p.numel() for p in unet.parameters()) == 258_195_088
+
+
+def test_of_a_bases_residual_the_motion_is_generated():
+    pipeline = build("tiny")
+    pipeline.base.residual_std.copy_(torch.linspace(0.5, 2, 16))
+    base = torch.randn(2, 16, 40, 32, generator=torch.Generator().manual_seed(0))
+    slow = torch.linspace(-1, 1, 32).expand(2, 16, 40, 32)
+    fast = torch.cos(torch.arange(40.0) * torch.pi / 2)[None, None, :, None].expand(2, 16, 40, 32)
+    residual = pipeline.to_residual(base + slow + fast, base)
+    spread = pipeline.base.residual_std[None, :, None, None]
+    torch.testing.assert_close(residual, fast / spread, atol=0.15, rtol=0)  # 17 to 33 frames hold no whole period
+    torch.testing.assert_close(pipeline.from_residual(fast / spread, base), base + fast)
+    pipeline.base = None
+    torch.testing.assert_close(pipeline.to_residual(base + slow, base), slow)

@@ -355,7 +355,7 @@ def test_ldm_generates_unit_residuals():
     pipeline = build("tiny")
     torch.manual_seed(0)
     torch.nn.init.normal_(pipeline.base.head.weight, std=0.05)
-    pipeline.base.noise[-1].bias.data = torch.tensor([0.0, 0.0, 100.0])  # its store is silent: what is heard is kept
+    pipeline.base.noise[-1].bias.data = torch.tensor([0.0, 0.0, 100.0])  # noise that nothing is known of is kept
     objective = objective_of("ldm", pipeline)
     batch = batch_of(white(8), white(8, level=0.02, seed=1))
     objective.prepare(iter([batch]))
