@@ -32,7 +32,7 @@ _UNSURE_NAT, _SURE_NAT, _LEAST_POWER = 0.5, 1.5, 0.05
 # clips' worth of agreement outweighs the assumption that nothing is left.
 _COMPONENTS, _WIDTH, _DOUBT, _LEAST_SPREAD, _CENTRES = 5, 0.5, 0.005, 0.05, 512
 _NOISE_FRAMES = 2048
-_REMEMBERED = 64  # regressions, of a megabyte each
+_REMEMBERED = 48  # regressions, of one to two megabytes each
 _EMPTY_NAT = 1.5  # bands so near the floor hold no noise
 FLOOR = normalise(math.log(LOG_MEL_FLOOR))
 
@@ -99,23 +99,27 @@ class Exemplars(nn.Module):
         if noise is None:
             slow, inferred = moving_mean(frames[None])[0], frames.clone()
             if not known.all():
-                regression = self._without_noise(known)
+                regression = self._regression(known, None)
                 inferred[:, ~known] = regression(frames[:, known], slow[:, known])
             return inferred, torch.zeros_like(frames)
         features = _features(frames, noise.level)
-        inferred = self._with_noise(known, noise)(features, moving_mean(features[None])[0])
+        inferred = self._regression(known, noise)(features, moving_mean(features[None])[0])
         subtracted, certainty = _subtracted(frames, noise.level)
         return certainty * subtracted + (1 - certainty) * inferred, features[:, N_MELS:]
 
-    def _without_noise(self, known: torch.Tensor) -> Regression:
-        """Remembered as long as the store is what it was: recordings are many, cutoffs few."""
-        key = known.cpu().numpy().tobytes(), self.log_mel.data_ptr(), self.log_mel._version
+    def _regression(self, known: torch.Tensor, noise: WhiteNoise | None) -> Regression:
+        """Remembered as long as the store is what it was: one recording is asked for again, and cutoffs are few."""
+        heard = None if noise is None else (float(noise.level), _key(noise.bands))
+        key = _key(known), heard, self.training, self.log_mel.data_ptr(), self.log_mel._version
         if key not in self._fitted:
             if len(self._fitted) >= _REMEMBERED:
-                self._fitted.clear()
-            clips = self.log_mel.float()
-            self._fitted[key] = Regression.fit(clips[..., known], clips[..., ~known], None, int((~known).sum()))
+                self._fitted.pop(next(iter(self._fitted)))  # the oldest
+            self._fitted[key] = self._without_noise(known) if noise is None else self._with_noise(known, noise)
         return self._fitted[key]
+
+    def _without_noise(self, known: torch.Tensor) -> Regression:
+        clips = self.log_mel.float()
+        return Regression.fit(clips[..., known], clips[..., ~known], None, int((~known).sum()))
 
     def _with_noise(self, known: torch.Tensor, noise: WhiteNoise) -> Regression:
         clips = self.log_mel[:: 2 if self.training else 1].float()  # half is twice as fast
@@ -174,6 +178,10 @@ class Regression:
         near = _kernel(level[:, : len(self.embed)] @ self.embed, self.centres)
         level = self.mean_y + level @ self.level_slopes + near @ self.heights
         return level + (features - slow) @ self.motion_slopes
+
+
+def _key(bands: torch.Tensor) -> bytes:
+    return bands.cpu().numpy().tobytes()
 
 
 def _slopes(xx: torch.Tensor, xy: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
