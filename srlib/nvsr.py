@@ -191,13 +191,9 @@ def tone_bands(frames: torch.Tensor) -> torch.Tensor:
     quiet = frames.float().quantile(_QUANTILES[0], dim=0)
     padded = nn.functional.pad(quiet[None, None], (_NEIGHBOURS // 2, _NEIGHBOURS // 2), mode="replicate")[0, 0]
     excess = quiet - padded.unfold(0, _NEIGHBOURS, 1).median(dim=1).values
-    peak = int(excess.argmax())
-    ends = (excess <= _STANDS_OUT).nonzero()[:, 0]
-    below, above = ends[ends < peak], ends[ends > peak]
-    bands = torch.arange(len(excess), device=frames.device)
-    first = int(below[-1]) + 1 if len(below) else 0
-    last = int(above[0]) if len(above) else len(excess)
-    return (bands >= first) & (bands < last) & (excess[peak] > _STANDS_OUT)
+    stands_out = excess > _STANDS_OUT
+    run = (~stands_out).cumsum(0)  # the same number from one band that does not to the next
+    return stands_out & (run == run[excess.argmax()])
 
 
 def level_quantiles(frames: torch.Tensor) -> torch.Tensor:
