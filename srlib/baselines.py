@@ -6,7 +6,6 @@ recording and, where they extend the band, its cutoff. torch is loaded only for 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -260,14 +259,6 @@ class Ridge:
         if degradation.noise_type != "none":
             spectrum *= np.clip(np.exp(after - before), 0.0, 1.0) @ _band_interpolation()
         return _to_wav(_join(spectrum, generated, *_edges(degradation)), len(degraded))
-
-    def save(self, path: str | os.PathLike) -> None:
-        np.savez_compressed(path, weights=self.weights.astype(np.float32), penalty=self.penalty)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Ridge:
-        with np.load(path) as arrays:
-            return cls(arrays["weights"].astype(np.float64), float(arrays["penalty"]))
 
 
 def _magnitude(wav: np.ndarray) -> np.ndarray:

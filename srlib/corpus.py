@@ -21,7 +21,8 @@ from srlib.artifacts import write_atomically, write_text
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.degrade import Degradation, DegradationConfig, sample, zero_phase_response
 from srlib.errors import SrlibError
-from srlib.mel import band_edges_hz
+from srlib.gaps import interpolate_gaps
+from srlib.mel import band_edges_hz, log_mel
 
 _MARGIN = 4096  # samples dropped at both ends, where the circular convolution wraps
 _RESPONSE_POINTS = 4097  # of a filter's response, interpolated to the bins of the FFT
@@ -148,6 +149,13 @@ class Batch:
         """Number of mel bands `[batch]` that the filter passes and the reference has."""
         centres = torch.from_numpy(band_edges_hz()[1:-1]).to(self.bandwidth_hz)
         return ((self.response > PASSED) & (centres[None] <= self.bandwidth_hz[:, None])).sum(1)
+
+    def degraded_log_mel(self) -> torch.Tensor:
+        """`[batch, 1, frames, 256]`, with gaps bridged as they are in a restoration."""
+        degraded = log_mel(self.degraded)
+        for row, degradation in enumerate(self.degradations):
+            degraded[row : row + 1] = interpolate_gaps(degraded[row : row + 1], degradation.gaps)
+        return degraded
 
 
 def draw(

@@ -26,8 +26,9 @@ _VARIANCE = 0.015
 # mostly differs together, and the more bands are known, the more slopes are to be told from few clips.
 _MOTION_SHARE, _FEWEST_MISSING = 0.25, 64
 _HEARD = 0.3  # normalised log-mel (0.9 nat, 8 dB) over the noise's median from which a band's level is music's
-# Nat over the noise's median: below the first, subtracting its power is no use, above the second it is all it takes.
-_UNSURE_NAT, _SURE_NAT, _LEAST_POWER = 0.5, 1.5, 0.05
+# Nat over the noise's median: below the first, subtracting its power is no use in a frame, above the second it is all
+# it takes. What is left is at least this share of the noise's power: means over time tell no less.
+_UNSURE_NAT, _SURE_NAT, _LEAST_POWER = 0.5, 1.5, 0.1
 # Of the kernel regression of what lines leave of levels: principal components, width in their spreads, and how many
 # clips' worth of agreement outweighs the assumption that nothing is left.
 _COMPONENTS, _WIDTH, _DOUBT, _LEAST_SPREAD, _CENTRES = 5, 0.5, 0.005, 0.05, 512
@@ -99,11 +100,12 @@ class Exemplars(nn.Module):
         if noise is None:
             slow, inferred = moving_mean(frames[None])[0], frames.clone()
             if not known.all():
-                regression = self._regression(known, None)
-                inferred[:, ~known] = regression(frames[:, known], slow[:, known])
+                slow = slow[:, known]
+                inferred[:, ~known] = self._regression(known, None)(frames[:, known] - slow, slow)
             return inferred, torch.zeros_like(frames)
         features = _features(frames, noise.level)
-        inferred = self._regression(known, noise)(features, moving_mean(features[None])[0])
+        slow = moving_mean(features[None])[0]
+        inferred = self._regression(known, noise)(features - slow, _level_features(slow, noise.level))
         subtracted, certainty = _subtracted(frames, noise.level)
         return certainty * subtracted + (1 - certainty) * inferred, features[:, N_MELS:]
 
@@ -119,7 +121,8 @@ class Exemplars(nn.Module):
 
     def _without_noise(self, known: torch.Tensor) -> Regression:
         clips = self.log_mel.float()
-        return Regression.fit(clips[..., known], clips[..., ~known], None, int((~known).sum()))
+        x = clips[..., known]
+        return Regression.fit(x, x.mean(1), clips[..., ~known], None, int((~known).sum()))
 
     def _with_noise(self, known: torch.Tensor, noise: WhiteNoise) -> Regression:
         clips = self.log_mel[:: 2 if self.training else 1].float()  # half is twice as fast
@@ -128,7 +131,8 @@ class Exemplars(nn.Module):
         power = torch.exp(2 * denormalise(clips)) * known + hiss * noise.bands  # powers add
         degraded = normalise(torch.log(power.clamp(min=LOG_MEL_FLOOR**2)) / 2)
         start = torch.eye(2 * N_MELS, N_MELS, device=clips.device) * known  # a band is what is heard of it
-        return Regression.fit(_features(degraded, noise.level), clips, start, int((~known).sum()))
+        x = _features(degraded, noise.level)
+        return Regression.fit(x, _level_features(x.mean(1), noise.level), clips, start, int((~known).sum()))
 
 
 @dataclass(frozen=True)
@@ -147,19 +151,20 @@ class Regression:
     heights: torch.Tensor
 
     @classmethod
-    def fit(cls, x: torch.Tensor, y: torch.Tensor, start: torch.Tensor | None, missing: int) -> Regression:
-        """Fit to features `[clips, frames, x]` and clean bands `[clips, frames, y]`.
+    def fit(
+        cls, x: torch.Tensor, levels: torch.Tensor, y: torch.Tensor, start: torch.Tensor | None, missing: int
+    ) -> Regression:
+        """Fit to features `[clips, frames, x]`, what levels are told from `[clips, x]`, and clean `[clips, frames, y]`.
 
         Slopes are drawn to `start` `[x, y]`, or to zero. `missing` is how many bands the filter took.
         """
         clips, count, features = x.shape
         start = torch.zeros(features, y.shape[-1], device=x.device) if start is None else start
-        slow_x, slow_y = x.mean(1), y.mean(1)
-        fast_x, fast_y = (x - slow_x[:, None]).flatten(0, 1), (y - slow_y[:, None]).flatten(0, 1)
+        fast_x, fast_y = ((frames - frames.mean(1, keepdim=True)).flatten(0, 1) for frames in (x, y))
         frames = clips * (count - 1)  # each clip's mean is taken off
         motion_xx, motion_xy = fast_x.T @ fast_x / frames, fast_x.T @ fast_y / frames
-        mean_x, mean_y = slow_x.mean(0), slow_y.mean(0)
-        slow_x, slow_y = slow_x - mean_x, slow_y - mean_y
+        mean_x, mean_y = levels.mean(0), y.mean((0, 1))
+        slow_x, slow_y = levels - mean_x, y.mean(1) - mean_y
         share = _MOTION_SHARE * N_MELS / max(missing, _FEWEST_MISSING)
         level_xx = slow_x.T @ slow_x / clips + share * motion_xx
         level_xy = slow_x.T @ slow_y / clips + share * motion_xy
@@ -172,12 +177,15 @@ class Regression:
         heights = torch.linalg.solve(normal, kernel.T @ (slow_y - slow_x @ slopes))
         return cls(mean_x, mean_y, slopes, _slopes(motion_xx, motion_xy, start), embed, chosen, heights)
 
-    def __call__(self, features: torch.Tensor, slow: torch.Tensor) -> torch.Tensor:
-        """Clean bands `[frames, y]` of features and their moving mean, both `[frames, x]`."""
-        level = slow - self.mean_x
+    def __call__(self, motion: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Clean bands `[frames, y]` of how features move about their moving mean and of what that mean says of levels.
+
+        Both are `[frames, x]`.
+        """
+        level = levels - self.mean_x
         near = _kernel(level[:, : len(self.embed)] @ self.embed, self.centres)
         level = self.mean_y + level @ self.level_slopes + near @ self.heights
-        return level + (features - slow) @ self.motion_slopes
+        return level + motion @ self.motion_slopes
 
 
 def _key(bands: torch.Tensor) -> bytes:
@@ -190,8 +198,9 @@ def _slopes(xx: torch.Tensor, xy: torch.Tensor, start: torch.Tensor) -> torch.Te
 
 def _embedding(levels: torch.Tensor) -> torch.Tensor:
     """`[bands, 5]`: principal components of levels `[clips, bands]` to unit spread, over the root of their count."""
-    spreads, directions = torch.linalg.eigh(levels.T @ levels / len(levels))
-    spreads, directions = spreads[-_COMPONENTS:], directions[:, -_COMPONENTS:]
+    # In single precision LAPACK gives up on the many bands that are alike where noise hides them.
+    spreads, directions = torch.linalg.eigh((levels.T @ levels / len(levels)).double())
+    spreads, directions = spreads[-_COMPONENTS:].to(levels), directions[:, -_COMPONENTS:].to(levels)
     return directions / torch.sqrt(spreads + _LEAST_SPREAD) / math.sqrt(_COMPONENTS)
 
 
@@ -205,8 +214,18 @@ def _features(frames: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return torch.cat([frames, (frames - median - _HEARD).clamp(min=0)], dim=-1)
 
 
+def _level_features(slow: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """What levels are told from, `[..., 512]`: the mean of features over time, with the noise's power taken off.
+
+    The mean of hundreds of frames shows music 10 dB below the noise, but as hundredths of a nat: no line does justice
+    to these and to what stands out.
+    """
+    subtracted, _ = _subtracted(slow[..., :N_MELS], noise)
+    return torch.cat([subtracted, slow[..., N_MELS:]], dim=-1)
+
+
 def _subtracted(frames: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised log-mels `[frames, 256]` less the noise's power, and how far they are to be believed, 0 to 1."""
+    """Normalised log-mels `[..., 256]` less the noise's power, and how far a frame is to be believed, 0 to 1."""
     median = _median_white_noise(frames.device) + noise
     above = denormalise(frames) - median
     subtracted = median + torch.log((torch.exp(2 * above) - 1).clamp(min=_LEAST_POWER)) / 2

@@ -32,7 +32,7 @@ def fit_regressor(regressor: MelRegressor, batches: Iterable[Batch]) -> None:
     """Fill the store with crops of the batches that hold the whole band, and fit the gate to all of them."""
     music, clips, kinds = [], [], []
     for batch in batches:
-        degraded = log_mel(batch.degraded)
+        degraded = batch.degraded_log_mel()
         clips.append(clip_features(level_quantiles(normalise(degraded)[:, 0]), batch.known_bands))
         kinds.append(kinds_of_noise(batch, degraded)[1])
         full = batch.bandwidth_hz >= _FULL_BANDWIDTH_HZ

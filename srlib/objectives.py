@@ -144,7 +144,7 @@ class NvsrObjective(Objective):
             fit_regressor(self.module, batches)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        degraded = log_mel(batch.degraded)
+        degraded = batch.degraded_log_mel()
         estimate = self.module(degraded, _uncertain(batch.known_bands))
         distance = mel_distance(estimate.log_mel.float(), log_mel(batch.reference), batch.bandwidth_hz)
         if estimate.evidence is None:
@@ -182,7 +182,7 @@ class LdmObjective(Objective):
     @torch.no_grad()
     def _target_and_condition(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The normalised residual; where the reference is no target (`bandwidth_hz`), the base's own mel is."""
-        degraded, reference, base = log_mel(batch.degraded), log_mel(batch.reference), None
+        degraded, reference, base = batch.degraded_log_mel(), log_mel(batch.reference), None
         if self.pipeline.base is not None:
             base = self.pipeline.base(degraded, batch.known_bands).log_mel
             mask = band_mask(batch.bandwidth_hz)

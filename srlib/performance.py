@@ -27,6 +27,7 @@ import pandas as pd
 
 from srlib import artifacts
 from srlib.config import SAMPLE_RATE
+from srlib.machine import hardware
 
 if TYPE_CHECKING:
     from srlib.pipeline import RestorationPipeline
@@ -120,19 +121,21 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def hardware() -> dict[str, str]:
-    """What the figures depend on besides the code: processor, what a stage's second is, cores, load, torch."""
+def conditions() -> dict[str, str]:
+    """What the figures depend on besides the code: the machine, what a stage's second is there, and the load."""
     import torch
 
+    machine = hardware()
     capabilities = torch.cpu.get_capabilities()
     units = [unit for unit in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(unit)]
-    machine = {"processor": f"{capabilities.get('cpu_name', 'unknown')} ({', '.join(units)})"}
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    load = f"{os.getloadavg()[1]:.1f} processes" if hasattr(os, "getloadavg") else "unknown"
-    seconds = "of the clock" if torch.cuda.is_available() else "of one processor core"
-    return machine | {"seconds by stage": seconds, "cores": str(cores), "load before": load, "torch": torch.__version__}
+    return {
+        "processor": f"{machine['processor']} ({', '.join(units)})",
+        **({"gpu": machine["gpu"]} if machine["gpu"] else {}),
+        "seconds by stage": "of the clock" if machine["gpu"] else "of one processor core",
+        "cores": str(machine["cores"]),
+        "load before": f"{os.getloadavg()[1]:.1f} processes" if hasattr(os, "getloadavg") else "unknown",
+        "torch": machine["torch"],
+    }
 
 
 def benchmark(cases: Iterable[Case]) -> pd.DataFrame:
@@ -185,9 +188,9 @@ def _recorded(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     path = artifacts.tables_dir(profile) / f"{name}.csv"
     if profile == artifacts.DRAFT_PROFILE:
-        return here, hardware()
+        return here, conditions()
     if again or not path.is_file():
-        machine = hardware()
+        machine = conditions()
         return measure_all(), machine
     settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
     return artifacts.read_table(name, profile), settings
@@ -232,6 +235,6 @@ def _music(seconds: float) -> np.ndarray:
 if __name__ == "__main__":
     for name, measure_all in ((FILES_TABLE, file_benchmark), (TABLE, lambda: benchmark(RECORD))):
         if name in (sys.argv[1:] or (TABLE, FILES_TABLE)):
-            machine = hardware()
+            machine = conditions()
             table = measure_all()
             print(table.to_string(), "written to", artifacts.save_table(table, name, "demo", NOTEBOOK, machine))

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -25,6 +24,7 @@ from typing import Any
 
 from srlib.artifacts import write_text
 from srlib.errors import SrlibError
+from srlib.machine import hardware
 from srlib.publish import publish, training_record
 from srlib.recipe import TrainConfig, read_toml
 
@@ -129,20 +129,6 @@ def describe_corpus(data: str) -> dict[str, Any]:
         record[f"{split}_weights"] = {track.name: track.weight for track in tracks if track.weight != 1}
         record[f"{split}_minutes"] = round(sum(track.seconds for track in tracks) / 60, 1)
     return record | {"sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, and the GPU or None, of the machine this runs on."""
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
-    return {
-        "processor": found[1] if found else platform.processor(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }
 
 
 def seconds_of(text: str) -> float:

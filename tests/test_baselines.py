@@ -150,7 +150,7 @@ def test_oracle_of_silence_is_silence():
     assert np.abs(baselines.oracle(silence, silence, Degradation(4000))).max() < 1e-6
 
 
-def test_ridge_is_least_squares_and_learns_the_missing_band(tmp_path):
+def test_ridge_is_least_squares_and_learns_the_missing_band():
     degradation = Degradation(4000)
     tracks = [coloured(3.0, seed) for seed in range(6)]
     pairs = [(degradation.apply(wav, SAMPLE_RATE), wav) for wav in tracks]
@@ -165,9 +165,6 @@ def test_ridge_is_least_squares_and_learns_the_missing_band(tmp_path):
     restored = ridge.restore(degraded, degradation)
     assert lsd_19k(reference, restored) < 1.15 * lsd_19k(reference, baselines.oracle(reference, degraded, degradation))
     assert metrics.snr_low_db(degraded, restored, 3900) > 50
-    ridge.save(tmp_path / "ridge.npz")
-    again = baselines.Ridge.load(tmp_path / "ridge.npz")
-    assert lsd_19k(restored, again.restore(degraded, degradation)) < 0.01
 
 
 def _frames(wav):

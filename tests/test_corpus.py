@@ -1,6 +1,6 @@
 """Training batches against `Degradation.apply`, and their dependence on (seed, step) alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from srlib.config import SAMPLE_RATE
 from srlib.corpus import Batch, Corpus, draw, track_shares
 from srlib.degrade import Degradation, DegradationConfig, zero_phase_response
 from srlib.errors import SrlibError
-from srlib.mel import band_edges_hz
+from srlib.gaps import interpolate_gaps
+from srlib.mel import band_edges_hz, log_mel
 
 FRAMES = 100  # of 480 samples: one second
 CLEAN = {"none": 1.0}
@@ -194,6 +195,16 @@ def test_gaps_are_silent_and_inside_the_crop(corpus):
         assert not degraded[gap].any()
         assert filtered[gap].any()
         assert (degraded == 0).sum() <= gap.stop - gap.start + 2
+
+
+def test_gaps_are_bridged_in_the_degraded_log_mel(corpus):
+    batch = draw_one(corpus, batch_size=4, gap_probability=1.0, noise_weights={"white": 1.0})
+    batch.degradations[0] = replace(batch.degradations[0], gaps=())
+    raw, bridged = log_mel(batch.degraded), batch.degraded_log_mel()
+    assert torch.equal(bridged[0], raw[0])
+    for row, degradation in enumerate(batch.degradations[1:], 1):
+        assert torch.equal(bridged[row], interpolate_gaps(raw[[row]], degradation.gaps)[0])
+        assert bridged[row].amin() > raw[row].amin() + 1  # no frame is silent any more
 
 
 def test_response_is_the_filter_at_the_centres_of_the_bands(corpus):
