@@ -115,7 +115,7 @@ def spread(
 
 def _smooth_energy(log_mel: torch.Tensor, outside: np.ndarray, cutoff_hz: float) -> np.ndarray:
     """Energy `[frames, 256]` smoothed over time and bands, held above the cutoff and bridged where not `outside`."""
-    energy = np.maximum(np.exp(2 * log_mel.double().cpu().numpy()) - (1.01 * LOG_MEL_FLOOR) ** 2, 0.0)
+    energy = np.maximum(np.exp(2 * log_mel.cpu().double().numpy()) - (1.01 * LOG_MEL_FLOOR) ** 2, 0.0)
     top = max(band_of_hz(cutoff_hz), 1)
     energy[:, top:] = energy[:, max(top - _BELOW_CUTOFF_BANDS, 0) : top].mean(1, keepdims=True)
     if outside.any() and not outside.all():

@@ -153,6 +153,8 @@ def _load_pipeline(model: str, device: str | None) -> Any:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise SrlibError(f"There is no device {device!r}: use cpu or cuda.") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise SrlibError(f"The device {device} is not supported: use cpu or cuda.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise SrlibError(f"The device {device} was asked for, but torch sees no CUDA here: use cpu.")
     return RestorationPipeline.from_pretrained(model).to(chosen)

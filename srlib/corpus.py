@@ -170,8 +170,12 @@ def draw(
 ) -> Batch:
     """Draw a batch of crops of `frames` mel frames with their degradations, one of each of `tracks` if they are given.
 
+    Noise is added behind the filter: a configuration that asks for noise first is refused.
+
     A drawn batch is on the device already; nothing in here waits for it.
     """
+    if config.noise_first:
+        raise SrlibError("Training adds noise behind the filter: leave noise_first out of its degradations.")
     samples = frames * HOP_LENGTH
     length = samples + 2 * _MARGIN
     crops, bandwidths, shapes, degradations = [], [], [], []

@@ -25,7 +25,10 @@ _DOUBT = 2.0  # factor (6 dB) by which the expected level may be wrong
 
 @dataclass(frozen=True)
 class Band:
-    """What a low-pass left: known up to `known_hz` (-3 dB), missing from `missing_hz` on (-20 dB), in Hz."""
+    """What a low-pass left: known up to `known_hz` (-3 dB), missing from `missing_hz` on (-20 dB), in Hz.
+
+    What is missing is not lost at once: where nothing else hides it, it can be equalised down to -40 dB.
+    """
 
     known_hz: float
     missing_hz: float
@@ -42,8 +45,8 @@ class Band:
     def response(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         """Gain of the low-pass at each frequency: a straight line in dB, continued from 0 dB to -40 dB, 0 beyond.
 
-        Down to -20 dB within 3 dB of Butterworth, Chebyshev and elliptic filters whose edges are less than half an
-        octave apart; these fall faster than the line beyond it, by 2 dB (steep) to 12 dB (second order).
+        Within 3.5 dB of Butterworth, Chebyshev and elliptic filters down to -20 dB. Beyond, these fall faster: by a few
+        decibels at low cutoffs and by tens near half the sampling rate: there less is taken back than was taken.
         """
         if self == FULL_BAND:
             return torch.ones_like(freqs_hz)
@@ -80,8 +83,9 @@ def merge(
     """Restored waveform `[samples]` from the generated and the degraded one, both `[samples]` at 48 kHz.
 
     `replace` takes the degraded spectrum below the cutoff as it is and fades to the generated one. `gain` scales it by
-    `gain` `[frames, 1025]` first, and where the low-pass falls it takes the fall back. Above the cutoff and inside
-    `gaps` (seconds) the generated audio is used; `none` is all generated. What is not touched comes back to the bit.
+    `gain` `[frames, 1025]` first, and where the low-pass falls it takes the fall back, down to -40 dB. Above that and
+    inside `gaps` (seconds) the generated audio is used; `none` is all generated. What is not touched comes back to the
+    bit.
     """
     if mode == "none":
         return generated
@@ -111,7 +115,7 @@ def _equalised(
     response, known = band.response(freqs_hz), gain * given
     kept = band.kept_share(freqs_hz)
     expected = made.abs().square().mean(0).sqrt() / given.abs().square().mean(0).sqrt().clamp(min=1e-9)
-    inverse = torch.minimum(1 / response.clamp(min=1e-2), (_DOUBT * expected).clamp(min=1))
+    inverse = torch.minimum(1 / response.clamp(min=10 ** (_LOST_DB / 20)), (_DOUBT * expected).clamp(min=1))
     trust = (_DOUBT * inverse / expected.clamp(min=1e-9)).clamp(max=1) ** 2 * gain
     boost = 1 + trust * (inverse - 1)
     lacking = (1 - (kept * boost * response) ** 2).clamp(min=0).sqrt()

@@ -13,7 +13,7 @@ from scipy.special import exp1
 
 from srlib.config import F_MAX, HOP_LENGTH, N_FFT
 from srlib.mel import band_edges_hz
-from srlib.merge import Band, aligned_stft, fit_frames, frames_of
+from srlib.merge import FULL_BAND, Band, aligned_stft, fit_frames, frames_of
 from srlib.vocoder import envelope
 
 _BINS_HZ = np.linspace(0, F_MAX, N_FFT // 2 + 1)
@@ -42,7 +42,7 @@ class NoiseFloor:
 
     def add(self, wav: torch.Tensor) -> None:
         """Take the next seconds `[samples]` of the recording, at 48 kHz; digital silence says nothing of the noise."""
-        power = aligned_stft(wav, max(len(wav) // HOP_LENGTH, 1)).abs().square().double().cpu().numpy()
+        power = aligned_stft(wav, max(len(wav) // HOP_LENGTH, 1)).abs().square().cpu().double().numpy()
         power = power[power.max(1) > 10 ** (_LOWEST_DB / 10)]
         smooth = ndimage.uniform_filter1d(power, _SMOOTHED_FRAMES, axis=0, mode="nearest")
         level = (10 * np.log10(smooth + 1e-30) - _LOWEST_DB) / _LEVEL_STEP_DB
@@ -76,13 +76,16 @@ class NoiseFloor:
         return np.where(heard[:, -1] > 0, 10 ** ((_LOWEST_DB + _LEVEL_STEP_DB * (cell + 0.5)) / 10), 0.0)
 
 
-def noise_gain(degraded: torch.Tensor, restored: torch.Tensor, floor: np.ndarray) -> torch.Tensor | None:
+def noise_gain(
+    degraded: torch.Tensor, restored: torch.Tensor, floor: np.ndarray, band: Band = FULL_BAND
+) -> torch.Tensor | None:
     """Gain `[frames, 1025]` from 0 to 1 that takes stationary noise out of `degraded`; None if there is none.
 
     Args:
         degraded: `[samples]` at 48 kHz.
         restored: the model's log-mel of the same seconds, `[frames, 256]`, nat.
         floor: noise power of every bin, `[1025]`, of `NoiseFloor`.
+        band: where the low-pass falls there is as much less music in `degraded`.
 
     The a-priori SNR of a bin is a mean of what the frame before left of it, which follows single partials, and of what
     the model's log-mel says, which knows how loud the music is under the noise.
@@ -90,9 +93,10 @@ def noise_gain(degraded: torch.Tensor, restored: torch.Tensor, floor: np.ndarray
     if not floor.any():
         return None
     frames = frames_of(degraded)
-    snr = aligned_stft(degraded, frames).abs().square().double().cpu().numpy() / np.maximum(floor, 1e-30)
-    expected = torch.exp(2 * envelope(fit_frames(restored, frames))).double().cpu().numpy()
+    snr = aligned_stft(degraded, frames).abs().square().cpu().double().numpy() / np.maximum(floor, 1e-30)
+    expected = torch.exp(2 * envelope(fit_frames(restored, frames))).cpu().double().numpy()
     expected *= _POWER_OF_LOG * 4 / np.pi / np.maximum(floor, 1e-30)  # 4 / pi: of squared mean magnitudes
+    expected *= band.response(torch.from_numpy(_BINS_HZ)).square().numpy()
     gain = np.ones_like(snr)
     before = expected[0]
     for t in range(frames):

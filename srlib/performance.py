@@ -129,7 +129,7 @@ def conditions() -> dict[str, str]:
     capabilities = torch.cpu.get_capabilities()
     units = [unit for unit in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(unit)]
     return {
-        "processor": f"{machine['processor']} ({', '.join(units)})",
+        "processor": machine["processor"] + (f" ({', '.join(units)})" if units else ""),
         **({"gpu": machine["gpu"]} if machine["gpu"] else {}),
         "seconds by stage": "of the clock" if machine["gpu"] else "of one processor core",
         "cores": str(machine["cores"]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from srlib.artifacts import write_text
@@ -23,9 +25,19 @@ def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None =
     Autoencoder and vocoder come from `vae` and `vocoder`; base and U-Net from the last `ldm-*` run, which holds the
     base that it was trained on, and those of `ldm-1-lowpass` become the variant `lowpass`, as a difference to them. The
     run `nvsr-resunet`, if there is one, becomes a folder of its own. Each run's log goes to `logs/`, its settings and
-    what was really run to `training.json`.
+    what was really run to `training.json`. What stood in `out` is replaced as a whole, or not at all.
     """
     runs, out = Path(runs), Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".publish-") as folder:
+        whole = Path(folder) / "weights"
+        _write(runs, whole, num_inference_steps)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(whole, out)
+    return out
+
+
+def _write(runs: Path, out: Path, num_inference_steps: int | None) -> None:
     stages = sorted(runs.glob("ldm-*/pipeline"))
     if not stages:
         raise SrlibError(f"{runs} holds no finished ldm run: train the recipes of recipes/ there first.")
@@ -51,7 +63,6 @@ def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None =
     _forget_origin(out)
     _copy_records(runs, out)
     _copy_early(runs, out / "early")
-    return out
 
 
 def _forget_origin(out: Path) -> None:

@@ -149,7 +149,7 @@ class Restoration:
             known = torch.minimum(degraded[:, 0], clean) if self._floors.any() else degraded[:, 0]
             generated = spread(generated[0], known[1:], known[0], layout.weights, self.band.known_hz, gaps)
         wav = wav[:, :samples]
-        gains = [noise_gain(*row) for row in zip(wav, clean[-sources:], self._floors, strict=True)]
+        gains = [noise_gain(*row, self.band) for row in zip(wav, clean[-sources:], self._floors, strict=True)]
         rows = zip(generated, wav, gains, strict=True)
         joined = torch.stack([merge(*pair, self.band, self._merge, gain, gaps) for *pair, gain in rows])
         # 4. The level it came with; what nothing was done to comes back to the bit

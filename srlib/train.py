@@ -166,7 +166,8 @@ class Run:
             if validate or self.step % self.config.log_every == 0:
                 self._write_log(losses, self._validate() if validate else {})
                 losses = []
-            if self.step in self.config.snapshot_steps:
+            steps = self.config.snapshot_steps
+            if self.step in steps or (steps and self.step < min(steps) and self._finished()):  # the clock came first
                 self._snapshot()
             if validate:
                 self._save()

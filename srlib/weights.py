@@ -61,7 +61,10 @@ def retrain(
         raise SrlibError(f"{recipe} has no run {unknown[0]!r}: choose of {', '.join([*order, *apart])}.")
     configs = {name: read_toml(recipe / f"{name}.toml") | dict(settings or {}) for name in [*order, *apart]}
     for name, seconds in _shares(configs, budget, apart).items():
-        if (only and name not in only) or _is_finished(out / name, seconds):
+        if only and name not in only:
+            continue
+        if _is_finished(out / name, seconds):
+            print(f"{name}: finished before", flush=True)
             continue
         print(f"{name}: {'by its steps' if seconds is None else f'{seconds:.0f} s'}", flush=True)
         before = order[: order.index(name)] if name in order else order
@@ -168,7 +171,7 @@ def _shares(
 
 
 def _is_finished(folder: Path, seconds: float | None) -> bool:
-    """Whether a run came to its end, by its steps or by a budget no smaller than this one."""
+    """Whether a run came to its end, by its steps or by a budget: one no smaller than this, or any if this is None."""
     path = folder / "run.json"
     if not path.is_file():
         return False

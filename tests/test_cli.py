@@ -269,6 +269,7 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
         (["--eta", "-1"], "zero or more"),
         (["--seed", "x"], "zero or more"),
         (["--device", "abacus"], "no device"),
+        (["--device", "meta"], "not supported"),
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )

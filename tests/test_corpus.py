@@ -207,6 +207,11 @@ def test_gaps_are_bridged_in_the_degraded_log_mel(corpus):
         assert bridged[row].amin() > raw[row].amin() + 1  # no frame is silent any more
 
 
+def test_noise_before_the_filter_is_refused(corpus):
+    with pytest.raises(SrlibError, match="noise_first"):
+        draw_one(corpus, noise_first=True)
+
+
 def test_response_is_the_filter_at_the_centres_of_the_bands(corpus):
     batch = draw_one(corpus, noise_weights=CLEAN)
     centres = band_edges_hz()[1:-1]

@@ -143,6 +143,15 @@ def test_noise_level_of_white_noise_under_quiet_music(quiet_music, amplitude, cu
         assert math.exp(noise.level) == pytest.approx(amplitude, rel=0.03)
 
 
+@pytest.mark.parametrize("ends_hz", [19_000, 20_000, 22_050])
+def test_noise_that_ends_with_the_recording_is_found_in_a_full_band(quiet_music, ends_hz):
+    hiss = Degradation(noise_type="white", noise_amplitude=0.02).apply(quiet_music, SAMPLE_RATE)
+    degraded = Degradation(ends_hz, "ellip", 10).apply(hiss, SAMPLE_RATE)
+    noise = WhiteNoise.find(normalise(log_mel(torch.from_numpy(degraded)))[0, 0], torch.ones(N_MELS).bool())
+    assert 0.95 * 0.02 < math.exp(noise.level) < 1.2 * 0.02
+    assert noise.bands[: band_of_hz(18_000)].all()
+
+
 def test_levels_are_told_ten_db_below_the_noise():
     """Of stationary sounds whose groups of 32 bands are as loud as they please: no group tells of another."""
     rng, noise = np.random.default_rng(0), WhiteNoise(torch.tensor(math.log(0.02)), torch.ones(N_MELS).bool())

@@ -85,19 +85,19 @@ def test_the_response_is_a_line_in_db_and_close_to_real_filters():
     response_db = 20 * torch.log10(BAND.response(freqs_hz) + 1e-9)
     torch.testing.assert_close(response_db[:5], torch.tensor([0.0, -3.0, -11.5, -20.0, -40.0]), atol=0.05, rtol=0)
     assert BAND.response(freqs_hz)[5:].max() == 0
-    for family, order in (("cheby1", 6), ("cheby1", 10), ("butter", 8), ("ellip", 8)):
-        for cutoff_hz in (3000, 8000, 15_000):
+    for family, order in (("cheby1", 6), ("cheby1", 10), ("butter", 2), ("butter", 8), ("ellip", 8)):
+        for cutoff_hz in (3000, 8000, 16_000):
             low_pass = Degradation(cutoff_hz, family, order)
             band = Band(low_pass.f_3db(SAMPLE_RATE), low_pass.f_20db(SAMPLE_RATE))
             inside = np.linspace(band.known_hz, band.missing_hz, 50, endpoint=False)
             truth = zero_phase_response(low_pass, inside, SAMPLE_RATE)
             assumed = band.response(torch.from_numpy(inside)).numpy()
-            assert np.abs(20 * np.log10(assumed / truth)).max() < 2.5
-            # Beyond, filters fall faster: less is taken back than was taken.
+            assert np.abs(20 * np.log10(assumed / truth)).max() < 3.5
+            # Beyond, filters fall faster, or hardly slower: no more is taken back than was taken.
             beyond = np.linspace(band.missing_hz, band.missing_hz + band.missing_hz - band.known_hz, 50)
             truth = zero_phase_response(low_pass, beyond[beyond < 24_000], SAMPLE_RATE)
             assumed = band.response(torch.from_numpy(beyond[beyond < 24_000])).numpy()
-            assert (20 * np.log10(assumed / truth)).min() > -1
+            assert (20 * np.log10(assumed / truth)).min() > -1.5
 
 
 def test_the_fall_of_the_low_pass_is_taken_back(clip):

@@ -89,6 +89,24 @@ def test_a_tone_that_the_model_hears_goes_and_leaves_no_hole(music):
     assert lsd(clean, restored, **near) < 0.8 * lsd(clean, wav, **near)
 
 
+@pytest.mark.parametrize("amplitude", [0.0005, 0.005])
+def test_noise_is_not_raised_where_the_fall_of_the_low_pass_is_taken_back(music, amplitude):
+    low_pass = Degradation(8000)
+    band = Band(low_pass.f_3db(SAMPLE_RATE), low_pass.f_20db(SAMPLE_RATE))
+    noise = np.random.default_rng(1).standard_normal(len(music)).astype(np.float32)
+    degraded = low_pass.apply(music, SAMPLE_RATE) + np.float32(amplitude) * noise
+    wav, clean = torch.from_numpy(degraded), torch.from_numpy(music)
+    spectrum = np.fft.rfft(music)  # as loud as the music, but with nothing else of it
+    phases = np.exp(2j * np.pi * np.random.default_rng(2).random(len(spectrum)))
+    generated = torch.from_numpy(np.fft.irfft(spectrum * phases, len(music)).astype(np.float32))
+    gain = noise_gain(wav, log_mel(clean)[0, 0], floor_of(degraded, band=band), band)
+    merged = merge(generated, wav, band, "gain", gain).numpy()
+    hz = np.fft.rfftfreq(len(music), 1 / SAMPLE_RATE)
+    fall = (hz > band.missing_hz) & (hz < band.missing_hz + band.missing_hz - band.known_hz)
+    power = [np.square(np.abs(np.fft.rfft(wav)[fall])).sum() for wav in (merged, music)]
+    assert 10 * np.log10(power[0] / power[1]) == pytest.approx(0, abs=0.8)
+
+
 def test_the_gain_only_lowers_and_only_where_there_is_noise(music):
     wav, floor = torch.from_numpy(music), np.zeros(1025)
     floor[400:500] = 1.0

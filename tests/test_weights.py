@@ -1,6 +1,7 @@
 """A whole recipe retrained in seconds, published and read back; the small pieces on their own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srlib import config, curriculum, evaluation, weights
+from srlib import config, curriculum, evaluation, machine, weights
 from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError
 from srlib.nvsr import MelResUNet
@@ -25,7 +26,7 @@ def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
     (folder / "runs.toml").write_text(f'order = {json.dumps(ORDER)}\napart = ["nvsr-resunet"]\n')
     for name in [*ORDER, "nvsr-resunet"]:
-        noise = "snapshot_steps = [1]\n[noise_weights]\nnone = 1\ntone = 1\nwhite = 1\n" * (name == "nvsr-2-mixed")
+        noise = "snapshot_steps = [999]\n[noise_weights]\nnone = 1\ntone = 1\nwhite = 1\n" * (name == "nvsr-2-mixed")
         (folder / f"{name}.toml").write_text(('base = "resunet"\n' if name == "nvsr-resunet" else "") + noise)
     return folder
 
@@ -158,6 +159,25 @@ def test_times(text, seconds):
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(SrlibError, match="no time"):
         weights.seconds_of(text)
+
+
+def test_what_is_shipped_is_replaced_as_a_whole_or_not_at_all(runs, shipped, tmp_path):
+    incomplete, out = shutil.copytree(runs, tmp_path / "runs"), shutil.copytree(shipped, tmp_path / "shipped")
+    for snapshot in incomplete.glob("*/snapshots/tone-*.json"):
+        snapshot.unlink()
+    (out / "vae" / "config.json").unlink()
+    before = sorted(path.relative_to(out) for path in out.rglob("*"))
+    with pytest.raises(SrlibError, match="no snapshot with tone noise"):
+        publish(incomplete, out)
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
+    publish(runs, out)
+    assert (out / "vae" / "config.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "shipped"]
+
+
+def test_hardware_has_a_name_where_linux_gives_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
+    assert machine.hardware()["processor"]
 
 
 @pytest.mark.parametrize(
