@@ -20,6 +20,7 @@ MERGES = ("gain", "replace", "none")
 _KNOWN_DB, _MISSING_DB, _LOST_DB = -3.0, -20.0, -40.0
 _LOST = (_LOST_DB - _KNOWN_DB) / (_MISSING_DB - _KNOWN_DB)  # in ways from the known band to the missing one
 _FADE_FROM = 0.95 * _LOST  # from there on what was given is faded out
+_MADE_FROM = 0.25  # of the way between: before it what lacks is not generated in full, in the known band not at all
 _DOUBT = 2.0  # factor (6 dB) by which the expected level may be wrong
 
 
@@ -57,6 +58,10 @@ class Band:
     def kept_share(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         """Weight of what was given where it can be equalised: 1, and a quarter of a sine down to 0 at -40 dB."""
         return torch.cos(torch.pi / 2 * ((self._position(freqs_hz) - _FADE_FROM) / (_LOST - _FADE_FROM)).clamp(0, 1))
+
+    def missing_share(self, freqs_hz: torch.Tensor) -> torch.Tensor:
+        """How much of what lacks in power is generated: nothing in the known band, and soon all of it beyond."""
+        return (self._position(freqs_hz) / _MADE_FROM).clamp(0, 1)
 
     def _position(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         return (freqs_hz - self.known_hz) / max(self.missing_hz - self.known_hz, 1.0)
@@ -118,7 +123,7 @@ def _equalised(
     inverse = torch.minimum(1 / response.clamp(min=10 ** (_LOST_DB / 20)), (_DOUBT * expected).clamp(min=1))
     trust = (_DOUBT * inverse / expected.clamp(min=1e-9)).clamp(max=1) ** 2 * gain
     boost = 1 + trust * (inverse - 1)
-    lacking = (1 - (kept * boost * response) ** 2).clamp(min=0).sqrt()
+    lacking = (1 - (kept * boost * response) ** 2).clamp(min=0).sqrt() * band.missing_share(freqs_hz)
     return kept * boost * known + lacking * made
 
 

@@ -144,6 +144,16 @@ def test_noise_is_not_raised_with_the_music():
         assert abs(band_level(merged, *edges) - band_level(generated, *edges)) < 3
 
 
+def test_nothing_generated_gets_into_the_known_band(clip):
+    low_pass = Degradation(8000, "butter", 2)  # falls by 3 dB over an octave of the known band
+    band = Band(low_pass.f_3db(SAMPLE_RATE), low_pass.f_20db(SAMPLE_RATE))
+    degraded = torch.from_numpy(low_pass.apply(clip.numpy(), SAMPLE_RATE))
+    gain = torch.full((frames_of(clip), 1025), 0.5)
+    once, again = (merge(white(0.1, seed), degraded, band, "gain", gain) for seed in (1, 2))
+    assert band_snr_db(once, again, 0, band.known_hz - 100) > 60
+    assert band_snr_db(once, again, band.missing_hz, 20_000) < 5
+
+
 def test_none_is_all_generated(degraded):
     generated = white(0.1, 0)
     assert torch.equal(merge(generated, degraded, BAND, "none"), generated)
