@@ -11,7 +11,7 @@ import torch
 
 from srlib.channels import ChannelSurvey, Layout
 from srlib.chunks import Chunk, cut, plan
-from srlib.config import SAMPLE_RATE
+from srlib.config import N_FFT, SAMPLE_RATE
 from srlib.cutoff import BandDetector
 from srlib.gaps import Gap, GapFinder
 from srlib.merge import FULL_BAND, Band
@@ -31,6 +31,20 @@ class Analysis:
     tones_hz: tuple[tuple[float, ...], ...]
     gaps: tuple[Gap, ...]
     chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The band of the component, and of each source the noise floor `[1025]` and whether noise ends with the band."""
+
+    band: Band
+    floors: np.ndarray
+    hisses: tuple[bool, ...]
+
+    @classmethod
+    def noiseless(cls, band: Band, sources: int) -> Measured:
+        """As if there were no noise."""
+        return cls(band, np.zeros((sources, N_FFT // 2 + 1)), (False,) * sources)
 
 
 @dataclass(frozen=True)
@@ -79,8 +93,8 @@ def measure(
     analysis: Analysis,
     band: Band | None,
     evidence: Callable[[torch.Tensor, list[Gap]], torch.Tensor | None] | None,
-) -> tuple[Band, np.ndarray]:
-    """The band of the component of a recording, unless it is given, and the noise floors `[sources, 1025]`.
+) -> Measured:
+    """The band of the component of a recording, unless it is given, and the noise.
 
     `evidence` is the regressor's word `[3, 256]` on `[samples]` with gaps, or None if there is none; without `evidence`
     no noise is looked for, and the floors are zero. Floors are at the model's level.
@@ -101,7 +115,10 @@ def measure(
             floor.add(source)
     band = band or _within_sampled(detector.result(), recording.sample_rate)
     mean_noisy = np.mean(noisy, axis=0) if noisy else None
-    return band, np.stack([floor.result(band, mean_noisy) for floor in floors])
+    if evidence is None:
+        return Measured.noiseless(band, len(floors))
+    hisses = tuple(floor.hiss(band) > 0 for floor in floors)
+    return Measured(band, np.stack([floor.result(band, mean_noisy) for floor in floors]), hisses)
 
 
 def _within_sampled(band: Band, sample_rate: int) -> Band:

@@ -98,8 +98,13 @@ class MelRegressor(ModelMixin, ConfigMixin):
         with torch.no_grad():
             self.noise[-1].bias[0] = 2.0  # no noise until something is known of it
 
-    def forward(self, log_mel: torch.Tensor, known_bands: torch.Tensor | None = None) -> RegressorOutput:
-        """Estimate `[batch, 1, frames, 256]`; without `known_bands` `[batch]`, how many pass the filter, it guesses."""
+    def forward(
+        self, log_mel: torch.Tensor, known_bands: torch.Tensor | None = None, white: torch.Tensor | None = None
+    ) -> RegressorOutput:
+        """Estimate `[batch, 1, frames, 256]`; without `known_bands` `[batch]`, how many pass the filter, it guesses.
+
+        Where `white` `[batch]` is True there is white noise, whatever the gate says.
+        """
         frames = normalise(log_mel[:, 0])  # (B, T, 256)
         levels = level_quantiles(frames)  # (B, 768)
         passed = self.passed(levels.to(self.dtype)).float()
@@ -107,7 +112,10 @@ class MelRegressor(ModelMixin, ConfigMixin):
             known_bands = torch.sigmoid(passed).sum(1).round().long()
         clip = clip_features(levels, known_bands)
         noise = self.noise(clip.to(self.dtype)).float()
-        inferred, heard = self._infer(frames, known_bands, noise)
+        shares = torch.softmax(_SHARPNESS * noise, dim=1)  # a faint doubt changes nothing
+        if white is not None:
+            shares = torch.where(white[:, None], torch.eye(len(NOISES), device=shares.device)[-1], shares)
+        inferred, heard = self._infer(frames, known_bands, shares)
         known = clip[:, None, -N_MELS:].expand_as(frames)
         features = torch.cat([frames - moving_mean(frames), inferred - moving_mean(inferred), heard, known], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
@@ -122,14 +130,13 @@ class MelRegressor(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def _infer(
-        self, frames: torch.Tensor, known_bands: torch.Tensor, noise: torch.Tensor
+        self, frames: torch.Tensor, known_bands: torch.Tensor, shares: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What stored music says, and how far frames stand out of white noise, both `[batch, frames, 256]`.
 
         In full precision: half costs more than it gains.
         """
         with torch.autocast(frames.device.type, enabled=False):
-            shares = torch.softmax(_SHARPNESS * noise, dim=1)  # a faint doubt changes nothing
             clips = [self._infer_clip(*clip) for clip in zip(frames.float(), known_bands, shares, strict=True)]
             inferred, heard = (torch.stack(part) for part in zip(*clips, strict=True))
             return inferred.clamp(min=FLOOR), heard
@@ -176,7 +183,9 @@ class MelResUNet(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def forward(self, log_mel: torch.Tensor, known_bands: torch.Tensor | None = None) -> RegressorOutput:
+    def forward(
+        self, log_mel: torch.Tensor, known_bands: torch.Tensor | None = None, white: torch.Tensor | None = None
+    ) -> RegressorOutput:
         frames = normalise(log_mel)
         change = self.unet(frames, 0).sample  # one network for all inputs: there is no timestep
         return RegressorOutput(log_mel=denormalise((frames + change.float()).clamp(min=FLOOR)))

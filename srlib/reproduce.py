@@ -78,7 +78,7 @@ CHAIN = (
     _link(
         "06_results",
         "triptych_clean.png triptych_tone_early.png triptych_tone_late.png triptych_white_early.png",
-        "triptych_white_late.png merge_comparison.png results_examples.csv merge.csv",
+        "triptych_white_late.png merge_comparison.png results_examples.csv merge.csv hiss.csv",
         "example_tone_suppression_db example_white_snr_gain_db",
     ),
     _link(

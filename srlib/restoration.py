@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from srlib.analysis import Prepared, measure, prepare, survey
+from srlib.analysis import Measured, Prepared, measure, prepare, survey
 from srlib.channels import spread
 from srlib.checks import check_edges, check_recording
 from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
-from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
+from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.gaps import Gap, interpolate_gaps
 from srlib.mel import band_of_hz, log_mel
 from srlib.merge import FULL_BAND, Band, merge, replace_mel
@@ -86,7 +86,12 @@ class Restoration:
         self.tones: list[Tone] = []  # of the first chunk
         self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
         self.analysis = survey(recording, options.gaps, find_tones=options.merge == "gain")
-        self.band, self._floors = self._measure(options)
+        self._measured = self._measure(options)
+
+    @property
+    def band(self) -> Band:
+        """Where the known band ends and the missing one starts."""
+        return self._measured.band
 
     @property
     def cutoff_hz(self) -> float | None:
@@ -105,16 +110,16 @@ class Restoration:
                 self.tones.extend(prepared.tones)
             yield self._restore(prepared, noise.of(prepared.chunk))
 
-    def _measure(self, options: Options) -> tuple[Band, np.ndarray]:
-        """The band, and the noise floors `[sources, 1025]` that the gain merge works with."""
-        band, nothing = None, np.zeros((len(self.analysis.layout.sources), N_FFT // 2 + 1))
-        if options.cutoff_hz is None or not len(nothing):
+    def _measure(self, options: Options) -> Measured:
+        """The band, and the noise that the gain merge works with."""
+        band, sources = None, len(self.analysis.layout.sources)
+        if options.cutoff_hz is None or not sources:
             band = FULL_BAND
         elif options.cutoff_hz != "auto":
             known_hz = float(options.cutoff_hz)
             band = Band(known_hz, options.f_20db) if options.f_20db else Band.at(known_hz)
-        if band is not None and (self._merge != "gain" or not len(nothing)):
-            return band, nothing
+        if band is not None and (self._merge != "gain" or not sources):
+            return Measured.noiseless(band, sources)
         return measure(self._recording, self.analysis, band, self._evidence if self._merge == "gain" else None)
 
     def _evidence(self, wav: torch.Tensor, gaps: list[Gap]) -> torch.Tensor | None:
@@ -146,10 +151,10 @@ class Restoration:
         # Sources beside the component are judged by their own regression: their noise is their own.
         clean = torch.cat([restored, (degraded if regressed is None else regressed.log_mel)[1:]])[:, 0]
         if sources > 1:
-            known = torch.minimum(degraded[:, 0], clean) if self._floors.any() else degraded[:, 0]
+            known = torch.minimum(degraded[:, 0], clean) if self._measured.floors.any() else degraded[:, 0]
             generated = spread(generated[0], known[1:], known[0], layout.weights, self.band.known_hz, gaps)
         wav = wav[:, :samples]
-        gains = [noise_gain(*row, self.band) for row in zip(wav, clean[-sources:], self._floors, strict=True)]
+        gains = [noise_gain(*row, self.band) for row in zip(wav, clean[-sources:], self._measured.floors, strict=True)]
         rows = zip(generated, wav, gains, strict=True)
         joined = torch.stack([merge(*pair, self.band, self._merge, gain, gaps) for *pair, gain in rows])
         # 4. The level it came with; what nothing was done to comes back to the bit
@@ -160,7 +165,9 @@ class Restoration:
         if self._pipe.base is None:
             return None
         known_bands = torch.full((len(degraded),), band_of_hz(self.band.known_hz), device=degraded.device)
-        return self._pipe.base(degraded, known_bands)
+        hisses = self._measured.hisses
+        white = hisses if len(hisses) == 1 else (any(hisses), *hisses)
+        return self._pipe.base(degraded, known_bands, torch.tensor(white, device=degraded.device))
 
     def _restore_log_mel(
         self, chunk: Chunk, degraded: torch.Tensor, regressed: RegressorOutput | None, noise: torch.Tensor

@@ -1,4 +1,4 @@
-"""Two studies of the report: which merge removes noise without harm, and what fills a gap best."""
+"""Studies of the report: which merge removes noise without harm, noise that ends with the band, what fills a gap."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ MERGE_SETTINGS = {
     "merge": "unprocessed: the input; ideal_wiener: the gain that knows the clean spectrum, a mean over 3 x 3 cells",
     "snr_known_db, snr_gain_db": "below f_3db against the reference as the filter left it; the gain is over the input",
     "lsd_near_tone": "plain, within 200 Hz of the tone",
+}
+HISS_AMPLITUDES = (0.002, 0.02)
+HISS_SETTINGS = {
+    "cutoff_hz": "of the filter that music and noise go through together; nothing: full band",
+    "found_share": "of the clips: in these the noise is measured without the model's word",
+    "snr_gain_db": "below f_3db against the reference as the filter left it, over the input; full band: to 19 kHz",
 }
 GAP_SECONDS = (0.05, 0.1, 0.25, 0.5)
 GAP_SETTINGS = {
@@ -76,6 +82,45 @@ def compare_merges(
                     rows.append(row | _merge_scores(reference, known, wav, degradation, before))
     keys = ["noise", "amplitude", "cutoff_hz", "merge"]
     return pd.DataFrame(rows).groupby(keys, sort=False, as_index=False).mean()
+
+
+def compare_hisses(
+    pipe: RestorationPipeline, references: Mapping[str, np.ndarray], cutoffs_hz: Sequence[float | None], seed: int = 0
+) -> pd.DataFrame:
+    """One row per cutoff, or none, and amplitude of white noise that the filter cut off too: means over `references`.
+
+    {track: [samples]}; the base estimate alone. `snr_gain_db` and `lsd_19k` of the input and of ours.
+    """
+    rows = []
+    for cutoff_hz in cutoffs_hz:
+        for amplitude in HISS_AMPLITUDES:
+            for track, reference in references.items():
+                noise = {"noise_type": "white", "noise_amplitude": amplitude, "noise_first": True}
+                degradation = Degradation(cutoff_hz, **noise, seed=seed + zlib.crc32(track.encode()))
+                degraded = degradation.apply(reference, SAMPLE_RATE)
+                known = replace(degradation, noise_type="none").apply(reference, SAMPLE_RATE)
+                restored = restore(pipe, degraded, degradation, seed, num_inference_steps=0).audio
+                edge_hz = degradation.f_3db(SAMPLE_RATE) or HEADLINE_HZ
+                before_db, after_db = (snr_low_db(known, wav, edge_hz) for wav in (degraded, restored))
+                found = _hiss_found(degraded, degradation)
+                row = {"cutoff_hz": cutoff_hz, "amplitude": amplitude, "found_share": found}
+                lsds = (lsd(reference, wav, convention="plain", f_high=HEADLINE_HZ) for wav in (degraded, restored))
+                row |= dict(zip(("lsd_19k_input", "lsd_19k"), lsds, strict=True))
+                rows.append(row | {"snr_gain_db": after_db - before_db})
+    keys = ["cutoff_hz", "amplitude"]
+    return pd.DataFrame(rows).groupby(keys, sort=False, as_index=False, dropna=False).mean()
+
+
+def _hiss_found(degraded: np.ndarray, degradation: Degradation) -> bool:
+    import torch
+
+    from srlib.merge import FULL_BAND, Band
+    from srlib.noise import NoiseFloor
+
+    edges = degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE)
+    floor = NoiseFloor()
+    floor.add(torch.from_numpy(degraded))
+    return floor.hiss(Band(*edges) if all(edges) else FULL_BAND) > 0
 
 
 def ideal_wiener(clean: np.ndarray, noisy: np.ndarray) -> np.ndarray:

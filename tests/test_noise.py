@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import signal
 
 from srlib import baselines
 from srlib.degrade import Degradation
@@ -58,12 +59,49 @@ def test_chunks_and_digital_silence_leave_the_level_as_it_is(music):
         assert abs(np.median(ratio_db)) < 0.6
 
 
+def hiss(amplitude, samples):
+    return amplitude * np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+
+
+def off_db(floor, amplitude):
+    return 10 * np.log10(floor.mean() / (amplitude**2 * WINDOW_POWER))
+
+
+def test_noise_that_was_filtered_too_is_found_where_it_is_steady(music):
+    wav = CLEAN.apply(0.1 * music + hiss(0.02, len(music)), SAMPLE_RATE)
+    assert off_db(floor_of(wav)[250:330], 0.02) == pytest.approx(0, abs=2)
+    assert not floor_of(CLEAN.apply(0.1 * music, SAMPLE_RATE)).any()
+
+
 def test_noise_that_was_filtered_too_is_found_where_the_model_hears_it(music):
-    hiss = 0.02 * np.random.default_rng(0).standard_normal(len(music)).astype(np.float32)
-    wav = CLEAN.apply(0.1 * music + hiss, SAMPLE_RATE)
+    falling = signal.lfilter(*signal.butter(2, 3000, fs=SAMPLE_RATE), hiss(0.05, len(music))).astype(np.float32)
+    wav = CLEAN.apply(0.03 * music + falling, SAMPLE_RATE)
     assert not floor_of(wav).any()
-    level = floor_of(wav, noisy=np.ones(256))[250:330].mean() / (0.02**2 * WINDOW_POWER)
-    assert 10 * np.log10(level) == pytest.approx(0, abs=2)
+    truth = 0.05 * abs(signal.freqz(*signal.butter(2, 3000, fs=SAMPLE_RATE), [7350], fs=SAMPLE_RATE)[1][0])
+    assert off_db(floor_of(wav, noisy=np.ones(256))[300:328], truth) == pytest.approx(0, abs=2)
+
+
+@pytest.mark.parametrize("amplitude", [0.001, 0.005, 0.02])
+def test_hiss_on_a_full_band_is_measured(music, amplitude):
+    noisy = 0.03 * music + hiss(amplitude, len(music))
+    assert off_db(floor_of(noisy, band=FULL_BAND), amplitude) == pytest.approx(0, abs=1)
+    assert NoiseFloor().hiss(FULL_BAND) == 0  # nothing was heard
+
+
+def test_hiss_is_neither_what_swells_nor_what_slopes_nor_what_cannot_be_heard(music):
+    noise = hiss(0.02, len(music))
+    swelling = noise * (1 + np.sin(np.arange(len(music)) / 20_000)).astype(np.float32)
+    sloping = signal.lfilter(*signal.butter(2, 12_000, fs=SAMPLE_RATE), noise).astype(np.float32)
+    for wav in (swelling, sloping, 1e-5 * noise):
+        assert not floor_of(wav, band=FULL_BAND).any()
+    assert floor_of(noise, band=FULL_BAND).all()
+
+
+def test_silence_after_a_loud_moment_has_a_level(music):
+    wav = np.concatenate([music[:SAMPLE_RATE], 1e-6 * np.hanning(SAMPLE_RATE).astype(np.float32)])
+    loud = hiss(0.9, len(wav)) * (np.arange(len(wav)) < SAMPLE_RATE // 2)
+    floor = floor_of(wav + loud, band=FULL_BAND)
+    assert np.isfinite(floor).all()
 
 
 @pytest.mark.parametrize("amplitude", [0.001, 0.005, 0.02])

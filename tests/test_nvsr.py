@@ -56,6 +56,17 @@ def test_full_band_without_noise_is_left_alone(regressor):
     assert torch.allclose(estimate, log_mels, atol=1e-4)
 
 
+def test_white_noise_that_was_measured_is_believed(regressor):
+    clean = torch.full((2, 1, 64, 256), -6.0) + torch.randn(2, 1, 64, 256, generator=torch.Generator().manual_seed(1))
+    noisy = torch.logaddexp(2 * clean, torch.tensor(-4.0)) / 2
+    full = torch.tensor([256, 256])
+    with torch.no_grad():
+        doubted, told = regressor(noisy, full), regressor(noisy, full, torch.tensor([False, True]))
+    assert torch.equal(told.log_mel[0], doubted.log_mel[0])
+    assert not torch.allclose(told.log_mel[1], doubted.log_mel[1], atol=0.1)
+    assert torch.equal(told.noise, doubted.noise)  # what the gate says is what it says
+
+
 def test_without_a_band_the_regressor_takes_its_own_guess(regressor):
     torch.nn.init.zeros_(regressor.passed[-1].weight)
     regressor.passed[-1].bias.data = torch.where(torch.arange(N_MELS) < 120, 50.0, -50.0)

@@ -11,7 +11,7 @@ import soundfile
 
 from srlib import audio, chunks
 from srlib.__main__ import main
-from srlib.metrics import lsd
+from srlib.metrics import lsd, snr_db
 from srlib.pipeline import RestorationPipeline
 
 SAMPLE_RATE = 48_000
@@ -214,6 +214,23 @@ def test_memory_does_not_grow_with_length(tmp_path, model):
     size = 300 * SAMPLE_RATE * 2 * 4 / 1024
     assert long - short < size
     assert audio.info(tmp_path / "long.wav").samples == 300 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("sample_rate", [44_100, 48_000])
+def test_hiss_on_a_full_band_goes_in_the_channel_that_has_it(sample_rate):
+    from srlib.data import load_dataset
+
+    clips = [track.mixture(start=2.0, seconds=4.0) for track in load_dataset("demo", "test")[1:3]]
+    clean = 0.1 * audio.resample(np.stack(clips), SAMPLE_RATE, sample_rate)
+    hissy = clean.copy()
+    hissy[1] += 0.01 * np.random.default_rng(0).standard_normal(clean.shape[1]).astype(np.float32)
+    pipe = RestorationPipeline.from_pretrained("compact")
+    restored = pipe(hissy, sample_rate, cutoff_hz=None).audio
+    wanted, given = (audio.resample(wav, sample_rate, SAMPLE_RATE) for wav in (clean, hissy))
+    np.testing.assert_array_equal(restored[0], given[0])
+    assert snr_db(wanted[1], restored[1]) > snr_db(wanted[1], given[1]) + 2
+    distance = [lsd(wanted[1], wav[1], convention="plain", f_high=19_000) for wav in (given, restored)]
+    assert distance[1] < 0.75 * distance[0]
 
 
 def test_chunk_edges_are_heard_no_more_than_other_places(monkeypatch):

@@ -53,3 +53,6 @@ def test_each_table_has_a_row_for_everything_it_compares(tiny_pipeline, music):
     assert len(merges) == 5 * 4 + 2 * 2  # four for every noise, and two Wiener gains for white noise
     assert merges["lsd_near_tone"].notna().equals(merges["noise"] == "tone")
     assert (merges[(merges["merge"] == "unprocessed") & (merges["noise"] != "clean")]["snr_gain_db"] == 0).all()
+    hisses = studies.compare_hisses(tiny_pipeline, references, (None, 8000.0))
+    assert len(hisses) == 2 * 2 and np.isfinite(hisses.drop(columns="cutoff_hz")).all(axis=None)
+    assert hisses["found_share"].isin([0, 1]).all()
