@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, signal
+from scipy import fft, optimize, signal
 
 from srlib.errors import SrlibError
 
@@ -36,13 +36,13 @@ def stft(wav: np.ndarray, n_fft: int = 2048, hop_length: int = 512, pad_mode: st
     window = signal.get_window("hann", n_fft).astype(np.result_type(wav, np.float32))
     pad = [(0, 0)] * (wav.ndim - 1) + [(n_fft // 2, n_fft // 2)]
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(wav, pad, mode=pad_mode), n_fft, axis=-1)
-    return np.fft.rfft(frames[..., ::hop_length, :] * window, axis=-1)
+    return fft.rfft(frames[..., ::hop_length, :] * window, axis=-1)  # numpy's takes half as long again
 
 
 def istft(spectrum: np.ndarray, length: int, n_fft: int = 2048, hop_length: int = 512) -> np.ndarray:
     """Inverse of `stft` by weighted overlap-add (least squares for an edited spectrum): -> [..., length]."""
     window = signal.get_window("hann", n_fft)
-    frames = np.fft.irfft(spectrum, n_fft, axis=-1) * window
+    frames = fft.irfft(spectrum, n_fft, axis=-1) * window
     count = spectrum.shape[-2]
     total = np.zeros((*spectrum.shape[:-2], max((count - 1) * hop_length + n_fft, length + n_fft)))
     weight = np.zeros(total.shape[-1])

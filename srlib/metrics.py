@@ -145,7 +145,11 @@ def snr_low_db(reference: np.ndarray, estimate: np.ndarray, f_high: float, sampl
     An STFT and not one long FFT: error just above f_high then leaks no further than two bins.
     """
     reference, estimate = (wav.astype(np.float64) for wav in _pair(reference, estimate))
-    signal, error = plain_power(reference), plain_power(reference - estimate)
+    return _snr_low_db(plain_power(reference), plain_power(reference - estimate), f_high, sample_rate)
+
+
+def _snr_low_db(signal: np.ndarray, error: np.ndarray, f_high: float, sample_rate: int) -> float:
+    """From powers [..., frames, bins]."""
     band = _band(signal.shape[-1], sample_rate, 0.0, f_high)
     return _ratio_db(float(signal[..., band].sum()), float(error[..., band].sum()))
 
@@ -248,12 +252,13 @@ def _scores(
     }
     if edges is None:
         return scores
+    error = plain_power(reference.astype(np.float64) - estimate.astype(np.float64))
     high = _band(ref_log.shape[-1], sample_rate, edges[1], None)
     headline = _band(ref_log.shape[-1], sample_rate, edges[1], HEADLINE_HZ)
     return scores | {
         "lsd_low": plain(0.0, edges[0]),
         "lsd_high": plain(edges[1], None),
-        "snr_low_db": snr_low_db(reference, estimate, edges[0], sample_rate),
+        "snr_low_db": _snr_low_db(ref_power, error, edges[0], sample_rate),
         "level_high_db": _level_high_db(ref_power[..., high], est_power[..., high]),
         "texture_high": _quotient(_texture(est_log[..., headline]), _texture(ref_log[..., headline])),
     }
