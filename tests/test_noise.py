@@ -88,13 +88,23 @@ def test_hiss_on_a_full_band_is_measured(music, amplitude):
     assert NoiseFloor().hiss(FULL_BAND) == 0  # nothing was heard
 
 
-def test_hiss_is_neither_what_swells_nor_what_slopes_nor_what_cannot_be_heard(music):
+def test_hiss_is_neither_what_swells_nor_slopes_nor_is_held_nor_what_cannot_be_heard(music):
     noise = hiss(0.02, len(music))
     swelling = noise * (1 + np.sin(np.arange(len(music)) / 20_000)).astype(np.float32)
     sloping = signal.lfilter(*signal.butter(2, 12_000, fs=SAMPLE_RATE), noise).astype(np.float32)
-    for wav in (swelling, sloping, 1e-5 * noise):
+    time_s = np.arange(len(music)) / SAMPLE_RATE
+    bright = sum(np.sin(2 * np.pi * hz * n * time_s + n * n) for n in range(1, 400) for hz in (54.9, 55.1))
+    held = (0.001 * bright).astype(np.float32)
+    buzz = 0.1 * signal.square(2 * np.pi * 41 * time_s).astype(np.float32)
+    for wav in (swelling, sloping, held, buzz, 1e-5 * noise, noise[: SAMPLE_RATE // 2]):
         assert not floor_of(wav, band=FULL_BAND).any()
     assert floor_of(noise, band=FULL_BAND).all()
+
+
+def test_hiss_that_fades_with_the_music_at_the_end_is_found(music):
+    noisy = np.tile(0.03 * music, 5) + hiss(0.005, 5 * len(music))
+    noisy[-SAMPLE_RATE // 2 :] *= np.linspace(1, 0, SAMPLE_RATE // 2, dtype=np.float32)
+    assert off_db(floor_of(noisy, band=FULL_BAND)[750:850], 0.005) == pytest.approx(0, abs=1.5)
 
 
 def test_silence_after_a_loud_moment_has_a_level(music):
