@@ -35,7 +35,11 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Measured:
-    """The band of the component, and of each source the noise floor `[1025]` and whether noise ends with the band."""
+    """The band of the component, and what is known of the noise.
+
+    `floors` `[sources, 1025]` are powers of STFT bins at the model's level; `hisses` whether the noise of a source lies
+    on the full band or was filtered too.
+    """
 
     band: Band
     floors: np.ndarray

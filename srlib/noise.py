@@ -73,7 +73,7 @@ class NoiseFloor:
             heard = (np.interp(hz, band_edges_hz()[1:-1], noisy) > _SURE) & (hz <= band.known_hz)
             inside = np.quantile(quiet[heard], _QUANTILE) if heard.any() else 0.0
             if inside > _OUTSTANDING * white:
-                floor[heard] = np.minimum(_BIAS * inside, _TIME_BIAS * quiet)[heard]
+                floor[heard] = np.maximum(floor, np.minimum(_BIAS * inside, _TIME_BIAS * quiet))[heard]
             tone = heard & (quiet > _OUTSTANDING * ndimage.median_filter(quiet, _NEIGHBOURS, mode="nearest"))
             floor[tone] = _TIME_BIAS * quiet[tone]
         return np.where(floor > _INAUDIBLE, floor, 0.0)
@@ -86,7 +86,7 @@ class NoiseFloor:
         hz, top_hz = _BINS_HZ, min(_EDGE * band.known_hz, _TOP_HZ)
         highest = (hz > (1 - _HIGHEST_SHARE) * top_hz) & (hz < top_hz)
         quiet = self._quiet_moments()[highest]
-        if self._counts.sum(1).max() < _FEWEST_FRAMES or highest.sum() < _FEWEST_BINS or not quiet.all():
+        if self._counts[0].sum() < _FEWEST_FRAMES or highest.sum() < _FEWEST_BINS:
             return 0.0
         level_db = 10 * np.log10(quiet)
         others_db = {q: 10 * np.log10(self._quiet_moments(q)[highest]) for q in _STEADY_DB}

@@ -49,6 +49,7 @@ def test_where_there_is_no_noise_nothing_is_found(music):
     wav = torch.from_numpy(music)
     assert noise_gain(wav, log_mel(wav)[0, 0], np.zeros(1025)) is None
     assert not NoiseFloor().result(BAND).any()  # nothing was heard
+    assert NoiseFloor().hiss(FULL_BAND) == 0
 
 
 def test_chunks_and_digital_silence_leave_the_level_as_it_is(music):
@@ -85,7 +86,6 @@ def test_noise_that_was_filtered_too_is_found_where_the_model_hears_it(music):
 def test_hiss_on_a_full_band_is_measured(music, amplitude):
     noisy = 0.03 * music + hiss(amplitude, len(music))
     assert off_db(floor_of(noisy, band=FULL_BAND), amplitude) == pytest.approx(0, abs=1)
-    assert NoiseFloor().hiss(FULL_BAND) == 0  # nothing was heard
 
 
 def test_hiss_is_neither_what_swells_nor_slopes_nor_is_held_nor_what_cannot_be_heard(music):
@@ -99,6 +99,26 @@ def test_hiss_is_neither_what_swells_nor_slopes_nor_is_held_nor_what_cannot_be_h
     for wav in (swelling, sloping, held, buzz, 1e-5 * noise, noise[: SAMPLE_RATE // 2]):
         assert not floor_of(wav, band=FULL_BAND).any()
     assert floor_of(noise, band=FULL_BAND).all()
+
+
+def test_hiss_needs_two_seconds(music):
+    noise = hiss(0.02, len(music))
+    assert floor_of(noise[: round(2.2 * SAMPLE_RATE)], band=FULL_BAND).any()
+    assert not floor_of(noise[: round(1.8 * SAMPLE_RATE)], band=FULL_BAND).any()
+
+
+def test_hiss_that_wavers_is_none(music):
+    time_s = np.arange(len(music)) / SAMPLE_RATE
+    tremolo = (1 + 0.5 * np.sin(2 * np.pi * 4 * time_s)).astype(np.float32)
+    assert not floor_of(tremolo * hiss(0.02, len(music)), band=FULL_BAND).any()
+
+
+def test_the_model_cannot_lower_what_was_measured(music):
+    rolled_off = signal.sosfiltfilt(signal.butter(4, 21_000, output="sos", fs=SAMPLE_RATE), hiss(0.01, len(music)))
+    wav = (0.03 * music + rolled_off).astype(np.float32)
+    measured = floor_of(wav, band=FULL_BAND)
+    assert off_db(measured[300:800], 0.01) == pytest.approx(0, abs=1)
+    assert (floor_of(wav, band=FULL_BAND, noisy=np.ones(256)) >= measured).all()
 
 
 def test_hiss_that_fades_with_the_music_at_the_end_is_found(music):
