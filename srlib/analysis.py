@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from srlib.channels import ChannelSurvey, Layout
 from srlib.chunks import Chunk, cut, plan
 from srlib.config import N_FFT, SAMPLE_RATE
 from srlib.cutoff import BandDetector
+from srlib.exemplars import WhiteNoise
 from srlib.gaps import Gap, GapFinder
+from srlib.hiss import HissFinder, white_noise
 from srlib.merge import FULL_BAND, Band
-from srlib.noise import NoiseFloor
+from srlib.noise import NoiseFloor, smoothed_power
 from srlib.recording import Recording
 from srlib.tones import Tone, ToneFinder, fit_tone, without
 
@@ -35,20 +37,20 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Measured:
-    """The band of the component, and what is known of the noise.
+    """The band of the component, and what is known of the noise, at the model's level.
 
-    `floors` `[sources, 1025]` are powers of STFT bins at the model's level; `hisses` whether the noise of a source lies
-    on the full band or was filtered too.
+    `floors` `[sources, 1025]` are powers of STFT bins; `hisses`, white noise that lies on the full band or was filtered
+    too, are of the component and, if there are several, each source.
     """
 
     band: Band
     floors: np.ndarray
-    hisses: tuple[bool, ...]
+    hisses: tuple[WhiteNoise | None, ...]
 
     @classmethod
     def noiseless(cls, band: Band, sources: int) -> Measured:
         """As if there were no noise."""
-        return cls(band, np.zeros((sources, N_FFT // 2 + 1)), (False,) * sources)
+        return cls(band, np.zeros((sources, N_FFT // 2 + 1)), (None,) * (sources + (sources > 1)))
 
 
 @dataclass(frozen=True)
@@ -100,29 +102,40 @@ def measure(
 ) -> Measured:
     """The band of the component of a recording, unless it is given, and the noise.
 
-    `evidence` is the regressor's word `[3, 256]` on `[samples]` with gaps, or None if there is none; without `evidence`
-    no noise is looked for, and the floors are zero. Floors are at the model's level.
+    `evidence` is the regressor's word `[3, 256]` on `[samples]` with gaps, or None if it says nothing. Without
+    `evidence` nobody takes noise out, and the floors are zero.
     """
     detector, noisy = BandDetector(), []
     floors = [NoiseFloor() for _ in analysis.layout.sources]
+    finders = [HissFinder() for _ in Measured.noiseless(FULL_BAND, len(floors)).hisses]
     for prepared in prepare(recording, analysis):
         wav = torch.from_numpy(prepared.wav * np.float32(analysis.level))
         mixed = analysis.layout.mix(wav)
         if band is None:
             detector.add(mixed)
+        powers = [smoothed_power(row) for row in with_component(mixed, wav)]
+        for finder, power in zip(finders, powers, strict=True):
+            finder.add(power)
         if evidence is None:
             continue
         said = evidence(mixed, prepared.chunk.local(analysis.gaps))
         if said is not None:
             noisy.append(torch.sigmoid(said[2]).cpu().numpy())
-        for floor, source in zip(floors, wav, strict=True):
-            floor.add(source)
+        for floor, power in zip(floors, powers[-len(floors) :], strict=True):
+            floor.add(power)
     band = band or _within_sampled(detector.result(), recording.sample_rate)
-    mean_noisy = np.mean(noisy, axis=0) if noisy else None
-    if evidence is None:
-        return Measured.noiseless(band, len(floors))
-    hisses = tuple(floor.hiss(band) > 0 for floor in floors)
-    return Measured(band, np.stack([floor.result(band, mean_noisy) for floor in floors]), hisses)
+    hisses = [finder.result(_within_sampled(band, recording.sample_rate)) for finder in finders]
+    measured = Measured.noiseless(band, len(floors))
+    if evidence is not None:
+        mean_noisy = np.mean(noisy, axis=0) if noisy else None
+        own = zip(floors, hisses[-len(floors) :], strict=True)
+        measured = replace(measured, floors=np.stack([floor.result(band, mean_noisy, hiss) for floor, hiss in own]))
+    return replace(measured, hisses=tuple(map(white_noise, hisses)))
+
+
+def with_component(component: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """What is analysed and regressed: the component `[samples]` and, if there are several, sources `[n, samples]`."""
+    return component[None] if len(sources) == 1 else torch.cat([component[None], sources])
 
 
 def _within_sampled(band: Band, sample_rate: int) -> Band:

@@ -54,6 +54,9 @@ class WhiteNoise:
     level: torch.Tensor
     bands: torch.Tensor
 
+    def to(self, device: torch.device) -> WhiteNoise:
+        return WhiteNoise(self.level.to(device), self.bands.to(device))
+
     @classmethod
     def find(cls, frames: torch.Tensor, known: torch.Tensor) -> WhiteNoise:
         """In normalised log-mels `[frames, 256]` of which the bands `known` `[256]`, the lowest, pass the filter.

@@ -6,6 +6,7 @@ the diffusion model its base: LSD rewards the conditional mean, and what is left
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,11 +100,14 @@ class MelRegressor(ModelMixin, ConfigMixin):
             self.noise[-1].bias[0] = 2.0  # no noise until something is known of it
 
     def forward(
-        self, log_mel: torch.Tensor, known_bands: torch.Tensor | None = None, white: torch.Tensor | None = None
+        self,
+        log_mel: torch.Tensor,
+        known_bands: torch.Tensor | None = None,
+        white: Sequence[WhiteNoise | None] | None = None,
     ) -> RegressorOutput:
         """Estimate `[batch, 1, frames, 256]`; without `known_bands` `[batch]`, how many pass the filter, it guesses.
 
-        Where `white` `[batch]` is True there is white noise, whatever the gate says.
+        `white` is white noise that was measured, one of the batch each or None; there the gate is not asked.
         """
         frames = normalise(log_mel[:, 0])  # (B, T, 256)
         levels = level_quantiles(frames)  # (B, 768)
@@ -113,9 +117,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
         clip = clip_features(levels, known_bands)
         noise = self.noise(clip.to(self.dtype)).float()
         shares = torch.softmax(_SHARPNESS * noise, dim=1)  # a faint doubt changes nothing
-        if white is not None:
-            shares = torch.where(white[:, None], torch.eye(len(NOISES), device=shares.device)[-1], shares)
-        inferred, heard = self._infer(frames, known_bands, shares)
+        inferred, heard = self._infer(frames, known_bands, shares, white or [None] * len(frames))
         known = clip[:, None, -N_MELS:].expand_as(frames)
         features = torch.cat([frames - moving_mean(frames), inferred - moving_mean(inferred), heard, known], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
@@ -130,21 +132,27 @@ class MelRegressor(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def _infer(
-        self, frames: torch.Tensor, known_bands: torch.Tensor, shares: torch.Tensor
+        self,
+        frames: torch.Tensor,
+        known_bands: torch.Tensor,
+        shares: torch.Tensor,
+        white: Sequence[WhiteNoise | None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What stored music says, and how far frames stand out of white noise, both `[batch, frames, 256]`.
 
         In full precision: half costs more than it gains.
         """
         with torch.autocast(frames.device.type, enabled=False):
-            clips = [self._infer_clip(*clip) for clip in zip(frames.float(), known_bands, shares, strict=True)]
+            clips = [self._infer_clip(*clip) for clip in zip(frames.float(), known_bands, shares, white, strict=True)]
             inferred, heard = (torch.stack(part) for part in zip(*clips, strict=True))
             return inferred.clamp(min=FLOOR), heard
 
     def _infer_clip(
-        self, frames: torch.Tensor, known_bands: torch.Tensor, shares: torch.Tensor
+        self, frames: torch.Tensor, known_bands: torch.Tensor, shares: torch.Tensor, measured: WhiteNoise | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         known = torch.arange(N_MELS, device=frames.device) < known_bands.clamp(min=1)
+        if measured is not None:
+            return self.store.infer(frames, known, measured.to(frames.device))
         inferred, heard = torch.zeros_like(frames), torch.zeros_like(frames)
         white = float(shares[-1])
         white = round(white) if min(white, 1 - white) < _NEGLIGIBLE else white
@@ -160,8 +168,8 @@ class MelRegressor(ModelMixin, ConfigMixin):
 class MelResUNet(ModelMixin, ConfigMixin):
     """The baseline NVSR-ResUNet: a residual U-Net on log-mels as images corrects the degraded one (Liu et al. 2022).
 
-    A drop-in for `MelRegressor` that says nothing of what was done to the input and asks nothing of it. Frames must be
-    a multiple of 8.
+    A drop-in for `MelRegressor` that says nothing of what was done to the input and makes no use of what is known of
+    it, `known_bands` and `white`. Frames must be a multiple of 8.
     """
 
     @register_to_config
@@ -184,7 +192,10 @@ class MelResUNet(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.unet.conv_out.bias)
 
     def forward(
-        self, log_mel: torch.Tensor, known_bands: torch.Tensor | None = None, white: torch.Tensor | None = None
+        self,
+        log_mel: torch.Tensor,
+        known_bands: torch.Tensor | None = None,
+        white: Sequence[WhiteNoise | None] | None = None,
     ) -> RegressorOutput:
         frames = normalise(log_mel)
         change = self.unet(frames, 0).sample  # one network for all inputs: there is no timestep

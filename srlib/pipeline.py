@@ -45,7 +45,8 @@ class RestorationOutput(BaseOutput):
     `generated` is the vocoder's output before the merge, `log_mel` `[1, 1, frames, 256]` the restored log-mel of the
     channels' component (frames are a multiple of 64, none for silence), `cutoff_hz` the cutoff that was used (None:
     full band), `trajectory` the predicted log-mels of each step of the first chunk if they were asked for, `tones` the
-    stationary tones that were subtracted from that chunk before all else.
+    stationary tones that were subtracted from that chunk before all else, `hiss_found` whether white noise was found
+    that ends where the band ends.
     """
 
     audio: np.ndarray
@@ -54,6 +55,7 @@ class RestorationOutput(BaseOutput):
     cutoff_hz: float | None
     trajectory: list[torch.Tensor] = field(default_factory=list)
     tones: list[Tone] = field(default_factory=list)
+    hiss_found: bool = False
 
 
 class RestorationPipeline(DiffusionPipeline):
@@ -254,9 +256,8 @@ class RestorationPipeline(DiffusionPipeline):
             for pieces in ([part.audio for part in parts], [part.generated for part in parts])
         )
         shape = (-1,) if np.ndim(wav) == 1 else (recording.channels, -1)
-        return RestorationOutput(
-            audio.reshape(shape), generated.reshape(shape), torch.cat(mels, dim=2), job.cutoff_hz, trajectory, job.tones
-        )
+        mel, audio, generated = torch.cat(mels, dim=2), audio.reshape(shape), generated.reshape(shape)
+        return RestorationOutput(audio, generated, mel, job.cutoff_hz, trajectory, job.tones, job.hiss_found)
 
     @torch.no_grad()
     def restore_file(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from srlib.analysis import Measured, Prepared, measure, prepare, survey
+from srlib.analysis import Measured, Prepared, measure, prepare, survey, with_component
 from srlib.channels import spread
 from srlib.checks import check_edges, check_recording
 from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
@@ -94,6 +94,11 @@ class Restoration:
         return self._measured.band
 
     @property
+    def hiss_found(self) -> bool:
+        """Whether there is white noise that ends where the band ends, in any channel."""
+        return any(hiss is not None for hiss in self._measured.hisses)
+
+    @property
     def cutoff_hz(self) -> float | None:
         """Where the known band ends, Hz; None for full band and for silence."""
         return None if self.band == FULL_BAND else self.band.known_hz
@@ -111,14 +116,15 @@ class Restoration:
             yield self._restore(prepared, noise.of(prepared.chunk))
 
     def _measure(self, options: Options) -> Measured:
-        """The band, and the noise that the gain merge works with."""
+        """The band, the noise that the base is told of, and what of it the gain merge takes out."""
         band, sources = None, len(self.analysis.layout.sources)
         if options.cutoff_hz is None or not sources:
             band = FULL_BAND
         elif options.cutoff_hz != "auto":
             known_hz = float(options.cutoff_hz)
             band = Band(known_hz, options.f_20db) if options.f_20db else Band.at(known_hz)
-        if band is not None and (self._merge != "gain" or not sources):
+        nobody_asks = self._merge != "gain" and self._pipe.base is None
+        if band is not None and (nobody_asks or not sources):
             return Measured.noiseless(band, sources)
         return measure(self._recording, self.analysis, band, self._evidence if self._merge == "gain" else None)
 
@@ -141,7 +147,7 @@ class Restoration:
         wav = torch.from_numpy(pad_to_frames(prepared.wav * level)).to(self._pipe.device)
         # 1. Log-mels and regression: of the component that the model runs on and, if there are several, every source
         mixed = layout.mix(wav)
-        degraded = interpolate_gaps(log_mel(mixed[None] if sources == 1 else torch.cat([mixed[None], wav])), gaps)
+        degraded = interpolate_gaps(log_mel(with_component(mixed, wav)), gaps)
         regressed = self._regress(degraded)
         # 2. Restore the component's log-mel, and vocode it: AudioSR's way of keeping the known band included
         restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], regressed, noise), gaps)
@@ -165,9 +171,7 @@ class Restoration:
         if self._pipe.base is None:
             return None
         known_bands = torch.full((len(degraded),), band_of_hz(self.band.known_hz), device=degraded.device)
-        hisses = self._measured.hisses
-        white = hisses if len(hisses) == 1 else (any(hisses), *hisses)
-        return self._pipe.base(degraded, known_bands, torch.tensor(white, device=degraded.device))
+        return self._pipe.base(degraded, known_bands, self._measured.hisses)
 
     def _restore_log_mel(
         self, chunk: Chunk, degraded: torch.Tensor, regressed: RegressorOutput | None, noise: torch.Tensor

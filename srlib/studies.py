@@ -99,28 +99,15 @@ def compare_hisses(
                 degradation = Degradation(cutoff_hz, **noise, seed=seed + zlib.crc32(track.encode()))
                 degraded = degradation.apply(reference, SAMPLE_RATE)
                 known = replace(degradation, noise_type="none").apply(reference, SAMPLE_RATE)
-                restored = restore(pipe, degraded, degradation, seed, num_inference_steps=0).audio
+                output = restore(pipe, degraded, degradation, seed, num_inference_steps=0)
                 edge_hz = degradation.f_3db(SAMPLE_RATE) or HEADLINE_HZ
-                before_db, after_db = (snr_low_db(known, wav, edge_hz) for wav in (degraded, restored))
-                found = _hiss_found(degraded, degradation)
-                row = {"cutoff_hz": cutoff_hz, "amplitude": amplitude, "found_share": found}
-                lsds = (lsd(reference, wav, convention="plain", f_high=HEADLINE_HZ) for wav in (degraded, restored))
+                before_db, after_db = (snr_low_db(known, wav, edge_hz) for wav in (degraded, output.audio))
+                row = {"cutoff_hz": cutoff_hz, "amplitude": amplitude, "found_share": output.hiss_found}
+                lsds = (lsd(reference, wav, convention="plain", f_high=HEADLINE_HZ) for wav in (degraded, output.audio))
                 row |= dict(zip(("lsd_19k_input", "lsd_19k"), lsds, strict=True))
                 rows.append(row | {"snr_gain_db": after_db - before_db})
     keys = ["cutoff_hz", "amplitude"]
     return pd.DataFrame(rows).groupby(keys, sort=False, as_index=False, dropna=False).mean()
-
-
-def _hiss_found(degraded: np.ndarray, degradation: Degradation) -> bool:
-    import torch
-
-    from srlib.merge import FULL_BAND, Band
-    from srlib.noise import NoiseFloor
-
-    edges = degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE)
-    floor = NoiseFloor()
-    floor.add(torch.from_numpy(degraded))
-    return floor.hiss(Band(*edges) if all(edges) else FULL_BAND) > 0
 
 
 def ideal_wiener(clean: np.ndarray, noisy: np.ndarray) -> np.ndarray:

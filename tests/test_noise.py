@@ -7,10 +7,11 @@ from scipy import signal
 
 from srlib import baselines
 from srlib.degrade import Degradation
+from srlib.hiss import HissFinder
 from srlib.mel import band_edges_hz, log_mel
 from srlib.merge import FULL_BAND, Band, merge
 from srlib.metrics import lsd, snr_low_db
-from srlib.noise import NoiseFloor, noise_gain
+from srlib.noise import NoiseFloor, noise_gain, smoothed_power
 
 SAMPLE_RATE = 48000
 BAND = Band(8000, 8560)
@@ -20,10 +21,12 @@ NO_EVIDENCE = np.zeros(256)
 
 
 def floor_of(*chunks, band=BAND, noisy=None):
-    floor = NoiseFloor()
+    floor, finder = NoiseFloor(), HissFinder()
     for chunk in chunks:
-        floor.add(torch.from_numpy(np.ascontiguousarray(chunk)))
-    return floor.result(band, noisy)
+        power = smoothed_power(torch.from_numpy(np.ascontiguousarray(chunk)))
+        floor.add(power)
+        finder.add(power)
+    return floor.result(band, noisy, finder.result(band))
 
 
 def noisy_music(music, amplitude, seed=1):
@@ -49,7 +52,7 @@ def test_where_there_is_no_noise_nothing_is_found(music):
     wav = torch.from_numpy(music)
     assert noise_gain(wav, log_mel(wav)[0, 0], np.zeros(1025)) is None
     assert not NoiseFloor().result(BAND).any()  # nothing was heard
-    assert NoiseFloor().hiss(FULL_BAND) == 0
+    assert not HissFinder().result(FULL_BAND).any()
 
 
 def test_chunks_and_digital_silence_leave_the_level_as_it_is(music):
@@ -82,49 +85,12 @@ def test_noise_that_was_filtered_too_is_found_where_the_model_hears_it(music):
     assert off_db(floor_of(wav, noisy=np.ones(256))[300:328], truth) == pytest.approx(0, abs=2)
 
 
-@pytest.mark.parametrize("amplitude", [0.001, 0.005, 0.02])
-def test_hiss_on_a_full_band_is_measured(music, amplitude):
-    noisy = 0.03 * music + hiss(amplitude, len(music))
-    assert off_db(floor_of(noisy, band=FULL_BAND), amplitude) == pytest.approx(0, abs=1)
-
-
-def test_hiss_is_neither_what_swells_nor_slopes_nor_is_held_nor_what_cannot_be_heard(music):
-    noise = hiss(0.02, len(music))
-    swelling = noise * (1 + np.sin(np.arange(len(music)) / 20_000)).astype(np.float32)
-    sloping = signal.lfilter(*signal.butter(2, 12_000, fs=SAMPLE_RATE), noise).astype(np.float32)
-    time_s = np.arange(len(music)) / SAMPLE_RATE
-    bright = sum(np.sin(2 * np.pi * hz * n * time_s + n * n) for n in range(1, 400) for hz in (54.9, 55.1))
-    held = (0.001 * bright).astype(np.float32)
-    buzz = 0.1 * signal.square(2 * np.pi * 41 * time_s).astype(np.float32)
-    for wav in (swelling, sloping, held, buzz, 1e-5 * noise, noise[: SAMPLE_RATE // 2]):
-        assert not floor_of(wav, band=FULL_BAND).any()
-    assert floor_of(noise, band=FULL_BAND).all()
-
-
-def test_hiss_needs_two_seconds(music):
-    noise = hiss(0.02, len(music))
-    assert floor_of(noise[: round(2.2 * SAMPLE_RATE)], band=FULL_BAND).any()
-    assert not floor_of(noise[: round(1.8 * SAMPLE_RATE)], band=FULL_BAND).any()
-
-
-def test_hiss_that_wavers_is_none(music):
-    time_s = np.arange(len(music)) / SAMPLE_RATE
-    tremolo = (1 + 0.5 * np.sin(2 * np.pi * 4 * time_s)).astype(np.float32)
-    assert not floor_of(tremolo * hiss(0.02, len(music)), band=FULL_BAND).any()
-
-
 def test_the_model_cannot_lower_what_was_measured(music):
     rolled_off = signal.sosfiltfilt(signal.butter(4, 21_000, output="sos", fs=SAMPLE_RATE), hiss(0.01, len(music)))
     wav = (0.03 * music + rolled_off).astype(np.float32)
     measured = floor_of(wav, band=FULL_BAND)
     assert off_db(measured[300:800], 0.01) == pytest.approx(0, abs=1)
     assert (floor_of(wav, band=FULL_BAND, noisy=np.ones(256)) >= measured).all()
-
-
-def test_hiss_that_fades_with_the_music_at_the_end_is_found(music):
-    noisy = np.tile(0.03 * music, 5) + hiss(0.005, 5 * len(music))
-    noisy[-SAMPLE_RATE // 2 :] *= np.linspace(1, 0, SAMPLE_RATE // 2, dtype=np.float32)
-    assert off_db(floor_of(noisy, band=FULL_BAND)[750:850], 0.005) == pytest.approx(0, abs=1.5)
 
 
 def test_silence_after_a_loud_moment_has_a_level(music):

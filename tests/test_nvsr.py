@@ -11,6 +11,7 @@ from srlib.corpus import Corpus, draw
 from srlib.data import load_dataset
 from srlib.degrade import DegradationConfig
 from srlib.errors import SrlibError
+from srlib.exemplars import WhiteNoise
 from srlib.fitting import fit_regressor, kinds_of_noise
 from srlib.mel import band_of_hz, denormalise, log_mel, normalise
 from srlib.nvsr import NOISES, MelRegressor, tone_bands
@@ -61,10 +62,15 @@ def test_white_noise_that_was_measured_is_believed(regressor):
     noisy = torch.logaddexp(2 * clean, torch.tensor(-4.0)) / 2
     full = torch.tensor([256, 256])
     with torch.no_grad():
-        doubted, told = regressor(noisy, full), regressor(noisy, full, torch.tensor([False, True]))
-    assert torch.equal(told.log_mel[0], doubted.log_mel[0])
+        measured = WhiteNoise.find(normalise(noisy[1, 0]), torch.ones(N_MELS).bool())
+        louder = WhiteNoise(measured.level + 2, measured.bands)
+        doubted, told, misled = (regressor(noisy, full, [None, noise]) for noise in (None, measured, louder))
+        assert torch.equal(regressor(noisy, full).log_mel, doubted.log_mel)
+    for one in (told, misled):
+        assert torch.equal(one.log_mel[0], doubted.log_mel[0])
+        assert torch.equal(one.noise, doubted.noise)  # what the gate says is what it says
     assert not torch.allclose(told.log_mel[1], doubted.log_mel[1], atol=0.1)
-    assert torch.equal(told.noise, doubted.noise)  # what the gate says is what it says
+    assert not torch.allclose(misled.log_mel[1], told.log_mel[1], atol=0.1)
 
 
 def test_without_a_band_the_regressor_takes_its_own_guess(regressor):
