@@ -310,7 +310,13 @@ class Run:
         self.log.write(row | validation | {"data_wait_share": self.waited / elapsed})
 
     def _save(self) -> None:
-        """Checkpoint by write and rename, and the EMA weights as a pipeline folder."""
+        """The EMA weights as a pipeline folder, and then the checkpoint by write and rename.
+
+        A run is where its checkpoint says: were that written first, a run killed in between would count as finished
+        with the pipeline of an earlier step, or without one.
+        """
+        with self._ema_weights():
+            self.pipeline.save_pretrained(self.folder / "pipeline")
         state = {
             "module": self.objective.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -323,8 +329,6 @@ class Run:
         if self.objective.adversary is not None:
             state["adversary"] = self.objective.adversary.state_dict()
         write_atomically(self.folder / "checkpoint.pt", lambda partial: torch.save(state, partial))
-        with self._ema_weights():
-            self.pipeline.save_pretrained(self.folder / "pipeline")
 
     def _restore(self, checkpoint: Path) -> None:
         try:

@@ -157,6 +157,28 @@ def test_a_killed_run_resumes_bit_for_bit(runs, stage, monkeypatch):
     np.testing.assert_array_equal(*audio)
 
 
+@pytest.mark.parametrize("validate_every", [2, 1], ids=["none", "stale"])  # what pipeline/ held before
+@pytest.mark.parametrize("killed_at", ["pipeline", "checkpoint"])
+def test_a_run_killed_in_its_last_save_is_not_finished(runs, validate_every, killed_at, monkeypatch):
+    config, folder = CONFIG | {"validate_every": validate_every}, runs / f"save-{killed_at}-{validate_every}"
+    owner, name = (RestorationPipeline, "save_pretrained") if killed_at == "pipeline" else (train, "write_atomically")
+    save, saves = getattr(owner, name), []
+
+    def killed(*arguments):
+        saves.append(arguments)
+        if len(saves) == 2 // validate_every:
+            raise KeyboardInterrupt
+        return save(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, killed)
+        train.train("nvsr", config, "demo", folder)
+    train.train("nvsr", config, "demo", folder, resume=True)
+    published = RestorationPipeline.from_pretrained(folder / "pipeline").base.parameters()
+    assert rows_of(folder)[-1]["global_step"] == "2"
+    assert all(torch.equal(a, b) for a, b in zip(published, weights_of(folder)[1], strict=True))
+
+
 def test_threads_that_draw_ahead_change_nothing(runs, one_step):
     ahead = train.train("nvsr", CONFIG | {"max_steps": 1, "prefetch": 3}, "demo", runs / "ahead")
     assert_same_weights(one_step, ahead)
