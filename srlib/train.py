@@ -221,7 +221,7 @@ class Run:
         self, draw_id: int, corpus: Corpus, augment: bool = True, tracks: Sequence[int] | None = None
     ) -> Batch:
         config, rng = self.config, np.random.default_rng([self.config.seed, draw_id])
-        if config.one_crop_a_track and corpus is self.corpus:
+        if tracks is None and config.one_crop_a_track and corpus is self.corpus:
             tracks = corpus.tracks_of_step(config.seed, draw_id, config.batch_size)
         device, augment = self.accelerator.device, augment and config.augment
         return draw(corpus, config.degradation(), rng, config.batch_size, config.frames, device, augment, tracks)

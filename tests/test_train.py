@@ -185,10 +185,11 @@ def test_threads_that_draw_ahead_change_nothing(runs, one_step):
 
 
 def test_epochs_set_the_length_and_every_epoch_takes_one_crop_of_each_track(runs, monkeypatch):
-    tracks = []
+    tracks, corpora = [], []
     draw = train.draw
 
     def recorded(*arguments):
+        corpora.append(arguments[0])
         tracks.append(arguments[-1])
         return draw(*arguments)
 
@@ -199,7 +200,9 @@ def test_epochs_set_the_length_and_every_epoch_takes_one_crop_of_each_track(runs
     steps = -(-total // 20)
     assert rows_of(run)[-1]["global_step"] == str(2 * steps)
     assert float(rows_of(run)[-1]["learning_rate"]) == CONFIG["learning_rate"]
-    trained = [drawn for drawn in tracks if drawn is not None][-2 * steps :]  # those before were for the base's store
+    given = [drawn for drawn in tracks if drawn is not None]
+    fitted, trained = given[: -2 * steps], given[-2 * steps :]  # those before the first step are for the base's store
+    assert fitted == [corpora[0].tracks_of_step(0, index, 20) for index in range(len(fitted))] and fitted
     epochs = [[track for step in trained[i * steps : (i + 1) * steps] for track in step] for i in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(total)) and epochs[0] != epochs[1]
 
