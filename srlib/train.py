@@ -39,6 +39,7 @@ from srlib.recipe import TrainConfig
 from srlib.trainlog import TrainingLog
 
 _SNAPSHOT_MERGE = "none"  # what the model makes of a clip, with nothing taken from the input
+_LENGTH = ("max_steps", "epochs")  # settings that may change when a run is resumed
 _VALIDATION_SEED = 1_000_003  # validation draws nothing that training draws
 # What validation restores: (cutoff in Hz, noise, amplitude, tone in Hz), one a clip in turn.
 _VALIDATION_CONDITIONS = ((4000, "none", 0.0, None), (8000, "tone", 0.1, 3000.0), (8000, "white", 0.02, None))
@@ -143,7 +144,7 @@ class Run:
         settings = json.loads(json.dumps(settings))
         if resumed:
             before = json.loads(path.read_text(encoding="utf-8"))
-            changed = sorted(key for key in settings if key != "max_steps" and settings[key] != before.get(key))
+            changed = sorted(key for key in settings if key not in _LENGTH and settings[key] != before.get(key))
             if changed:
                 names = ", ".join(changed)
                 raise SrlibError(f"{self.folder} holds a run with other {names}: resume it as it was begun.")

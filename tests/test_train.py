@@ -287,6 +287,16 @@ def test_a_run_is_resumed_as_it_was_begun(one_step, tmp_path):
         train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1], "seed": 5}, "demo", run, resume=True)
 
 
+def test_a_run_of_epochs_may_grow_as_one_of_steps_may(runs):
+    config = CONFIG | {"epochs": 1, "batch_size": 40, "validate_every": 1000}  # one step an epoch
+    run = train.train("nvsr", config, "demo", runs / "growing")
+    assert [row["global_step"] for row in rows_of(run)] == ["1"]
+    train.train("nvsr", config | {"epochs": 2}, "demo", run, resume=True)
+    train.train("nvsr", config | {"epochs": 2}, "demo", run, max_steps=3, resume=True)
+    assert [row["global_step"] for row in rows_of(run)] == ["1", "2", "3"]
+    assert json.loads((run / "config.json").read_text())["max_steps"] == 3
+
+
 def test_rows_logged_after_the_checkpoint_are_dropped_on_resuming(one_step, tmp_path):
     run = shutil.copytree(one_step, tmp_path / "run")
     with (run / "log.csv").open("a") as log:
