@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -30,6 +31,7 @@ MUSDB_SIZES = {"train": 100, "test": 50}  # tracks in the folders of a complete 
 STEMS_BANDWIDTH_HZ = 16_000.0  # MUSDB18's AAC stops there (sigsep.github.io/datasets/musdb.html)
 _CONTEXT_SECONDS = 1  # read around a crop, so that resampling it equals cropping the resampled track
 _SETUP_FILE = "setup.yaml"
+_ABANDONED_SECONDS = 3600  # age from which an unfinished folder of the cache belongs to a stopped process
 
 
 @dataclass(frozen=True)
@@ -225,11 +227,12 @@ def _unpack_demo(root: Path) -> None:
         audio.write(mixture, wav, sample_rate, subtype="PCM_16")
 
 
-def _remove_abandoned(cache: Path, hours: float = 1.0) -> None:
+def _remove_abandoned(cache: Path) -> None:
     """Remove what stopped processes left behind; younger folders may belong to a process that is still unpacking."""
     for partial in cache.glob("partial-*"):
-        if partial.stat().st_mtime < time.time() - hours * 3600:
-            shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # that process has just finished, or another one removed it
+            if partial.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _load_demo(split: str | None) -> list[Track]:

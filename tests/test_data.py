@@ -4,6 +4,7 @@ import csv
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -155,6 +156,22 @@ def test_an_interrupted_unpack_is_never_taken_for_a_whole_one(tmp_path, monkeypa
     root = data.demo_root()
     assert data._is_unpacked(root)
     assert [path.name for path in tmp_path.iterdir()] == [root.name]
+
+
+def test_what_is_abandoned_may_vanish_while_it_is_removed(tmp_path, monkeypatch):
+    abandoned = [tmp_path / name for name in ("partial-a", "partial-b", "partial-c")]
+    for folder in abandoned:
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+    remove = shutil.rmtree
+
+    def remove_as_others_do(*_, **__):
+        for folder in abandoned:
+            remove(folder, ignore_errors=True)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_as_others_do)
+    data._remove_abandoned(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_lost_from_the_cache_come_back():
