@@ -258,8 +258,8 @@ def _to_bins(responses: np.ndarray, length: int, device: torch.device | str) -> 
 def _add_noise_and_gaps(wav: torch.Tensor, degradation: Degradation, samples: int) -> None:
     """Add the noise and cut the gaps of one crop `[samples]`, in place, as `Degradation.apply` defines them."""
     if degradation.noise_type == "white":
-        noise = torch.from_numpy(np.random.default_rng(degradation.seed).standard_normal(samples, dtype=np.float32))
-        wav += degradation.noise_amplitude * noise.to(wav.device)
+        noise = np.random.default_rng(degradation.seed).standard_normal(samples)  # drawn as float32 it is another one
+        wav += torch.from_numpy((degradation.noise_amplitude * noise).astype(np.float32)).to(wav.device)
     elif degradation.noise_type == "tone":
         time = torch.arange(samples, device=wav.device, dtype=torch.float64) / SAMPLE_RATE
         phase = 2 * np.pi * degradation.tone_hz * time + degradation.tone_phase

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from srlib.config import SAMPLE_RATE
-from srlib.corpus import Batch, Corpus, draw, track_shares
+from srlib.corpus import Batch, Corpus, _add_noise_and_gaps, draw, track_shares
 from srlib.degrade import Degradation, DegradationConfig, zero_phase_response
 from srlib.errors import SrlibError
 from srlib.gaps import interpolate_gaps
@@ -172,6 +172,17 @@ def test_a_tone_is_the_one_that_apply_adds(corpus):
             seed=degradation.seed,
         )
         np.testing.assert_allclose(degraded - filtered, alone.apply(silence, SAMPLE_RATE), atol=1e-5)
+
+
+def test_white_noise_is_the_one_that_apply_adds(corpus):
+    batch = draw_one(corpus, noise_weights={"white": 1.0})
+    silence = np.zeros(FRAMES * 480, np.float32)
+    for filtered, degraded, degradation in zip(batch.filtered, batch.degraded, batch.degradations, strict=True):
+        expected = replace(degradation, cutoff_hz=None).apply(silence, SAMPLE_RATE)
+        alone = torch.zeros(FRAMES * 480)
+        _add_noise_and_gaps(alone, degradation, len(alone))
+        np.testing.assert_array_equal(alone, expected)
+        np.testing.assert_allclose(degraded - filtered, expected, atol=1e-6)
 
 
 def test_white_noise_has_the_level_and_colour_it_says(corpus):
