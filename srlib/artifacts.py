@@ -37,6 +37,7 @@ DRAFT_PROFILE = "smoke"  # its numbers come from an untrained model: kept out of
 FIGURE_KINDS = ("png", "svg")
 SIGNIFICANT_DIGITS = 6  # of every stored float; beyond it BLAS builds and thread counts differ
 FIGURE_DPI = 160  # pixels per inch of the png figures
+_explored: Path | None = None  # where the artefacts of an exploration go; the notebooks stay in the project folder
 
 
 def root() -> Path:
@@ -48,19 +49,25 @@ def root() -> Path:
     return next((folder for folder in (here, here.parent) if (folder / "notebooks").is_dir()), checkout)
 
 
+def explore(folder: Path | None) -> None:
+    """Write and read this process's artefacts below `folder`, not in the project; None goes back to the project."""
+    global _explored
+    _explored = folder
+
+
 def build_dir(profile: str) -> Path:
     """Folder of everything of a profile that git ignores: executed notebooks, provenance, the PDF."""
-    return root() / "build" / _checked(profile)
+    return _artifact_root() / "build" / _checked(profile)
 
 
 def figures_dir(profile: str) -> Path:
     """Folder of the profile's figures."""
-    return build_dir(profile) / "figures" if profile == DRAFT_PROFILE else root() / "figures"
+    return build_dir(profile) / "figures" if profile == DRAFT_PROFILE else _artifact_root() / "figures"
 
 
 def tables_dir(profile: str) -> Path:
     """Folder of the profile's tables."""
-    return build_dir(profile) / "tables" if profile == DRAFT_PROFILE else root() / "report" / "tables"
+    return build_dir(profile) / "tables" if profile == DRAFT_PROFILE else _artifact_root() / "report" / "tables"
 
 
 def numbers_file(profile: str) -> Path:
@@ -191,6 +198,10 @@ def read_sidecar(path: Path, profile: str) -> dict[str, Any]:
         raise SrlibError(f"{path} is not the file that its record {sidecar_path.name} describes (edited by hand?); "
                          f"{_advice(path.stem, profile)}.")
     return sidecar
+
+
+def _artifact_root() -> Path:
+    return _explored or root()
 
 
 def _require(path: Path, kind: str, name: str, profile: str) -> None:

@@ -149,6 +149,7 @@ def notebook_setup(notebook_id: str, namespace: Mapping[str, Any]) -> Run:
 
     from srlib.plots import STYLE
 
+    artifacts.explore(None)  # whatever this kernel ran before
     defaults = default_parameters(notebook_id)
     parameters = {name: namespace.get(name, value) for name, value in defaults.items()}
     profile = config.profile(parameters["profile"])
@@ -163,8 +164,9 @@ def notebook_setup(notebook_id: str, namespace: Mapping[str, Any]) -> Run:
     print(f"seed     {parameters['seed']}\ndevice   {device}")
     changed = {name: value for name, value in parameters.items() if name != "profile" and value != defaults[name]}
     if changed and IN_CHAIN not in os.environ:
-        os.environ["SRLIB_ROOT"] = str(artifacts.build_dir(profile.name) / "explore")
-        print(f"explored {changed}: artefacts go to {artifacts.root()}")
+        folder = artifacts.build_dir(profile.name) / "explore"
+        artifacts.explore(folder)
+        print(f"explored {changed}: artefacts go to {folder}")
     return Run(notebook_id, profile, parameters, device)
 
 

@@ -124,11 +124,18 @@ def test_notebooks_run_and_repeat_their_committed_outputs(tmp_path):
 def test_other_parameters_stay_out_of_the_report(tmp_path, monkeypatch, capsys):
     shutil.copytree(FOLDER, tmp_path / "notebooks")
     monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
+    monkeypatch.setattr(artifacts, "_explored", None)
     assert default_parameters("02_degradation")["cutoff_hz"] == 8000.0
-    run = notebook_setup("02_degradation", {"profile": "smoke", "cutoff_hz": 3000.0})
-    assert "explored {'cutoff_hz': 3000.0}" in capsys.readouterr().out
-    run.save_number("filter_f3db_min", 0.8)
-    assert artifacts.numbers_file("smoke").is_relative_to(tmp_path / "build" / "smoke" / "explore")
+    for cutoff_hz in (3000.0, 2000.0):  # as often as one likes in one kernel
+        run = notebook_setup("02_degradation", {"profile": "smoke", "cutoff_hz": cutoff_hz})
+        explored = tmp_path / "build" / "smoke" / "explore"
+        assert f"explored {{'cutoff_hz': {cutoff_hz}}}: artefacts go to {explored}\n" in capsys.readouterr().out
+        run.save_number("filter_f3db_min", 0.8)
+        assert artifacts.numbers_file("smoke").is_relative_to(explored)
+        assert artifacts.figures_dir("demo").is_relative_to(explored)
+        assert artifacts.root() == tmp_path
+    notebook_setup("02_degradation", {"profile": "smoke"})  # and back again
+    assert not artifacts.numbers_file("smoke").is_relative_to(explored)
 
 
 def test_a_run_saves_what_it_declares_and_nothing_else(tmp_path, monkeypatch):
