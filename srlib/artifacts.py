@@ -154,11 +154,17 @@ def save_number(name: str, value: float | int, profile: str, notebook: str, unit
 
 def read_table(name: str, profile: str) -> pandas.DataFrame:
     """The table as saved; a missing one is an error that names the notebook to run."""
-    import pandas
-
     path = tables_dir(profile) / f"{_checked(name)}.csv"
     _require(path, "table", name, profile)
-    return pandas.read_csv(path, keep_default_na=False, na_values=[""])
+    return _read_csv(path)
+
+
+def committed_table(name: str) -> tuple[pandas.DataFrame, dict[str, Any]] | None:
+    """A table of the project and its settings, also while a notebook is explored; None if it is not there."""
+    path = root() / "report" / "tables" / f"{_checked(name)}.csv"
+    if not path.is_file():
+        return None
+    return _read_csv(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
 
 
 def read_numbers(profile: str) -> dict[str, dict[str, Any]]:
@@ -198,6 +204,12 @@ def read_sidecar(path: Path, profile: str) -> dict[str, Any]:
         raise SrlibError(f"{path} is not the file that its record {sidecar_path.name} describes (edited by hand?); "
                          f"{_advice(path.stem, profile)}.")
     return sidecar
+
+
+def _read_csv(path: Path) -> pandas.DataFrame:
+    import pandas
+
+    return pandas.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 def _artifact_root() -> Path:

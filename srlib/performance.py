@@ -9,7 +9,6 @@ say nothing of quality and all of speed.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import sys
@@ -27,6 +26,7 @@ import pandas as pd
 
 from srlib import artifacts
 from srlib.config import SAMPLE_RATE
+from srlib.errors import SrlibError
 from srlib.machine import hardware
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def quick(pipe: RestorationPipeline, size: str) -> pd.DataFrame:
 
 
 def recorded(profile: str, here: pd.DataFrame, again: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The benchmark and the hardware it ran on: the committed record, or a new one if there is none or `again` asks.
+    """The benchmark and the hardware it ran on: the committed record, or a new one if `again` asks.
 
     The smoke profile has no record; it gets what was measured `here`.
     """
@@ -186,14 +186,18 @@ def recorded_files(
 def _recorded(
     name: str, profile: str, here: pd.DataFrame, measure_all: Callable[[], pd.DataFrame], again: bool
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    path = artifacts.tables_dir(profile) / f"{name}.csv"
     if profile == artifacts.DRAFT_PROFILE:
         return here, conditions()
-    if again or not path.is_file():
+    if again:
         machine = conditions()
         return measure_all(), machine
-    settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
-    return artifacts.read_table(name, profile), settings
+    found = artifacts.committed_table(name)
+    if found is None:  # half an hour is not spent without being asked for
+        raise SrlibError(
+            f"The record report/tables/{name}.csv is missing: get it back from git, or measure it anew, "
+            f"with python -m srlib.performance {name}."
+        )
+    return found
 
 
 def _write(case: Case, model: str) -> None:

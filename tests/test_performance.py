@@ -11,6 +11,7 @@ import torch
 
 from srlib import artifacts, cost_plots, ldm, performance, vae
 from srlib.config import AUDIOSR, SAMPLE_RATE, TINY
+from srlib.errors import SrlibError
 from srlib.mel import log_mel
 from srlib.metrics import lsd
 from srlib.pipeline import RestorationPipeline, build
@@ -102,6 +103,22 @@ def test_the_record_is_read_and_only_measured_when_asked(tmp_path, monkeypatch):
     table, machine = performance.recorded("demo", here, again=True)
     assert table["x"].tolist() == [2.0] and {"processor", "cores", "torch"} <= set(machine)
     assert measured == [performance.RECORD]
+
+
+def test_an_exploration_reads_the_record_and_never_measures(tmp_path, monkeypatch):
+    monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
+    monkeypatch.setattr(artifacts, "_explored", None)
+    for name in ("benchmark", "file_benchmark"):
+        monkeypatch.setattr(performance, name, lambda *_: pytest.fail("measured"))
+    here = pd.DataFrame({"x": [1.0]})
+    for name in ("performance", "restore_speed"):
+        artifacts.save_table(here, name, "demo", "10_performance", {"processor": "one"})
+    artifacts.explore(tmp_path / "build" / "demo" / "explore")
+    for table, machine in (performance.recorded("demo", here), performance.recorded_files("demo", None)):
+        assert table["x"].tolist() == [1.0] and machine == {"processor": "one"}
+    (tmp_path / "report" / "tables" / "performance.csv").unlink()
+    with pytest.raises(SrlibError, match=r"performance\.csv.*python -m srlib\.performance"):
+        performance.recorded("demo", here)
 
 
 def test_the_committed_record_holds_both_sizes_and_adds_up():
