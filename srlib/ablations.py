@@ -16,7 +16,7 @@ import pandas as pd
 
 from srlib import data
 from srlib.config import SAMPLE_RATE, Profile
-from srlib.evaluation import Condition, load_pipeline, restore, start_single_threaded
+from srlib.evaluation import Condition, load_pipeline, restore, single_threaded, start_single_threaded
 from srlib.metrics import HEADLINE_HZ, level_high_db, log_mel_l1, lsd, texture_high
 from srlib.vocoder import IstftVocoder
 
@@ -52,7 +52,8 @@ def run(
     workers = min(workers or os.cpu_count() or 1, len(names)) if device == "cpu" else 1
     measure = partial(_rows, profile, seed, device)
     if workers == 1:
-        found = [row for name in names for row in measure(name)]
+        with single_threaded():
+            found = [row for name in names for row in measure(name)]
     else:
         context = get_context("spawn")
         with ProcessPoolExecutor(workers, context, initializer=start_single_threaded) as pool:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 DRAFT_PROFILE = "smoke"  # its numbers come from an untrained model: kept out of everything that is committed
 FIGURE_KINDS = ("png", "svg")
-SIGNIFICANT_DIGITS = 6  # of every stored float; beyond it BLAS builds and thread counts differ
+SIGNIFICANT_DIGITS = 6  # of every stored float; in the last of them thread counts differ, which the chain fixes
 FIGURE_DPI = 160  # pixels per inch of the png figures
 _explored: Path | None = None  # where the artefacts of an exploration go; the notebooks stay in the project folder
 

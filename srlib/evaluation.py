@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import get_context
@@ -223,6 +224,19 @@ def start_single_threaded() -> None:
     torch.set_num_threads(1)
 
 
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Compute as a worker process does: with other threads the last digits are others."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _start_worker(evaluator: Evaluator) -> None:
     global _evaluator
     _evaluator = evaluator
@@ -242,15 +256,17 @@ def evaluate_systems(profile: Profile, seed: int = 0, device: str = "cpu", worke
 
     Args:
         device: of the models; with "cuda" one process does everything.
-        workers: processes; None is one per CPU core, at most one per track.
+        workers: processes of one thread each, which change nothing but the time; None is one per CPU core, at most
+            one per track.
     """
     names = [track.name for track in data.for_profile(profile, "test")]
     columns = conditions(profile)
     workers = min(workers or os.cpu_count() or 1, len(names)) if device == "cpu" else 1
     evaluator = Evaluator(profile, seed, device)
     if workers == 1:
-        evaluator.ridges = {condition.name: evaluator.fit_ridge(condition) for condition in columns}
-        return pd.DataFrame([row for name in _report(map(evaluator.rows, names), len(names)) for row in name])
+        with single_threaded():
+            evaluator.ridges = {condition.name: evaluator.fit_ridge(condition) for condition in columns}
+            return pd.DataFrame([row for name in _report(map(evaluator.rows, names), len(names)) for row in name])
     pool = {"max_workers": workers, "mp_context": get_context("spawn"), "initializer": _start_worker}
     with ProcessPoolExecutor(**pool, initargs=(evaluator,)) as executor:
         fitted = executor.map(_fit_in_worker, columns)

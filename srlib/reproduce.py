@@ -22,6 +22,9 @@ from srlib import artifacts, config
 from srlib.errors import SrlibError
 
 IN_CHAIN = "SRLIB_IN_CHAIN"  # set in the environment of notebooks that the chain runs
+# Sums in float32 depend on how they are shared out, and so do the digits of a table: whatever the host has or says,
+# torch computes on two threads, and OpenBLAS, which never starts more threads than there are cores, on one.
+_THREADS = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
 _NOT_USED_BY_NOTEBOOKS = {"__main__.py", "report.py"}  # a change here leaves every result as it was
 
 
@@ -198,13 +201,15 @@ def _execute(link: Notebook, output: Path, values: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """What kernels inherit: that the chain runs them, and threads that sleep when they wait (others need the cores)."""
+    """What kernels inherit: that the chain runs them, their threads, and how these wait."""
     before = os.environ.copy()
-    os.environ.update({IN_CHAIN: "1", "OMP_WAIT_POLICY": before.get("OMP_WAIT_POLICY", "passive")})
+    passive = {"OMP_WAIT_POLICY": before.get("OMP_WAIT_POLICY", "passive")}  # they sleep: others need the cores
+    ours = {IN_CHAIN: "1"} | _THREADS | passive
+    os.environ.update(ours)
     try:
         yield
     finally:
-        for name in (IN_CHAIN, "OMP_WAIT_POLICY"):
+        for name in ours:
             os.environ.pop(name)
             os.environ.update({name: before[name]} if name in before else {})
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -10,9 +11,10 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from srlib import artifacts, curriculum, evaluation, reproduce
+from srlib import ablations, artifacts, curriculum, evaluation, reproduce
 from srlib.config import PROFILES
 from srlib.errors import SrlibError
 
@@ -109,6 +111,28 @@ def test_conditions_are_seeded_by_track_and_name():
     assert one.tone_hz != other.tone_hz and 100 <= one.tone_hz <= 15000
 
 
+def test_rows_are_computed_on_one_thread_in_one_process_as_in_many(monkeypatch):
+    counted = []
+
+    def rows(*_):
+        counted.append(torch.get_num_threads())
+        return [dict.fromkeys(("condition", "varied", "setting"), "x")]
+
+    monkeypatch.setattr(evaluation.Evaluator, "fit_ridge", rows)
+    monkeypatch.setattr(evaluation.Evaluator, "rows", rows)
+    monkeypatch.setattr(ablations, "_rows", rows)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for compute in (evaluation.evaluate_systems, ablations.run):
+            counted.clear()
+            compute(PROFILES[SMOKE], workers=1)
+            assert set(counted) == {1}
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_summarise_runs_reads_a_log():
     log = pd.DataFrame({"stage": "ldm", "global_step": [10, 20], "wall_time": [30.0, 60.0]})
     log = log.assign(**{"train/loss": [1.0, 0.5], "val/lsd": [math.nan, 1.2]})
@@ -192,6 +216,17 @@ def test_unknown_notebook_and_profile_are_errors(small):
         reproduce.reproduce(SMOKE, only="0")
     with pytest.raises(SrlibError, match="no profile 'huge'"):
         reproduce.reproduce("huge")
+
+
+def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkeypatch):
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    for name in names:
+        monkeypatch.setenv(name, "3")
+    settings = f"[__import__('torch').get_num_threads(), *map(int, map(__import__('os').getenv, {names}))]"
+    write(small, "00_first", FIRST.replace("[value]", settings))
+    reproduce.reproduce(SMOKE, only="00")
+    assert artifacts.read_table("first", SMOKE)["x"].tolist() == [2, 2, 2, 1]
+    assert [os.environ[name] for name in names] == ["3"] * 3
 
 
 def test_state_records_seconds_outside_what_is_committed(small):
