@@ -92,7 +92,7 @@ def save_figure(fig: Figure, name: str, profile: str, notebook: str, kind: str =
 
     Args:
         kind: "svg" for line plots, "png" for spectrograms (as svg they are bloated).
-        context: what the volatile record should also hold: parameters, seed, device, inputs (hashes), seconds.
+        context: what the volatile record should also hold: parameters, device, seconds.
     """
     if kind not in FIGURE_KINDS:
         raise SrlibError(f"Figure {name!r} was asked for as {kind!r}; choose one of {', '.join(FIGURE_KINDS)}.")

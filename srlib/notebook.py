@@ -20,7 +20,7 @@ import numpy as np
 
 from srlib import artifacts, config
 from srlib.errors import SrlibError
-from srlib.reproduce import IN_CHAIN, fingerprint, notebook, source_path
+from srlib.reproduce import IN_CHAIN, notebook, source_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """One execution of a notebook: what it may read, and where what it makes goes.
+    """One execution of a notebook: its data and model, and where what it makes goes.
 
     Attributes:
         profile: the `config.Profile` that sets the size of everything.
@@ -47,7 +47,6 @@ class Run:
         self.rng = np.random.default_rng(self.seed)
         self.device = device
         self._pipelines: dict[str | None, RestorationPipeline] = {}
-        self._inputs: dict[str, str] = {}
         self._saved: set[str] = set()
         self._start = time.perf_counter()
 
@@ -95,13 +94,6 @@ class Run:
         self._declared(name, ("",))
         artifacts.save_number(name, value, self.profile.name, self.notebook.id, unit, fmt, self._context())
 
-    def read_table(self, name: str) -> pd.DataFrame:
-        """A table that an earlier notebook made; it must stand among this notebook's declared inputs."""
-        if f"{name}.csv" not in self.notebook.inputs:
-            raise SrlibError(f"{self.notebook.id} reads table {name!r}, not declared in srlib.reproduce.CHAIN.")
-        self._inputs[name] = fingerprint((f"{name}.csv",), self.profile.name)[f"{name}.csv"]
-        return artifacts.read_table(name, self.profile.name)
-
     def done(self) -> None:
         """List what was written, with size and hash; fails if a declared artefact is missing."""
         missing = [output for output in self.notebook.outputs if output not in self._saved]
@@ -128,7 +120,7 @@ class Run:
 
     def _context(self) -> dict[str, Any]:
         seconds = round(time.perf_counter() - self._start, 2)
-        return {"parameters": self.parameters, "device": self.device, "inputs": self._inputs, "seconds": seconds}
+        return {"parameters": self.parameters, "device": self.device, "seconds": seconds}
 
 
 def notebook_setup(notebook_id: str, namespace: Mapping[str, Any]) -> Run:

@@ -1,8 +1,8 @@
-"""The chain of notebooks over papermill: what each reads and makes, and which of them must run again.
+"""The chain of notebooks over papermill: what each makes, and which of them must run again.
 
-A notebook is skipped when nothing that could change its result has changed: its cells, its parameters, the package with
-its weights and demo music, and the artefacts it reads; and when what it made is still there, unedited. Times of files
-play no part. After a failure the next call therefore continues at the failed notebook.
+A notebook is skipped when nothing that could change its result has changed: its cells, the profile, and the package
+with its weights and demo music; and when what it made is still there, unedited. None reads what another makes. Times
+of files play no part. After a failure the next call therefore continues at the failed notebook.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ _NOT_USED_BY_NOTEBOOKS = {"__main__.py", "report.py"}  # a change here leaves ev
 
 @dataclass(frozen=True)
 class Notebook:
-    """A link of the chain; `inputs` and `outputs` are artefacts: name.png, .svg or .csv, or a number's bare name."""
+    """A link of the chain; `outputs` are artefacts: name.png, .svg or .csv, or a number's bare name."""
 
     id: str
-    inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
 
@@ -46,9 +45,9 @@ DETECTOR_NUMBERS = {
 LSD_NUMBER_CONDITIONS = ("clean_4k", "clean_8k", "clean_16k", "tone_8k", "white_8k")
 
 
-def _link(name: str, *outputs: str, inputs: str = "") -> Notebook:
+def _link(name: str, *outputs: str) -> Notebook:
     """A link from space-separated artefact names."""
-    return Notebook(name, tuple(inputs.split()), tuple(" ".join(outputs).split()))
+    return Notebook(name, tuple(" ".join(outputs).split()))
 
 
 CHAIN = (
@@ -113,11 +112,7 @@ def notebook(name: str) -> Notebook:
 
 
 def reproduce(
-    profile: str | None = None,
-    start: str | None = None,
-    only: str | None = None,
-    force: bool = False,
-    parameters: Mapping[str, Any] | None = None,
+    profile: str | None = None, start: str | None = None, only: str | None = None, force: bool = False
 ) -> dict[str, float | None]:
     """Run the chain where it is not up to date; returns {notebook id: seconds, or None if skipped}.
 
@@ -125,16 +120,12 @@ def reproduce(
         start: begin at this notebook ("05" is enough); those before it are left as they are.
         only: run this notebook alone.
         force: run even what is up to date.
-        parameters: values for parameters of the notebooks besides `profile`; an unknown one is an error.
     """
     name = config.profile(profile).name
     links = [notebook(only)] if only else list(CHAIN[CHAIN.index(notebook(start)) if start else 0 :])
-    values = {"profile": name, **(parameters or {})}
-    for link in links:
-        _check_parameters(link, values)
     seconds: dict[str, float | None] = {}
     for link in links:
-        seconds[link.id] = _run_if_needed(link, name, values, force)
+        seconds[link.id] = _run_if_needed(link, name, force)
         took = seconds[link.id]
         print(f"{link.id:<22} {'up to date' if took is None else f'{took:7.1f} s'}", flush=True)
     print(f"{'total':<22} {sum(took or 0.0 for took in seconds.values()):7.1f} s", flush=True)
@@ -157,16 +148,16 @@ def fingerprint(names: Iterable[str], profile: str) -> dict[str, str]:
     return found
 
 
-def _run_if_needed(link: Notebook, profile: str, values: Mapping[str, Any], force: bool) -> float | None:
+def _run_if_needed(link: Notebook, profile: str, force: bool) -> float | None:
     folder = artifacts.build_dir(profile) / "notebooks"
     state_file = folder / f"{link.id}.state.json"
-    key = _key(link, profile, values)
+    key = _key(link, profile)
     if not force and state_file.is_file() and _is_current(json.loads(state_file.read_text()), key, link, profile):
         return None
     folder.mkdir(parents=True, exist_ok=True)
     state_file.unlink(missing_ok=True)
     start = time.perf_counter()
-    _execute(link, folder / f"{link.id}.ipynb", values)
+    _execute(link, folder / f"{link.id}.ipynb", profile)
     took = time.perf_counter() - start
     state = {"key": key, "outputs": fingerprint(link.outputs, profile), "seconds": round(took, 2)}
     part = state_file.with_suffix(".part")
@@ -182,7 +173,7 @@ def _is_current(state: Mapping[str, Any], key: str, link: Notebook, profile: str
         return False
 
 
-def _execute(link: Notebook, output: Path, values: Mapping[str, Any]) -> None:
+def _execute(link: Notebook, output: Path, profile: str) -> None:
     import papermill
 
     options = {"kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": True}
@@ -190,7 +181,12 @@ def _execute(link: Notebook, output: Path, values: Mapping[str, Any]) -> None:
     try:
         with _environment():
             papermill.execute_notebook(
-                source_path(link), output, dict(values), cwd=str(artifacts.root()), extra_arguments=quiet, **options
+                source_path(link),
+                output,
+                {"profile": profile},
+                cwd=str(artifacts.root()),
+                extra_arguments=quiet,
+                **options,
             )
     except papermill.PapermillExecutionError as error:
         raise SrlibError(
@@ -214,16 +210,6 @@ def _environment() -> Iterator[None]:
             os.environ.update({name: before[name]} if name in before else {})
 
 
-def _check_parameters(link: Notebook, values: Mapping[str, Any]) -> None:
-    """Papermill only warns about a parameter that a notebook does not have; a typing error must not pass."""
-    import papermill
-
-    known = papermill.inspect_notebook(source_path(link))
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise SrlibError(f"Notebook {link.id} has no parameter {', '.join(unknown)}; it has {', '.join(known)}.")
-
-
 def source_path(link: Notebook) -> Path:
     """The notebook's file in the project folder."""
     path = artifacts.root() / "notebooks" / f"{link.id}.ipynb"
@@ -232,11 +218,11 @@ def source_path(link: Notebook) -> Path:
     return path
 
 
-def _key(link: Notebook, profile: str, values: Mapping[str, Any]) -> str:
+def _key(link: Notebook, profile: str) -> str:
     """Hash of everything that the notebook's result depends on."""
     cells = json.loads(source_path(link).read_text(encoding="utf-8"))["cells"]
     source = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    parts = [source, sorted(values.items()), _package_hash(), fingerprint(link.inputs, profile)]
+    parts = [source, profile, _package_hash()]
     parts.append(os.environ.get("MUSDB_ROOT") if config.profile(profile).dataset == "musdb" else None)
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 

@@ -144,8 +144,6 @@ def test_a_run_saves_what_it_declares_and_nothing_else(tmp_path, monkeypatch):
     run = notebook_setup("02_degradation", {"profile": "smoke"})
     with pytest.raises(SrlibError, match="saves 'filter_median' but does not declare it"):
         run.save_number("filter_median", 1.0)
-    with pytest.raises(SrlibError, match="reads table 'lsd', not declared"):
-        run.read_table("lsd")
     run.save_number("filter_f3db_min", 0.8)
     with pytest.raises(SrlibError, match=r"declares filters\.csv, .*filter_f3db_max, .* but did not save it"):
         run.done()
