@@ -268,6 +268,33 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(part, path)
 
 
+def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a folder beside `path`, then put it there; whatever stops it, the old or the new one is left.
+
+    No system call exchanges two folders everywhere, so the old one steps aside for a moment: after a kill in that
+    moment it stands beside `path`, and the next call puts it back first.
+    """
+    aside = path.with_name(f".{path.name}.old")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if aside.exists() and not path.exists():
+        os.rename(aside, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
+        new, old, older = (Path(folder) / name for name in ("new", "old", "older"))
+        write(new)
+        if aside.exists():  # of a call that was killed behind that moment
+            os.rename(aside, older)
+        if path.is_dir():
+            os.rename(path, aside)
+        try:
+            os.rename(new, path)
+        except BaseException:
+            if aside.exists():
+                os.rename(aside, path)
+            raise
+        if aside.exists():
+            os.rename(aside, old)
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
-from srlib.artifacts import write_text
+from srlib.artifacts import replace_folder, write_text
 from srlib.errors import SrlibError
 from srlib.nvsr import MelResUNet
 from srlib.pipeline import RestorationPipeline
@@ -28,12 +26,7 @@ def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None =
     what was really run to `training.json`. What stood in `out` is replaced as a whole, or not at all.
     """
     runs, out = Path(runs), Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".publish-") as folder:
-        whole = Path(folder) / "weights"
-        _write(runs, whole, num_inference_steps)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(whole, out)
+    replace_folder(out, lambda part: _write(runs, part, num_inference_steps))
     return out
 
 

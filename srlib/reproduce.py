@@ -160,9 +160,7 @@ def _run_if_needed(link: Notebook, profile: str, force: bool) -> float | None:
     _execute(link, folder / f"{link.id}.ipynb", profile)
     took = time.perf_counter() - start
     state = {"key": key, "outputs": fingerprint(link.outputs, profile), "seconds": round(took, 2)}
-    part = state_file.with_suffix(".part")
-    part.write_text(json.dumps(state, indent=1))
-    os.replace(part, state_file)
+    artifacts.write_text(state_file, json.dumps(state, indent=1) + "\n")
     return took
 
 

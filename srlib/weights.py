@@ -11,18 +11,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import re
 import shlex
 import shutil
 import sys
-import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srlib.artifacts import write_text
+from srlib.artifacts import replace_folder, write_text
 from srlib.errors import SrlibError
 from srlib.machine import hardware
 from srlib.publish import publish, training_record
@@ -92,15 +90,14 @@ def assemble(runs: Path, order: Sequence[str], out: Path) -> Path:
     if not finished:
         raise SrlibError(f"{runs} holds no finished run of {', '.join(order) or 'this recipe'}: train one first.")
     newest = {part: name for name in finished for part in PARTS[_stage(name)]}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".part-") as folder:
-        whole = Path(folder) / "pipeline"
+
+    def copy(whole: Path) -> None:
         shutil.copytree(runs / finished[-1] / "pipeline", whole)
         for part, name in newest.items():
             shutil.rmtree(whole / part)
             shutil.copytree(runs / name / "pipeline" / part, whole / part)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(whole, out)
+
+    replace_folder(out, copy)
     return out
 
 
