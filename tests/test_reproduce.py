@@ -1,5 +1,6 @@
 """The chain: what runs, what is skipped, what is reported; and what the smoke profile leaves behind."""
 
+import ast
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from srlib.config import PROFILES
 from srlib.errors import SrlibError
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+PACKAGE = Path(reproduce.__file__).parent
 SMOKE = "smoke"
 
 
@@ -212,6 +214,32 @@ def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkey
     reproduce.reproduce(SMOKE, only="00")
     assert artifacts.read_table("first", SMOKE)["x"].tolist() == [2, 2, 2, 1]
     assert [os.environ[name] for name in names] == ["3"] * 3
+
+
+def imported_modules(source: str) -> set[str]:
+    """Modules of the package that a source imports anywhere but for its type checker, by their file's name."""
+    tree, found = ast.parse(source), {"__init__.py"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            package = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            for name in (package + alias.name for alias in node.names):
+                top, _, rest = name.partition(".")
+                file = f"{rest.partition('.')[0]}.py"
+                found |= {file} if top == "srlib" and (PACKAGE / file).is_file() else set()
+    return found
+
+
+def test_what_no_notebook_can_reach_does_not_run_it_again_and_all_else_does():
+    cells = [cell for path in NOTEBOOKS.glob("*.ipynb") for cell in nbformat.read(path, as_version=4).cells]
+    waiting = set().union(*(imported_modules(cell.source) for cell in cells if cell.cell_type == "code"))
+    reached: set[str] = set()
+    while waiting:
+        reached.add(module := waiting.pop())
+        waiting |= imported_modules((PACKAGE / module).read_text()) - reached
+    assert {path.name for path in PACKAGE.glob("*.py")} - reached == reproduce._NOT_USED_BY_NOTEBOOKS
 
 
 def test_state_records_seconds_outside_what_is_committed(small):
