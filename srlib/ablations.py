@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -24,7 +23,7 @@ CONDITIONS = ("clean_4k", "white_8k")
 NO_NETWORK = "excitation alone"  # the vocoder without what its network adds
 
 
-def variations(steps: Sequence[int] = (1, 4, 16)) -> dict[tuple[str, str], dict]:
+def variations() -> dict[tuple[str, str], dict]:
     """{(axis, value): options of `evaluation.restore`}; `vocoder` is not one of them and picks the vocoder."""
     return {
         ("default", ""): {},
@@ -32,7 +31,7 @@ def variations(steps: Sequence[int] = (1, 4, 16)) -> dict[tuple[str, str], dict]
         **{
             ("steps", f"{count}, {solver}"): {"num_inference_steps": count, "scheduler": solver}
             for solver in ("ddim", "dpm")
-            for count in steps
+            for count in (1, 4, 16)
         },
         **{
             ("averaged samples", f"{count}, of 4 steps"): {"num_samples": count, "num_inference_steps": 4}

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 
 N_FFTS = (512, 1024, 2048)  # samples, hops of a quarter
+_CHANNELS = (2, 16, 16, 32, 32)  # of a discriminator's input and of its layers
 _SMOOTHING = (5, 15)  # frames, bins of the local level
 _POWER_FLOOR = 1e-9  # of unnormalised spectra, as in the spectral loss
 _LIMIT = 8.0  # whitened spectra have unit power; an untrained vocoder's may be far above
@@ -29,14 +30,13 @@ _FEATURE_WEIGHT = 2.0
 class SpectrumDiscriminator(nn.Module):
     """Scores patches of a whitened spectrum `[batch, 2, frames, bins]`; the features of every layer come with them."""
 
-    def __init__(self, channels: int = 16) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        widths = (2, channels, channels, 2 * channels, 2 * channels)
         self.layers = nn.ModuleList(
             weight_norm(nn.Conv2d(before, after, (3, 9), stride=(1, 2), padding=(1, 4)))
-            for before, after in pairwise(widths)
+            for before, after in pairwise(_CHANNELS)
         )
-        self.score = weight_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
+        self.score = weight_norm(nn.Conv2d(_CHANNELS[-1], 1, 3, padding=1))
 
     def forward(self, spectrum: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         features = []

@@ -105,11 +105,7 @@ class VocoderObjective(Objective):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         first_frame = int(torch.randint(1024, ()))
-        mel = log_mel(batch.reference)
-        if self.config.decoded_mels:
-            with torch.no_grad():
-                mel = vae.decode(self.pipeline.vae, vae.encode(self.pipeline.vae, mel))
-        wav = vocode(self.module, mel, first_frame)
+        wav = vocode(self.module, log_mel(batch.reference), first_frame)
         distances = [self._distance(wav, batch.reference, batch.bandwidth_hz, n_fft) for n_fft in self.n_ffts]
         loss = torch.stack(distances).mean()
         if self.adversary is not None and self.adversary.active and self.module.training:

@@ -101,12 +101,12 @@ def assemble(runs: Path, order: Sequence[str], out: Path) -> Path:
     return out
 
 
-def describe_run(folder: Path, data: str, budget: float | None, command: str | None = None) -> None:
+def describe_run(folder: Path, data: str, budget: float | None) -> None:
     """Write `run.json` beside a finished run: the command, how long it took on what, and the corpus."""
     rows = (folder / "log.csv").read_text(encoding="utf-8").splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
     record = {
-        "command": command or shlex.join(["python", "-m", "srlib.weights", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "srlib.weights", *sys.argv[1:]]),
         "budget_seconds": budget,
         "steps": int(last["global_step"]),
         "minutes": round(float(last["wall_time"]) / 60, 2),
