@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
+from srlib.processes import Processes
 
 N_FFTS = (512, 1024, 2048)  # samples, hops of a quarter
 _CHANNELS = (2, 16, 16, 32, 32)  # of a discriminator's input and of its layers
@@ -68,10 +68,10 @@ def whitened(
 class Adversary:
     """The discriminators of one run with their optimiser; `weight` is that of the generator's loss."""
 
-    def __init__(self, accelerator: Accelerator, weight: float, frames: int, learning_rate: float) -> None:
-        self.accelerator, self.weight, self.samples = accelerator, weight, frames * HOP_LENGTH
+    def __init__(self, processes: Processes, weight: float, frames: int, learning_rate: float) -> None:
+        self.processes, self.weight, self.samples = processes, weight, frames * HOP_LENGTH
         self.active = False
-        self.module = nn.ModuleList(SpectrumDiscriminator() for _ in N_FFTS).to(accelerator.device)
+        self.module = nn.ModuleList(SpectrumDiscriminator() for _ in N_FFTS).to(processes.accelerator.device)
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=learning_rate, betas=(0.8, 0.99))
         self._pair: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
@@ -100,14 +100,15 @@ class Adversary:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.module.requires_grad_(True)
-        with self.accelerator.autocast():
+        with self.processes.accelerator.autocast():
             losses = []
             for n_fft, discriminator in zip(N_FFTS, self.module, strict=True):
                 fake, real = (discriminator(spectrum)[0] for spectrum in whitened(*self._pair, n_fft))
                 losses.append(F.relu(1 - real).mean() + F.relu(1 + fake).mean())
             loss = torch.stack(losses).mean()
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        self.processes.accelerator.backward(loss)
+        self.processes.average_gradients(self.module)
         self.optimizer.step()
         return loss.detach()
 

@@ -35,12 +35,14 @@ from srlib.metrics import HEADLINE_HZ, lsd, texture_high
 from srlib.nvsr import MelResUNet
 from srlib.objectives import STAGES, Objective
 from srlib.pipeline import RestorationPipeline, build
+from srlib.processes import Processes
 from srlib.recipe import TrainConfig
 from srlib.trainlog import TrainingLog
 
 _SNAPSHOT_MERGE = "none"  # what the model makes of a clip, with nothing taken from the input
 _LENGTH = ("max_steps", "epochs")  # settings that may change when a run is resumed
 _VALIDATION_SEED = 1_000_003  # validation draws nothing that training draws
+_APART = 7_000_000_007  # between the random numbers of two processes
 # What validation restores: (cutoff in Hz, noise, amplitude, tone in Hz), one a clip in turn.
 _VALIDATION_CONDITIONS = ((4000, "none", 0.0, None), (8000, "tone", 0.1, 3000.0), (8000, "white", 0.02, None))
 
@@ -94,16 +96,17 @@ class Run:
             raise SrlibError(f"{self.folder} already holds a run: pass --resume to continue it, or give a new folder.")
         if self.folder.is_file():
             raise SrlibError(f"{self.folder} is a file: give a folder for the run.")
+        AcceleratorState._reset_state(True)  # a process may train several runs, each with its own precision
+        self.accelerator = Accelerator(mixed_precision=self.config.precision)
+        self.processes = Processes(self.accelerator)
+        self.processes.check(self.config.batch_size)
         settings = asdict(self.config) | {"stage": self.stage, "data": str(data), "init": str(init)}
-        self._record(settings, resumed=checkpoint.exists())
-        self.corpus, self.validation = (_corpus(data, split, self.folder.parent) for split in ("train", "valid"))
+        with self.accelerator.main_process_first():
+            self._record(settings, resumed=checkpoint.exists())
+            self.corpus, self.validation = (_corpus(data, split, self.folder.parent) for split in ("train", "valid"))
         if self.config.epochs:
             steps = self.config.epochs * self.corpus.steps_an_epoch(self.config.batch_size)
             self.config = replace(self.config, max_steps=steps)
-        AcceleratorState._reset_state(True)  # a process may train several runs, each with its own precision
-        self.accelerator = Accelerator(mixed_precision=self.config.precision)
-        if self.accelerator.num_processes > 1:
-            raise SrlibError("Training runs in one process on one device: start it without accelerate launch.")
         torch.manual_seed(self.config.seed)
         self.pipeline = (
             RestorationPipeline.from_pretrained(init, dtype=torch.float32)  # autocast makes bfloat16 of what can be
@@ -116,7 +119,7 @@ class Run:
         self.objective: Objective = STAGES[self.stage](self.pipeline, self.config)
         if self.config.adversarial_weight:
             self.objective.adversary = Adversary(
-                self.accelerator,
+                self.processes,
                 self.config.adversarial_weight,
                 self.config.adversarial_frames,
                 self.config.learning_rate,
@@ -129,14 +132,17 @@ class Run:
         )
         if not checkpoint.exists():
             started = time.monotonic()
-            self.objective.prepare(self._batches_to_fit())
+            if self.processes.first:
+                self.objective.prepare(self._batches_to_fit())
+            self.processes.take_from_first(self.pipeline.modules())
             if self.time_budget is not None:
-                self.time_budget = max(1e-3, self.time_budget - (time.monotonic() - started))
-        self.module, self.optimizer = self.accelerator.prepare(self.objective.module, optimizer)
+                self.time_budget = max(1e-3, self.time_budget - self.processes.agreed(time.monotonic() - started))
+        self.accelerator.prepare_model(self.objective.module, evaluation_mode=True)  # mixed precision alone
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.ema = EMAModel(self.objective.module.parameters(), self.config.ema_decay, use_ema_warmup=True, power=0.75)
         if checkpoint.exists():
             self._restore(checkpoint)
-        self.log = TrainingLog(self.folder, self.step)
+        self.log = TrainingLog(self.folder, self.step) if self.processes.first else None
 
     def _record(self, settings: dict[str, Any], resumed: bool) -> None:
         """Write the settings beside the run, or check that a resumed run is the same one; only its length may grow."""
@@ -148,37 +154,43 @@ class Run:
             if changed:
                 names = ", ".join(changed)
                 raise SrlibError(f"{self.folder} holds a run with other {names}: resume it as it was begun.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(settings, indent=1) + "\n")
+        if self.processes.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(settings, indent=1) + "\n")
 
     def fit(self) -> None:
         """Step until the steps or the time are used up; losses stay on the device until they are logged."""
         started = time.monotonic()
         losses: list[dict[str, torch.Tensor]] = []
-        batches = Prefetcher(lambda step: self._batch(step, self.corpus), self.config.prefetch)
+        batches = Prefetcher(self._share, self.config.prefetch)
         while not self._finished():
             step_started = time.monotonic()
             batch = batches(self.step)
             self.waited += time.monotonic() - step_started
             losses.append(self._update(batch))
             self.step += 1
-            self.elapsed = self.spent_before + time.monotonic() - started
+            self.elapsed = self.processes.agreed(self.spent_before + time.monotonic() - started)
             validate = self.step % self.config.validate_every == 0 or self._finished()
             if validate or self.step % self.config.log_every == 0:
-                self._write_log(losses, self._validate() if validate else {})
+                means = self._means(losses)
                 losses = []
+                if self.processes.first:
+                    self._write_log(means, self._validate() if validate else {})
             steps = self.config.snapshot_steps
-            if self.step in steps or (steps and self.step < min(steps) and self._finished()):  # the clock came first
+            snapshot = self.step in steps or (steps and self.step < min(steps) and self._finished())  # or the clock
+            if snapshot and self.processes.first:
                 self._snapshot()
-            if validate:
+            if validate and self.processes.first:
                 self._save()
+            if validate:
+                self.processes.wait()
         batches.close()
 
     def _finished(self) -> bool:
         return self.step >= self.config.max_steps or (self.time_budget is not None and self.elapsed >= self.time_budget)
 
     def _update(self, batch: Batch) -> dict[str, torch.Tensor]:
-        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step + _APART * self.processes.index)
         rate, adversary = self._learning_rate(), self.objective.adversary
         if adversary is not None:
             adversary.active = self.step >= self.config.adversarial_start
@@ -188,7 +200,8 @@ class Run:
             loss = self.objective.loss(batch)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        self.processes.average_gradients(self.objective.module)
+        self.accelerator.clip_grad_norm_(self.objective.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.ema.step(self.objective.module.parameters())
         losses = {"train/loss": loss.detach()}
@@ -214,18 +227,31 @@ class Run:
         started, config = time.monotonic(), self.config
         for index in range(config.fit_batches):
             tracks = self.corpus.tracks_of_step(config.seed, index, config.batch_size)
-            yield self._batch(_VALIDATION_SEED + 1000 + index, self.corpus, tracks=tracks)
+            yield self._batch((_VALIDATION_SEED + 1000 + index,), self.corpus, tracks=tracks)
             if self.time_budget is not None and time.monotonic() - started > self.time_budget / 4:
                 break
 
+    def _share(self, step: int) -> Batch:
+        """This process's part of the batch of a step."""
+        config, index, count = self.config, self.processes.index, self.processes.count
+        tracks = None
+        if config.one_crop_a_track:
+            tracks = self.corpus.tracks_of_step(config.seed, step, config.batch_size)
+            tracks = tracks[index::count] or tracks[:1]  # an epoch may end with fewer tracks than processes
+        own = (index,) if index else ()
+        return self._batch((step, *own), self.corpus, tracks=tracks, size=config.batch_size // count)
+
     def _batch(
-        self, draw_id: int, corpus: Corpus, augment: bool = True, tracks: Sequence[int] | None = None
+        self,
+        draw_id: tuple[int, ...],
+        corpus: Corpus,
+        augment: bool = True,
+        tracks: Sequence[int] | None = None,
+        size: int | None = None,
     ) -> Batch:
-        config, rng = self.config, np.random.default_rng([self.config.seed, draw_id])
-        if tracks is None and config.one_crop_a_track and corpus is self.corpus:
-            tracks = corpus.tracks_of_step(config.seed, draw_id, config.batch_size)
-        device, augment = self.accelerator.device, augment and config.augment
-        return draw(corpus, config.degradation(), rng, config.batch_size, config.frames, device, augment, tracks)
+        config, rng = self.config, np.random.default_rng([self.config.seed, *draw_id])
+        size, augment = size or config.batch_size, augment and config.augment
+        return draw(corpus, config.degradation(), rng, size, config.frames, self.accelerator.device, augment, tracks)
 
     @contextlib.contextmanager
     def _ema_weights(self) -> Iterator[None]:
@@ -253,7 +279,7 @@ class Run:
         """Loss on fixed validation crops; LSD (plain, to 19 kHz) and texture above the cutoff of fixed restorations."""
         torch.manual_seed(_VALIDATION_SEED)
         losses = [
-            self.objective.loss(self._batch(_VALIDATION_SEED + 2 + i, self.validation, augment=False)).item()
+            self.objective.loss(self._batch((_VALIDATION_SEED + 2 + i,), self.validation, augment=False)).item()
             for i in range(2)
         ]
         pairs = [(example, self._restore_example(*example)) for example in self._examples()]
@@ -300,11 +326,14 @@ class Run:
                 }
                 write_text(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
 
-    def _write_log(self, losses: list[dict[str, torch.Tensor]], validation: dict[str, float]) -> None:
-        row: dict[str, Any] = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step}
-        for name in ("train/loss", "train/discriminator"):
-            if values := [step[name] for step in losses if name in step]:
-                row[name] = torch.stack(values).mean().item()
+    def _means(self, losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        """Means over steps and processes."""
+        names = [name for name in ("train/loss", "train/discriminator") if any(name in step for step in losses)]
+        stacks = {name: torch.stack([step[name] for step in losses if name in step]) for name in names}
+        return {name: self.processes.mean(stack.mean()).item() for name, stack in stacks.items()}
+
+    def _write_log(self, means: dict[str, float], validation: dict[str, float]) -> None:
+        row: dict[str, Any] = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step} | means
         elapsed = max(self.elapsed, 1e-9)
         rate = self.step * self.config.batch_size / elapsed
         row |= {"wall_time": self.elapsed, "learning_rate": self._learning_rate(), "samples_per_second": rate}

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 import types
 
@@ -20,6 +22,7 @@ from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.mel import band_edges_hz, log_mel
 from srlib.pipeline import RestorationPipeline, build
+from srlib.processes import Processes
 from srlib.recipe import TrainConfig
 
 CONFIG = {
@@ -177,6 +180,78 @@ def test_a_run_killed_in_its_last_save_is_not_finished(runs, validate_every, kil
     published = RestorationPipeline.from_pretrained(folder / "pipeline").base.parameters()
     assert rows_of(folder)[-1]["global_step"] == "2"
     assert all(torch.equal(a, b) for a, b in zip(published, weights_of(folder)[1], strict=True))
+
+
+SHARED = CONFIG | {"batch_size": 4, "constant_rate": True, "warmup_steps": 1, "validate_every": 1}
+
+
+def launch(folder, max_steps, *arguments):
+    """A run of two processes, on the CPU."""
+    recipe = folder.with_suffix(".toml")
+    settings = SHARED | {"max_steps": max_steps}
+    recipe.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "srlib", "train", "nvsr"]
+    command += ["--config", str(recipe), "--data", "demo", "--out", str(folder), *arguments]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class FirstStepError(Exception):
+    """Ends a run before its first step."""
+
+
+def gradients_of(index, folder, monkeypatch):
+    """What process `index` of two starts with and finds for the first step: parameters and their gradients."""
+
+    class OneOfTwo(Processes):
+        first = True
+
+        def __init__(self, accelerator):
+            super().__init__(accelerator)
+            self.index = index
+
+        def average_gradients(self, module):
+            raise FirstStepError([(p.detach().clone(), p.grad.clone()) for p in module.parameters()])
+
+    def open_as_two(run, *arguments):
+        opened(run, *arguments)
+        run.processes.count = 2
+
+    opened = train.Run.open
+    with monkeypatch.context() as patched, pytest.raises(FirstStepError) as found:
+        patched.setattr(train, "Processes", OneOfTwo)
+        patched.setattr(train.Run, "open", open_as_two)
+        train.train("nvsr", SHARED | {"max_steps": 1}, "demo", folder)
+    return found.value.args[0]
+
+
+def test_two_processes_step_along_the_mean_of_their_gradients_and_resume_bit_for_bit(runs, monkeypatch):
+    shares = [gradients_of(index, runs / f"share-{index}", monkeypatch) for index in range(2)]
+    expected = []
+    for (start, first), (same, second) in zip(*shares, strict=True):
+        assert torch.equal(start, same)
+        expected.append(torch.nn.Parameter(start))
+        expected[-1].grad = (first + second) / 2
+    assert any(not torch.allclose(first, second) for (_, first), (_, second) in zip(*shares, strict=True))
+    torch.nn.utils.clip_grad_norm_(expected, 1.0)
+    torch.optim.AdamW(expected, lr=SHARED["learning_rate"], betas=(0.9, 0.99), weight_decay=0.01).step()
+    resumed = launch(runs / "resumed", 1)
+    module, _ = weights_of(resumed)
+    names = [name for name, _ in build("tiny", seed=0).base.named_parameters()]
+    for name, parameter in zip(names, expected, strict=True):
+        # To a hundredth of a step: Adam's first is as long for the smallest gradients, which are rounding.
+        torch.testing.assert_close(module[name], parameter.detach(), atol=1e-5, rtol=0)
+    launch(resumed, 3, "--resume")
+    assert [row["global_step"] for row in rows_of(resumed)] == ["1", "2", "3"]  # one process writes
+    assert_same_weights(resumed, launch(runs / "at-once", 3))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    accelerator = types.SimpleNamespace(num_processes=2, process_index=1)
+    with pytest.raises(SrlibError, match="batch of 5 cannot be shared among 2 processes"):
+        Processes(accelerator).check(5)
 
 
 def test_threads_that_draw_ahead_change_nothing(runs, one_step):
@@ -407,7 +482,7 @@ def test_ldm_generates_unit_residuals():
 def adversary_of(frames=32):
     torch.manual_seed(0)
     AcceleratorState._reset_state(True)
-    return Adversary(Accelerator(), weight=1.0, frames=frames, learning_rate=1e-3)
+    return Adversary(Processes(Accelerator()), weight=1.0, frames=frames, learning_rate=1e-3)
 
 
 def test_discriminators_see_no_band_above_the_bandwidth_and_no_level():
