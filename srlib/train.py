@@ -362,12 +362,13 @@ class Run:
 
     def _restore(self, checkpoint: Path) -> None:
         try:
-            state = torch.load(checkpoint, map_location=self.accelerator.device, weights_only=True)
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
             raise SrlibError(f"{checkpoint} is damaged: delete it and start the run again.") from error
         self.objective.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.accelerator.device)
         self.step, self.elapsed, self.waited = state["step"], state["elapsed"], state["waited"]
         self.spent_before = self.elapsed
         if self.pipeline.base is not None:

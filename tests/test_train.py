@@ -240,9 +240,12 @@ def test_two_processes_step_along_the_mean_of_their_gradients_and_resume_bit_for
     resumed = launch(runs / "resumed", 1)
     module, _ = weights_of(resumed)
     names = [name for name, _ in build("tiny", seed=0).base.named_parameters()]
+    compared = 0
     for name, parameter in zip(names, expected, strict=True):
-        # To a hundredth of a step: Adam's first is as long for the smallest gradients, which are rounding.
-        torch.testing.assert_close(module[name], parameter.detach(), atol=1e-5, rtol=0)
+        sure = parameter.grad.abs() > 1e-5  # Adam's first step is as long for gradients that are only rounding
+        torch.testing.assert_close(module[name][sure], parameter.detach()[sure], atol=1e-5, rtol=0)
+        compared += int(sure.sum())
+    assert compared > 10_000
     launch(resumed, 3, "--resume")
     assert [row["global_step"] for row in rows_of(resumed)] == ["1", "2", "3"]  # one process writes
     assert_same_weights(resumed, launch(runs / "at-once", 3))
