@@ -19,7 +19,7 @@ class TrainConfig:
     size: str = "compact"  # model size, unless the run starts from a folder
     base: str = "regressor"  # what the stage nvsr trains: regressor, or resunet (the baseline NVSR-ResUNet)
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int = 16  # of all processes together
     frames: int = 256  # mel frames of a crop, 10 ms each
     max_steps: int = 2000
     epochs: int = 0  # if not 0: the length of the run instead of max_steps, one crop of each track an epoch
