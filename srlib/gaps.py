@@ -86,10 +86,12 @@ def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: Iterable[Gap]) -
     At both edges the sound outside is carried on by linear prediction and cross-faded with the generated audio, of
     which the phase is anyone's guess.
     """
-    spans = [(max(round(start * SAMPLE_RATE), 0), min(round(end * SAMPLE_RATE), len(wav))) for start, end in gaps]
-    spans = sorted((first, last) for first, last in spans if last > first)
-    if not spans:
+    lost = np.zeros(len(wav), bool)
+    for start, end in gaps:
+        lost[max(round(start * SAMPLE_RATE), 0) : max(round(end * SAMPLE_RATE), 0)] = True
+    if not lost.any():
         return wav
+    spans = list(_runs(lost))  # gaps that touch are one: between them there is nothing to carry on
     filled, source = wav.cpu().numpy().astype(np.float64), generated.cpu().numpy().astype(np.float64)
     edges = [0, *itertools.chain(*spans), len(wav)]
     for (first, last), before, after in zip(spans, edges[:-2:2], edges[3::2], strict=True):

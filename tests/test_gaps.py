@@ -82,6 +82,18 @@ def test_only_what_lies_inside_a_gap_is_changed(gap):
     assert fill_gaps(wav, generated, ()) is wav
 
 
+@pytest.mark.parametrize(
+    "gaps", [[(0.5, 0.75), (0.75, 1.0)], [(0.75, 1.0), (0.5, 0.75)], [(0.5, 0.9), (0.6, 1.0)], [(0.5, 1.0), (0.6, 0.7)]]
+)
+def test_gaps_that_touch_or_overlap_are_one(gaps):
+    """Between them there is no sound that could be carried on: each would fade to silence where they meet."""
+    rng = torch.Generator().manual_seed(0)
+    wav, generated = (torch.randn(2 * SAMPLE_RATE, generator=rng) for _ in range(2))
+    assert torch.equal(fill_gaps(wav, generated, gaps), fill_gaps(wav, generated, [(0.5, 1.0)]))
+    mel = log_mel(wav)
+    assert torch.equal(interpolate_gaps(mel, gaps), interpolate_gaps(mel, [(0.5, 1.0)]))
+
+
 def test_the_edges_do_not_click(music):
     """The largest step from one sample to the next near an edge is no larger than steps of the music around it."""
     wav, generated = torch.from_numpy(music), 0.1 * torch.randn(len(music), generator=torch.Generator().manual_seed(0))
