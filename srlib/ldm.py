@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
@@ -105,11 +106,13 @@ def denoise(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     callback: Callable[[torch.Tensor], None] | None = None,
+    step_noise: Iterable[torch.Tensor] = (),
 ) -> torch.Tensor:
     """Sample a latent from `noise` `[batch, 16, frames / 8, 32]` given `condition` `[batch, C, frames / 8, 32]`.
 
     Guidance mixes the velocity with that of the unconditional latent, in one batch: u + g (c - u). `eta` (0 DDIM,
-    1 DDPM-like) acts with the DDIM scheduler. A single step on a schedule that ends in pure noise is the posterior mean
+    1 DDPM-like) acts with the DDIM scheduler; what it adds in a step comes from `generator`, or is `step_noise`, one
+    tensor a step of the shape of `noise`. A single step on a schedule that ends in pure noise is the posterior mean
     and starts from the mean of the noise instead, so that nothing in it is random. `callback` sees the predicted clean
     latent after each step. The U-Net runs in the precision of its weights; the scheduler steps in that of `noise`,
     since rounding adds up over steps.
@@ -125,7 +128,7 @@ def denoise(
     # At exactly one, rounding takes the step from pure noise to the root of a negative number.
     highest_eta = 1.0 if scheduler.alphas_cumprod[int(scheduler.timesteps[0])] > 1e-6 else 0.9999
     extra = {"eta": min(eta, highest_eta), "generator": generator} if isinstance(scheduler, DDIMScheduler) else {}
-    for timestep in scheduler.timesteps:
+    for timestep, added in itertools.zip_longest(scheduler.timesteps, step_noise):
         scaled = scheduler.scale_model_input(latent, timestep)
         pair = torch.cat([scaled, scaled]) if guided else scaled
         stacked = torch.cat([pair, condition], dim=1).to(dtype)
@@ -136,5 +139,7 @@ def denoise(
         if callback is not None:
             abar = scheduler.alphas_cumprod[int(timestep)].to(latent)
             callback(abar.sqrt() * latent - (1 - abar).sqrt() * velocity)
+        if added is not None and isinstance(scheduler, DDIMScheduler):
+            extra["variance_noise"] = added.to(latent)
         latent = scheduler.step(velocity, timestep, latent, **extra).prev_sample
     return latent

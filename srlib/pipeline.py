@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -159,10 +159,12 @@ class RestorationPipeline(DiffusionPipeline):
         noise: torch.Tensor,
         sampling: Sampling,
         trajectory: list[torch.Tensor] | None = None,
+        step_noise: Iterable[torch.Tensor] = (),
     ) -> torch.Tensor:
         """Restored log-mel of a degraded one and its base, `[1, 1, frames, 256]`, frames a multiple of 64.
 
-        `noise` `[samples, 16, frames / 8, 32]` starts the sampler; the samples are averaged.
+        `noise` `[samples, 16, frames / 8, 32]` starts the sampler, and `step_noise`, of the same shape, is what each
+        step adds, if `eta` asks for any; the samples are averaged.
         """
         condition, base_latent = self.encode_pair(degraded, base)
 
@@ -179,8 +181,8 @@ class RestorationPipeline(DiffusionPipeline):
             sampling.guidance_scale,
             self.vae.config.scaling_factor,
             sampling.eta,
-            sampling.generator,
-            keep,
+            callback=keep,
+            step_noise=step_noise,
         )
         return vae.decode(self.vae, self.from_residual(residual.mean(0, keepdim=True), base_latent))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DDIMScheduler, SchedulerMixin
 
 from srlib.analysis import Measured, Prepared, measure, prepare, survey, with_component
 from srlib.channels import spread
@@ -54,6 +54,17 @@ class Sampling:
     eta: float
     scheduler: SchedulerMixin
     generator: torch.Generator
+
+    def step_generators(self) -> list[torch.Generator]:
+        """One for what each step adds, if the sampler is stochastic; `generator` stays as it is.
+
+        Of their own: in a shared one, how much a chunk draws before the next would move what belongs to a position.
+        """
+        if not self.eta or not isinstance(self.scheduler, DDIMScheduler):
+            return []
+        device = self.generator.device
+        seeds = torch.randint(2**62, (self.steps,), generator=self.generator.clone_state(), device=device)
+        return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
 
 
 @dataclass(frozen=True)
@@ -108,12 +119,17 @@ class Restoration:
         if not self.analysis.layout.sources:
             yield from map(self._silence, self.analysis.chunks)
             return
-        latent_channels = self._pipe.vae.config.latent_channels
-        noise = PositionalNoise(self.sampling.samples, latent_channels, self.sampling.generator)
+        noises = self._noises()
         for prepared in prepare(self._recording, self.analysis):
             if prepared.chunk.start == 0:
                 self.tones.extend(prepared.tones)
-            yield self._restore(prepared, noise.of(prepared.chunk))
+            yield self._restore(prepared, [noise.of(prepared.chunk) for noise in noises])
+
+    def _noises(self) -> list[PositionalNoise]:
+        """What starts the sampler and, if it is stochastic, what each of its steps adds."""
+        shape = self.sampling.samples, self._pipe.vae.config.latent_channels
+        generators = [self.sampling.generator, *self.sampling.step_generators()]
+        return [PositionalNoise(*shape, generator) for generator in generators]
 
     def _measure(self, options: Options) -> Measured:
         """The band, the noise that the base is told of, and what of it the gain merge takes out."""
@@ -140,7 +156,7 @@ class Restoration:
         nothing = np.zeros((0, last - chunk.start * HOP_LENGTH), np.float32)
         return RestoredChunk(chunk, nothing, nothing, torch.zeros(1, 1, 0, 256))
 
-    def _restore(self, prepared: Prepared, noise: torch.Tensor) -> RestoredChunk:
+    def _restore(self, prepared: Prepared, noises: Sequence[torch.Tensor]) -> RestoredChunk:
         chunk, (sources, samples) = prepared.chunk, prepared.wav.shape
         level, layout = np.float32(self.analysis.level), self.analysis.layout
         gaps = chunk.local(self.analysis.gaps)
@@ -150,7 +166,7 @@ class Restoration:
         degraded = interpolate_gaps(log_mel(with_component(mixed, wav)), gaps)
         regressed = self._regress(degraded)
         # 2. Restore the component's log-mel, and vocode it: AudioSR's way of keeping the known band included
-        restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], regressed, noise), gaps)
+        restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], regressed, noises), gaps)
         voiced = replace_mel(restored, degraded[:1], self.band) if self._merge == "replace" else restored
         generated = vocode(self._pipe.vocoder, voiced, chunk.start)[:1, :samples]
         # 3. Join each source's share of it with what was given
@@ -174,13 +190,13 @@ class Restoration:
         return self._pipe.base(degraded, known_bands, self._measured.hisses)
 
     def _restore_log_mel(
-        self, chunk: Chunk, degraded: torch.Tensor, regressed: RegressorOutput | None, noise: torch.Tensor
+        self, chunk: Chunk, degraded: torch.Tensor, regressed: RegressorOutput | None, noises: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         base = None if regressed is None else regressed.log_mel[:1]
         if not self.sampling.steps:
             return base
         trajectory = self._trajectory if chunk.start == 0 else None
-        return self._pipe.generate(degraded, base, noise, self.sampling, trajectory)
+        return self._pipe.generate(degraded, base, noises[0], self.sampling, trajectory, noises[1:])
 
 
 def pad_to_frames(wav: np.ndarray) -> np.ndarray:

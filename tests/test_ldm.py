@@ -181,6 +181,10 @@ def test_eta_one_is_stochastic_and_seeded():
     assert torch.equal(sample(1.0, 0), sample(1.0, 0))
     assert not torch.equal(sample(1.0, 0), sample(1.0, 1))
     assert torch.equal(sample(0.0, 0), sample(0.0, 1))
+    generator = torch.Generator().manual_seed(0)
+    added = [torch.randn(SHAPE, generator=generator) for _ in range(3)]
+    given = ldm.denoise(unet, scheduler, noise(), noise((2, 32, 8, 32)), 3, eta=1.0, step_noise=added)
+    assert torch.equal(given, sample(1.0, 0))
 
 
 def test_guidance_is_the_formula_and_one_is_none():

@@ -7,9 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from srlib import chunks
 from srlib.errors import SrlibError
 from srlib.mel import log_mel
 from srlib.pipeline import RestorationPipeline, build
+from srlib.recording import Recording
+from srlib.restoration import Options, Restoration
 
 SAMPLE_RATE = 48000
 
@@ -172,6 +175,24 @@ def test_samples_are_averaged_and_guidance_and_eta_act(pipe):
         varied = pipe(wav, SAMPLE_RATE, **option).log_mel
         assert torch.isfinite(varied).all()
         assert not torch.allclose(varied, plain, atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_is_random_in_a_step_belongs_to_positions_too(pipe, monkeypatch):
+    """A stochastic sampler agrees where chunks overlap as well as one that is not, and starts from the same noise."""
+    monkeypatch.setattr(chunks, "CHUNK_FRAMES", 512)
+    monkeypatch.setattr(pipe, "generate", lambda *args: started.append(args[2]) or generate(*args))
+    generate, apart, starts = type(pipe).generate.__get__(pipe), {}, {}
+    recording = Recording.from_array(swelling(noise(7.0, level=0.05))[None], SAMPLE_RATE)
+    for eta in (0.0, 1.0):
+        starts[eta] = started = []
+        options = Options(num_inference_steps=3, eta=eta, scheduler="ddim", cutoff_hz=4000.0)
+        before, after = Restoration(pipe, recording, options).chunks()
+        common = range(after.chunk.keep_from - 32, after.chunk.keep_from + 32)
+        mels = [one.log_mel[:, :, common.start - one.chunk.start :][:, :, : len(common)] for one in (before, after)]
+        apart[eta] = (mels[0] - mels[1]).abs().mean()
+    assert apart[1.0] < 1.2 * apart[0.0]
+    assert all(torch.equal(*pair) for pair in zip(*starts.values(), strict=True))
 
 
 def test_known_band_is_kept_by_replacement_and_given_up_by_none(pipe):
