@@ -276,8 +276,8 @@ def evaluate(
     """Every metric of one restored recording [samples] or [channels, samples].
 
     Always: `lsd` and `lsd_19k` (plain), `lsd_ssr_eval`, `snr_db`, `si_sdr_db`, `log_mel_l1`.
-    With a cutoff or a record: `lsd_low` (plain) and `snr_low_db` below f_3db, or the cutoff; `lsd_high` (plain),
-    `level_high_db` and `texture_high` above f_20db, or the cutoff.
+    With a cutoff or the record of one, not both: `lsd_low` (plain) and `snr_low_db` below f_3db, or the cutoff;
+    `lsd_high` (plain), `level_high_db` and `texture_high` above f_20db, or the cutoff.
     With the record of a filter: `snr_known_db`, which is snr_low_db against the reference as the filter left it, since
     the ripple of a filter (33 dB for cheby1) is no damage that a system did.
     With the record of a tone: `tone_suppression_db`.
@@ -289,11 +289,14 @@ def evaluate(
     """
     reference, restored = _pair(reference, restored)
     filtered, edges = degradation is not None and degradation.cutoff_hz is not None, None
+    if filtered and cutoff_hz is not None:
+        raise SrlibError(f"the record says that the filter's cutoff is {degradation.cutoff_hz:g} Hz: give no other")
     if filtered:
         edges = (degradation.f_3db(sample_rate), degradation.f_20db(sample_rate))
     elif cutoff_hz is not None:
-        Degradation(cutoff_hz, "boxcar").check(sample_rate)
-        degradation, edges = degradation or Degradation(cutoff_hz, "boxcar"), (float(cutoff_hz), float(cutoff_hz))
+        degradation = replace(degradation or Degradation(), cutoff_hz=cutoff_hz, filter_type="boxcar")
+        degradation.check(sample_rate)
+        edges = (float(cutoff_hz), float(cutoff_hz))
     scores = _scores(reference, restored, sample_rate, edges)
     if filtered:
         known = replace(degradation, noise_type="none", gaps=()).apply(reference, sample_rate)

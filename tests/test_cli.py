@@ -323,6 +323,8 @@ def test_evaluate_gives_the_promised_keys(tmp_path, clip, capsys):
     assert BASE_KEYS | BAND_KEYS | {"lsd_gain", "oracle_lsd_19k", "oracle_ratio", "tone_suppression_db"} <= set(scores)
     assert scores["lsd_gain"] == 0 and abs(scores["tone_suppression_db"]) < 0.5  # nothing was restored
     assert scores["oracle_ratio"] > 1
+    both = ["--record", f"{degraded}.json", *CUT_4K]
+    assert "d.wav: the record" in refusal(capsys, tmp_path, "evaluate", clip, degraded, *both)
 
 
 def test_evaluate_knows_perfect_and_half_as_loud(tmp_path, clip, music, capsys):

@@ -258,3 +258,17 @@ def test_evaluate_stereo_and_noise_without_a_filter():
     assert not set(scores) & BANDS
     with pytest.raises(SrlibError):
         metrics.evaluate(reference, degraded, cutoff_hz=24000)
+
+
+def test_a_cutoff_beside_the_record_of_noise_alone():
+    """What was filtered by hand and then degraded on record: the oracle is told of the cutoff as the bands are."""
+    reference = music(1.0)
+    noisy, both = (Degradation(cut, "boxcar", noise_type="white", noise_amplitude=0.01) for cut in (None, 4000))
+    degraded = both.apply(reference, SAMPLE_RATE)
+    known = {"degraded": degraded, "sample_rate": SAMPLE_RATE}
+    scores = metrics.evaluate(reference, reference, degradation=noisy, cutoff_hz=4000, **known)
+    recorded = metrics.evaluate(reference, reference, degradation=both, **known)
+    assert scores["oracle_lsd_19k"] == recorded["oracle_lsd_19k"]
+    assert "snr_known_db" not in scores  # nobody recorded the filter
+    with pytest.raises(SrlibError, match="4000 Hz"):
+        metrics.evaluate(reference, reference, degradation=both, cutoff_hz=8000)
