@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -323,8 +323,11 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     if len(rows) > 1:
         print(f"mean and median over {len(rows)} files")
         for key in dict.fromkeys(key for row in rows for key in row if key != "file"):
-            values = [row[key] for row in rows if key in row]  # only tones have a tone's metrics
-            print(f"  {key:<20} {fmean(values):10.4f} {median(values):10.4f}")
+            # Only tones have a tone's metrics; and NaN, which silence has, is in no order that a median could follow.
+            values = [row[key] for row in rows if key in row and not math.isnan(row[key])]
+            mean = sum(values) / len(values) if values else math.nan  # fmean raises for opposite infinities
+            count = f"  of {len(values)} files" if len(values) < len(rows) else ""
+            print(f"  {key:<20} {mean:10.4f} {median(values or [math.nan]):10.4f}{count}")
 
 
 def train(args: argparse.Namespace) -> None:

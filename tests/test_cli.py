@@ -1,5 +1,6 @@
 """The command line on real files: what it writes, what it prints, and how it refuses."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 
 from srlib import __main__ as command_line
-from srlib import audio, degrade
+from srlib import audio, cli, degrade
 from srlib.__main__ import main
 
 CUT_4K = ["--cutoff-hz", "4000"]
@@ -359,6 +360,26 @@ def test_evaluate_pairs_folders_by_name(tmp_path, music, capsys):
     assert "two folders" in refusal(capsys, tmp_path, "evaluate", tmp_path / "reference", tmp_path / "x.wav")
 
 
+def test_the_summary_of_folders_is_over_what_is_defined(capsys):
+    """Whatever the order of files: NaN has no place in it. Opposite infinities have a median and no mean."""
+    rows = [
+        {"file": "a.wav", "snr_db": np.nan, "si_sdr_db": np.nan, "lsd": 4.0, "level_high_db": np.inf},
+        {"file": "b.wav", "snr_db": 1.0, "si_sdr_db": np.nan, "lsd": 0.0, "level_high_db": -np.inf},
+        {"file": "c.wav", "snr_db": 6.0, "si_sdr_db": np.nan, "lsd": 8.0, "level_high_db": 2.0, "tone_db": 9.0},
+        {"file": "d.wav", "snr_db": 2.0, "si_sdr_db": np.nan, "lsd": 8.0, "level_high_db": 2.0},
+    ]
+    for order in itertools.permutations(rows):
+        cli._print_table(order)
+        _, summary = capsys.readouterr().out.split("mean and median over 4 files\n")
+        assert {line.split()[0]: line.split(maxsplit=1)[1] for line in summary.splitlines()} == {
+            "snr_db": "3.0000     2.0000  of 3 files",
+            "si_sdr_db": "nan        nan  of 0 files",
+            "lsd": "5.0000     6.0000",
+            "level_high_db": "nan     2.0000",
+            "tone_db": "9.0000     9.0000  of 1 files",
+        }
+
+
 def test_evaluate_refuses_other_lengths_and_channels(capsys, tmp_path, clip, music):
     audio.write(tmp_path / "short.wav", music[:-4800], 48_000)
     audio.write(tmp_path / "stereo.wav", np.stack([music, music]), 48_000)
@@ -405,8 +426,6 @@ def test_disk_errors_are_one_sentence(capsys, tmp_path, clip, monkeypatch):
 
 
 def test_no_verb_is_offered_that_does_not_exist(capsys):
-    from srlib import cli
-
     assert run("--help") == 0
     offered = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     verbs = [word for word in offered if word.isalpha() and word.islower() and hasattr(cli, word)]
