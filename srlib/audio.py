@@ -27,7 +27,7 @@ _SOUNDFILE_SUFFIXES = frozenset(
     (".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf")
 )
 _FFMPEG_SUFFIXES = frozenset((".m4a", ".aac", ".mp4", ".mka", ".webm", ".wma", ".ac3", ".wv"))
-AUDIO_SUFFIXES = _SOUNDFILE_SUFFIXES | _MPEG_SUFFIXES | _FFMPEG_SUFFIXES  # what a folder of audio is searched for
+_AUDIO_SUFFIXES = _SOUNDFILE_SUFFIXES | _MPEG_SUFFIXES | _FFMPEG_SUFFIXES
 _DEFAULT_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24"}
 _STREAMED_SIZE = 0x7FFF_F000  # sizes from here up are placeholders of programs that wrote to a pipe
 _MALFORMED = 3  # libsndfile's SF_ERR_MALFORMED_FILE
@@ -55,6 +55,11 @@ def find_ffmpeg() -> None:
         raise SrlibError(
             f"{' and '.join(missing)} not found on PATH: install ffmpeg, or use the environment that `make` sets up."
         )
+
+
+def is_audio_file(path: Path) -> bool:
+    """What a folder of audio is searched for: files that are named like audio and are not hidden."""
+    return path.suffix.lower() in _AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def info(path: str | os.PathLike) -> AudioInfo:

@@ -251,7 +251,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _audio_files(folder: Path) -> dict[str, Path]:
     """Audio of a folder by stem."""
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in audio.AUDIO_SUFFIXES]
+    paths = [path for path in sorted(folder.iterdir()) if audio.is_audio_file(path)]
     found = {path.stem: path for path in paths}
     if len(found) < len(paths):
         raise SrlibError(f"{folder}: holds audio files that differ only in their suffix; keep one of each name.")

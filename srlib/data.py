@@ -319,7 +319,7 @@ def _load_folder(root: Path) -> list[Track]:
     rows = {}
     if (root / "manifest.csv").is_file():
         rows = {row.get("file", ""): row for row in _read_manifest(root / "manifest.csv")}
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if _is_audio(path)}
+    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if audio.is_audio_file(path)}
     if missing := sorted(rows.keys() - paths.keys()):
         raise SrlibError(f"{root}/manifest.csv lists {missing[0]!r}, which is not there: correct the manifest.")
     tracks = [_file_track(name, path, rows.get(name, {})) for name, path in paths.items()]
@@ -352,10 +352,6 @@ def _file_track(name: str, path: Path, row: dict[str, str]) -> Track:
 def _hash_split(name: str) -> str:
     draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
     return "train" if draw < 0.8 else "valid" if draw < 0.9 else "test"
-
-
-def _is_audio(path: Path) -> bool:
-    return path.suffix.lower() in audio.AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _read_manifest(path: Path) -> list[dict[str, str]]:

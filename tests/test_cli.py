@@ -246,6 +246,17 @@ def test_restore_takes_several_files_into_a_folder(tmp_path, clip, music, tiny):
     assert run("restore", clip, "-o", folder, "--steps", "1", "--overwrite") == 0
 
 
+def test_a_folder_s_audio_is_neither_hidden_nor_a_folder(tmp_path, music, tiny):
+    """What macOS writes beside a file on other disks, and a folder that is named like a file."""
+    album, restored = tmp_path / "album", tmp_path / "restored"
+    (album / "side.wav").mkdir(parents=True)
+    (album / "._song.wav").write_bytes(b"\0\5\26\7")
+    audio.write(album / "song.wav", music[:24_000], 48_000)
+    assert run("restore", album, "-o", restored, "--steps", "1") == 0
+    assert [path.name for path in restored.iterdir()] == ["song.wav"]
+    assert run("evaluate", album, restored) == 0
+
+
 def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny):
     out = tmp_path / "r.flac"
     assert run("restore", clip, "-o", out, "--gap", "1:1.25", "--samples", "2", "--scheduler", "ddim", "--eta", "0.5",
