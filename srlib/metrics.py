@@ -13,27 +13,55 @@ the rounding of its samples, so a 16-bit file scores lower than a float one, and
 float64 (as librosa does inside). Gain: nothing is aligned, and a factor of 0.5 costs 0.602.
 Blur: LSD forgives it, hence `texture_high` and `level_high_db`.
 
-numpy and scipy; only `log_mel_l1` and the oracle of `evaluate` load torch.
+No torch; only `log_mel_l1` and the oracle of `evaluate` load it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
+from srlib.audio import resample
+from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation, stft
 from srlib.errors import SrlibError
 
-PLAIN_N_FFT, PLAIN_HOP_LENGTH, PLAIN_FLOOR = 2048, 512, 1e-8  # samples, samples, power
-SSR_EVAL_EPS = 1e-12
 HEADLINE_HZ = 19000.0  # every demo clip has content up to here; above it a clip's coder decides
 MAX_LENGTH_DIFFERENCE = 100  # samples, cropped as ssr_eval does
 TEXTURE_SMOOTHING = (9, 15)  # frames, bins
 LOWER_IS_BETTER = ("lsd", "log_mel")  # how the names of such metrics begin
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Everything a log-spectral distance leaves open.
+
+    `eps` is a floor of the power (`floored`) or, as ssr_eval has it, is added to the magnitude of the estimate and to
+    the power ratio. Bins from `f_low` to `f_high` count, both included; `f_high` None is half the sample rate.
+    """
+
+    name: str = "plain"
+    sample_rate: int = SAMPLE_RATE  # Hz; recordings at another rate are resampled
+    n_fft: int = 2048  # samples
+    hop_length: int = 512  # samples
+    eps: float = 1e-8
+    floored: bool = True
+    f_high: float | None = HEADLINE_HZ  # Hz
+    pad_mode: str = "reflect"
+    f_low: float = 0.0  # Hz
+
+
+PLAIN = Convention()
+
+
+def ssr_eval(sample_rate: int) -> Convention:
+    """The AudioSR paper's tool, whose window and hop follow the rate."""
+    n_fft, hop_length = int(2048 / (44100 / sample_rate)), sample_rate // 100
+    return Convention("ssr_eval", sample_rate, n_fft, hop_length, 1e-12, False, None, "constant")
 
 
 def _pair(reference: np.ndarray, estimate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,29 +82,34 @@ def _pair(reference: np.ndarray, estimate: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _band(bins: int, sample_rate: int, f_low: float, f_high: float | None) -> slice:
     """Bins from f_low to f_high Hz, both included; `bins` counts those of an rfft of plain STFT size."""
-    width = sample_rate / PLAIN_N_FFT
+    width = sample_rate / PLAIN.n_fft
     return slice(math.ceil(f_low / width), bins if f_high is None else min(bins, math.floor(f_high / width) + 1))
 
 
 def plain_power(wav: np.ndarray) -> np.ndarray:
     """Power spectrogram of the `plain` convention, before its floor: [..., samples] -> [..., frames, 1025]."""
-    spectrum = stft(np.asarray(wav, np.float64), PLAIN_N_FFT, PLAIN_HOP_LENGTH, pad_mode="reflect")
+    return _power(_stft(np.asarray(wav), PLAIN))
+
+
+def _stft(wav: np.ndarray, convention: Convention) -> np.ndarray:
+    return stft(wav.astype(np.float64), convention.n_fft, convention.hop_length, convention.pad_mode)
+
+
+def _power(spectrum: np.ndarray) -> np.ndarray:
     return spectrum.real**2 + spectrum.imag**2
 
 
-def _plain_log_power(wav: np.ndarray) -> np.ndarray:
-    return np.log10(np.maximum(plain_power(wav), PLAIN_FLOOR))
+def _log_power(power: np.ndarray, floor: float = PLAIN.eps) -> np.ndarray:
+    return np.log10(np.maximum(power, floor))
 
 
-def _ssr_eval_n_fft(sample_rate: int) -> int:
-    return int(2048 / (44100 / sample_rate))
-
-
-def _ssr_eval_log_ratio(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> np.ndarray:
-    """log10 power ratio [channels, frames, bins]."""
-    n_fft, hop_length = _ssr_eval_n_fft(sample_rate), sample_rate // 100
-    ref, est = (np.abs(stft(wav.astype(np.float64), n_fft, hop_length)) for wav in (reference, estimate))
-    return np.log10(ref**2 / (est + SSR_EVAL_EPS) ** 2 + SSR_EVAL_EPS)
+def _log_ratio(reference: np.ndarray, estimate: np.ndarray, convention: Convention) -> np.ndarray:
+    """log10 power ratio [..., frames, bins] of recordings at the convention's rate."""
+    pair, eps = (reference, estimate), convention.eps
+    if convention.floored:
+        return np.subtract(*(_log_power(_power(_stft(wav, convention)), eps) for wav in pair))
+    ref, est = (np.abs(_stft(wav, convention)) for wav in pair)
+    return np.log10(ref**2 / (est + eps) ** 2 + eps)
 
 
 def _lsd_of(log_ratio: np.ndarray) -> float:
@@ -101,18 +134,22 @@ def lsd(
         convention: "ssr_eval" or "plain", see the module.
         f_low, f_high: bins from f_low to f_high Hz count, both included; f_high None is half the sample rate.
     """
-    reference, estimate = _pair(reference, estimate)
-    if convention == "plain":
-        log_ratio = _plain_log_power(reference) - _plain_log_power(estimate)
-    elif convention == "ssr_eval":
-        log_ratio = _ssr_eval_log_ratio(reference, estimate, sample_rate)
-    else:
+    if convention not in ("plain", "ssr_eval"):
         raise SrlibError(f"unknown LSD convention {convention!r}: choose ssr_eval or plain")
-    n_fft = PLAIN_N_FFT if convention == "plain" else _ssr_eval_n_fft(sample_rate)
-    freqs_hz = np.fft.rfftfreq(n_fft, 1 / sample_rate)
-    kept = (freqs_hz >= f_low) & (freqs_hz <= (sample_rate / 2 if f_high is None else f_high))
+    chosen = replace(PLAIN, sample_rate=sample_rate) if convention == "plain" else ssr_eval(sample_rate)
+    return distance(reference, estimate, replace(chosen, f_low=f_low, f_high=f_high), sample_rate)
+
+
+def distance(
+    reference: np.ndarray, estimate: np.ndarray, convention: Convention = PLAIN, sample_rate: int = SAMPLE_RATE
+) -> float:
+    """`lsd` of two recordings [samples] or [channels, samples] with every choice spelled out."""
+    pair = (resample(wav, sample_rate, convention.sample_rate) for wav in _pair(reference, estimate))
+    log_ratio = _log_ratio(*pair, convention)
+    freqs_hz, f_high = np.fft.rfftfreq(convention.n_fft, 1 / convention.sample_rate), convention.f_high
+    kept = (freqs_hz >= convention.f_low) & (freqs_hz <= (convention.sample_rate / 2 if f_high is None else f_high))
     if not kept.any():
-        raise SrlibError(f"no STFT bin lies between {f_low} and {f_high} Hz: widen the band")
+        raise SrlibError(f"no STFT bin lies between {convention.f_low} and {f_high} Hz: widen the band")
     return _lsd_of(log_ratio[..., kept])
 
 
@@ -179,7 +216,7 @@ def texture_high(reference: np.ndarray, estimate: np.ndarray, f_low: float, samp
     Roughness is the standard deviation of the floored log10 power (plain STFT) minus its moving mean over 9 frames x
     15 bins, taken within that band only.
     """
-    ref, est = (_plain_log_power(wav) for wav in _pair(reference, estimate))
+    ref, est = (_log_power(plain_power(wav)) for wav in _pair(reference, estimate))
     band = _band(ref.shape[-1], sample_rate, f_low, HEADLINE_HZ)
     return _quotient(_texture(est[..., band]), _texture(ref[..., band]))
 
@@ -207,8 +244,7 @@ def log_mel_l1(reference: np.ndarray, estimate: np.ndarray, sample_rate: int = 4
     """Mean absolute difference of AudioSR's log-mels (nat), at 48 kHz; other rates are resampled first."""
     import torch
 
-    from srlib.audio import resample
-    from srlib.config import N_FFT, SAMPLE_RATE
+    from srlib.config import N_FFT
     from srlib.mel import log_mel
 
     mels = []
@@ -236,7 +272,7 @@ def _scores(
 ) -> dict[str, float]:
     """Metrics of one pair [channels, samples]; edges = (f_3db, f_20db) adds those of the two bands."""
     ref_power, est_power = plain_power(reference), plain_power(estimate)
-    ref_log, est_log = (np.log10(np.maximum(power, PLAIN_FLOOR)) for power in (ref_power, est_power))
+    ref_log, est_log = (_log_power(power) for power in (ref_power, est_power))
 
     def plain(f_low: float, f_high: float | None) -> float:
         band = _band(ref_log.shape[-1], sample_rate, f_low, f_high)

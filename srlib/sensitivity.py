@@ -1,71 +1,34 @@
 """What a log-spectral distance depends on besides the audio: its convention, and how the files were stored.
 
-`distance` is the LSD with every choice spelled out. `measure` asks three questions under one change at a time: how far
-is a reference from itself once it was changed, and how far from it are the input and the output of a restoration?
+`measure` asks three questions under one change at a time: how far is a reference from itself once it was changed, and
+how far from it are the input and the output of a restoration?
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from srlib.audio import resample
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import istft, stft
-from srlib.metrics import HEADLINE_HZ
+from srlib.metrics import PLAIN, Convention, distance, ssr_eval
 
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Convention:
-    """Everything a log-spectral distance leaves open.
-
-    `eps` is a floor of the power (`floored`) or, as ssr_eval has it, is added to the magnitude of the estimate and to
-    the power ratio. `f_high` None counts all bins.
-    """
-
-    name: str = "plain"
-    sample_rate: int = SAMPLE_RATE  # Hz; recordings at another rate are resampled
-    n_fft: int = 2048  # samples
-    hop_length: int = 512  # samples
-    eps: float = 1e-8
-    floored: bool = True
-    f_high: float | None = HEADLINE_HZ  # Hz
-    pad_mode: str = "reflect"
-
-
-PLAIN = Convention()
 # Of the literature, each with its tool: the same pair of files gets another number from each.
 CONVENTIONS = (
     PLAIN,
     replace(PLAIN, name="plain, whole band", f_high=None),
-    Convention("ssr_eval, 48 kHz", SAMPLE_RATE, 2229, 480, 1e-12, False, None, "constant"),
-    Convention("ssr_eval, 44.1 kHz", 44_100, 2048, 441, 1e-12, False, None, "constant"),
+    replace(ssr_eval(SAMPLE_RATE), name="ssr_eval, 48 kHz"),
+    replace(ssr_eval(44_100), name="ssr_eval, 44.1 kHz"),
     Convention("AudioSR's pitfall demo", 22_050, 2048, 512, 1e-8, False, None),
     Convention("UniverSR", SAMPLE_RATE, 1024, 256, 1e-6, True, None),
 )
-
-
-def distance(reference: np.ndarray, estimate: np.ndarray, convention: Convention = PLAIN) -> float:
-    """Log-spectral distance of two recordings [samples] at 48 kHz."""
-    pair = [resample(wav, SAMPLE_RATE, convention.sample_rate) for wav in (reference, estimate)]
-    power = [
-        np.abs(stft(wav.astype(np.float64), convention.n_fft, convention.hop_length, pad_mode=convention.pad_mode)) ** 2
-        for wav in pair
-    ]
-    if convention.floored:
-        log_ratio = np.subtract(*(np.log10(np.maximum(p, convention.eps)) for p in power))
-    else:
-        log_ratio = np.log10(power[0] / (np.sqrt(power[1]) + convention.eps) ** 2 + convention.eps)
-    if convention.f_high is not None:
-        freqs_hz = np.fft.rfftfreq(convention.n_fft, 1 / convention.sample_rate)
-        log_ratio = log_ratio[:, freqs_hz <= convention.f_high]
-    return float(np.sqrt((log_ratio**2).mean(axis=1)).mean())
 
 
 def delayed(wav: np.ndarray, samples: int) -> np.ndarray:

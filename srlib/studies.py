@@ -15,16 +15,7 @@ from srlib import baselines
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from srlib.degrade import Degradation, istft, stft
 from srlib.evaluation import Condition, restore, restore_each_merge
-from srlib.metrics import (
-    HEADLINE_HZ,
-    PLAIN_FLOOR,
-    PLAIN_HOP_LENGTH,
-    PLAIN_N_FFT,
-    lsd,
-    plain_power,
-    snr_low_db,
-    tone_suppression_db,
-)  # fmt: skip
+from srlib.metrics import HEADLINE_HZ, PLAIN, lsd, plain_power, snr_low_db, tone_suppression_db
 
 if TYPE_CHECKING:
     from srlib.pipeline import RestorationPipeline
@@ -197,13 +188,13 @@ def _spectra(wav: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     from srlib.mel import log_mel
 
-    bins = int(HEADLINE_HZ * PLAIN_N_FFT / SAMPLE_RATE) + 1
-    return np.log10(np.maximum(plain_power(wav)[:, :bins], PLAIN_FLOOR)), log_mel(torch.from_numpy(wav))[0, 0].numpy()
+    bins = int(HEADLINE_HZ * PLAIN.n_fft / SAMPLE_RATE) + 1
+    return np.log10(np.maximum(plain_power(wav)[:, :bins], PLAIN.eps)), log_mel(torch.from_numpy(wav))[0, 0].numpy()
 
 
 def _gap_scores(truth: tuple, estimate: tuple, gap: tuple[float, float]) -> dict[str, float]:
     """Distances over the frames with their centre in a gap; plain frames are centred on multiples of their hop."""
-    centres = np.arange(len(truth[0])) * PLAIN_HOP_LENGTH, (np.arange(len(truth[1])) + 0.5) * HOP_LENGTH
+    centres = np.arange(len(truth[0])) * PLAIN.hop_length, (np.arange(len(truth[1])) + 0.5) * HOP_LENGTH
     inside = [(gap[0] * SAMPLE_RATE <= centre) & (centre < gap[1] * SAMPLE_RATE) for centre in centres]
     power, mel = (a[i] - b[i] for a, b, i in zip(truth, estimate, inside, strict=True))
     return {"lsd_19k": float(np.sqrt((power**2).mean(1)).mean()), "log_mel_l1": float(np.abs(mel).mean())}
