@@ -15,6 +15,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from srlib.config import HOP_LENGTH, SAMPLE_RATE
+
 PALETTE = {
     "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00", "purple": "#CC79A7",
     "sky": "#56B4E9", "yellow": "#F0E442", "black": "#222222", "grey": "#888888",
@@ -60,24 +62,24 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- spectrograms
 
 
-def mel_axis_power_db(wav: np.ndarray, sample_rate: int, rows: int = 360) -> np.ndarray:
-    """Power spectrogram of `wav` [samples] in dB on a mel-like axis from 100 Hz to 20 kHz, [rows, frames].
+def mel_axis_power_db(wav: np.ndarray) -> np.ndarray:
+    """Power spectrogram of `wav` [samples] in dB on a mel-like axis from 100 Hz to 20 kHz, [360, frames].
 
     A row shows the strongest STFT bin it covers, so that a single tone is as bright at 10 kHz as at 1 kHz.
     """
-    n_fft, hop = 2048, 480
+    n_fft, hop, rows = 2048, 480, 360
     padded = np.pad(np.asarray(wav, np.float64), n_fft // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
     power = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=1).T) ** 2 / n_fft
     edges_hz = _mel_to_hz(np.linspace(_hz_to_mel(100.0), _hz_to_mel(20000.0), rows + 1))
-    bins = np.minimum(np.round(edges_hz * n_fft / sample_rate).astype(int), n_fft // 2)
+    bins = np.minimum(np.round(edges_hz * n_fft / SAMPLE_RATE).astype(int), n_fft // 2)
     return 10.0 * np.log10(np.maximum.reduceat(power, bins, axis=0)[:rows] + 1e-12)
 
 
-def _draw_spectrogram(ax: Axes, wav: np.ndarray, sample_rate: int, title: str):
-    image = mel_axis_power_db(wav, sample_rate)
+def _draw_spectrogram(ax: Axes, wav: np.ndarray, title: str):
+    image = mel_axis_power_db(wav)
     low, high = _hz_to_mel(100.0), _hz_to_mel(20000.0)
-    extent = (0.0, len(wav) / sample_rate, float(low), float(high))
+    extent = (0.0, len(wav) / SAMPLE_RATE, float(low), float(high))
     mesh = ax.imshow(image, origin="lower", aspect="auto", extent=extent, cmap=COLOURS, vmin=DB_RANGE[0],
                      vmax=DB_RANGE[1], interpolation="nearest")  # fmt: skip
     ax.set_yticks([float(_hz_to_mel(f)) for f in FREQUENCY_TICKS_HZ], [f"{f:,}" for f in FREQUENCY_TICKS_HZ])
@@ -88,55 +90,26 @@ def _draw_spectrogram(ax: Axes, wav: np.ndarray, sample_rate: int, title: str):
 
 
 @styled
-def spectrogram(wav: np.ndarray, sample_rate: int = 48000, title: str = "", ax: Axes | None = None) -> Figure:
-    """One spectrogram of `wav` [samples], mel-like axis 100 Hz to 20 kHz, fixed colour limits."""
-    ax = _axes(ax, 7.0, 2.6)
-    mesh = _draw_spectrogram(ax, wav, sample_rate, title)
-    ax.set_xlabel("time, s")
-    ax.figure.colorbar(mesh, ax=ax, label="power, dB")
-    return ax.figure
-
-
-@styled
-def spectrograms(
-    clips: Mapping[str, np.ndarray],
-    sample_rate: int = 48000,
-    title: str = "",
-    columns: int = 1,
-    row_height: float = 1.9,
-) -> Figure:
-    """Stacked spectrograms of {label: wav [samples]} with one time axis and one colour bar."""
-    rows = -(-len(clips) // columns)
-    figure = Figure(figsize=(7.2, row_height * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for ax, (label, wav) in zip(axes.flat, clips.items(), strict=False):
-        mesh = _draw_spectrogram(ax, wav, sample_rate, label)
+def spectrograms(clips: Mapping[str, np.ndarray], title: str = "", row_height: float = 1.9) -> Figure:
+    """Stacked spectrograms of {label: wav [samples]} at 48 kHz with one time axis and one colour bar."""
+    figure = Figure(figsize=(7.2, row_height * len(clips) + 0.5), layout="constrained")
+    axes = figure.subplots(len(clips), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for ax, (label, wav) in zip(axes, clips.items(), strict=True):
+        mesh = _draw_spectrogram(ax, wav, label)
         ax.label_outer()
-    for ax in axes.flat[len(clips) :]:
-        ax.set_visible(False)
-    for ax in axes[-1]:
-        ax.set_xlabel("time, s")
+    axes[-1].set_xlabel("time, s")
     figure.colorbar(mesh, ax=axes, label="power, dB", shrink=0.8, aspect=35)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def triptych(
-    reference: np.ndarray, degraded: np.ndarray, restored: np.ndarray, sample_rate: int = 48000, title: str = ""
-) -> Figure:
+def triptych(reference: np.ndarray, degraded: np.ndarray, restored: np.ndarray, title: str = "") -> Figure:
     """Reference, degraded and restored [samples], one above the other, as in the source report."""
-    clips = {"ground truth": reference, "degraded": degraded, "restored": restored}
-    return spectrograms(clips, sample_rate, title)
+    return spectrograms({"ground truth": reference, "degraded": degraded, "restored": restored}, title)
 
 
 @styled
-def log_mels(
-    panels: Mapping[str, np.ndarray],
-    band_edges_hz: np.ndarray,
-    hop_seconds: float = 0.01,
-    columns: int = 1,
-    title: str = "",
-) -> Figure:
+def log_mels(panels: Mapping[str, np.ndarray], band_edges_hz: np.ndarray, columns: int = 1) -> Figure:
     """Log-mels {label: [frames, n_mels]} side by side; `band_edges_hz` [n_mels + 2] labels the frequency axis."""
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(7.2, 1.7 * rows + 0.5), layout="constrained")
@@ -144,7 +117,7 @@ def log_mels(
     centres = np.asarray(band_edges_hz)[1:-1]
     for ax, (label, log_mel) in zip(axes.flat, panels.items(), strict=False):
         frames, n_mels = log_mel.shape
-        extent = (0.0, frames * hop_seconds, 0, n_mels)
+        extent = (0.0, frames * HOP_LENGTH / SAMPLE_RATE, 0, n_mels)
         mesh = ax.imshow(log_mel.T, origin="lower", aspect="auto", extent=extent, cmap=COLOURS, vmin=LOG_MEL_RANGE[0],
                          vmax=LOG_MEL_RANGE[1], interpolation="nearest")  # fmt: skip
         ax.set_yticks(np.interp((500, 2000, 5000, 15000), centres, np.arange(n_mels)), ["500", "2k", "5k", "15k"])
@@ -157,7 +130,6 @@ def log_mels(
     for ax in axes[-1]:
         ax.set_xlabel("time, s")
     figure.colorbar(mesh, ax=axes, label="log-mel", shrink=0.8, aspect=35)
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -182,7 +154,7 @@ def bandwidth_histogram(bandwidths_khz: Mapping[str, Sequence[float]], ax: Axes 
 
 @styled
 def filter_responses(
-    responses: Mapping[str, Mapping[int, np.ndarray]], freqs_hz: np.ndarray, cutoff_hz: float, title: str = ""
+    responses: Mapping[str, Mapping[int, np.ndarray]], freqs_hz: np.ndarray, cutoff_hz: float
 ) -> Figure:
     """Gain in dB of the whole zero-phase filters, {family: {order: gain [len(freqs_hz)]}}, one panel per family."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
@@ -201,7 +173,6 @@ def filter_responses(
     axes[0, 0].set(ylim=(-100, 5), xlim=(0, min(24.0, 3.0 * cutoff_hz / 1000.0)))
     figure.supylabel("gain, dB", fontsize=9)
     figure.supxlabel("frequency, kHz   (dotted: design cutoff; dashed: -3 and -20 dB)", fontsize=9)
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -276,10 +247,8 @@ def loss_curves(panels: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
 
 
 @styled
-def lsd_vs_step(
-    logs: Mapping[str, pd.DataFrame], lines: Mapping[str, float] | None = None, ax: Axes | None = None
-) -> Figure:
-    """Validation LSD of each run against the step of the whole curriculum; `lines` are baselines {name: LSD}."""
+def lsd_vs_step(logs: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Figure:
+    """Validation LSD of each run, {name: log}, against the step of the whole curriculum."""
     ax = _axes(ax, 7.2, 3.2)
     offset = 0
     for (name, log), colour in zip(logs.items(), PALETTE.values(), strict=False):
@@ -287,10 +256,6 @@ def lsd_vs_step(
         ax.plot(offset + log["global_step"][valid], log["val/lsd"][valid], "o-", color=colour, markersize=4, label=name)
         ax.axvline(offset, color=PALETTE["grey"], linewidth=0.8, linestyle=":")
         offset += int(log["global_step"].iloc[-1])
-    for name, value in (lines or {}).items():
-        ax.axhline(value, color=PALETTE["black"], linewidth=0.9, linestyle="--")
-        ax.annotate(name, (1.0, value), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                    ha="right", fontsize=7.5)  # fmt: skip
     ax.set(xlabel="training step, runs end to end", ylabel="validation LSD to 19 kHz")
     ax.legend(ncols=3)
     return ax.figure
@@ -320,10 +285,10 @@ SYSTEM_COLOURS = {
 
 
 @styled
-def lsd_bars(summary: pd.DataFrame, metric: str = "lsd_19k") -> Figure:
-    """Mean `metric` with its interval by condition and system, one panel per kind of noise.
+def lsd_bars(summary: pd.DataFrame) -> Figure:
+    """Mean LSD to 19 kHz with its interval by condition and system, one panel per kind of noise.
 
-    `summary` has the columns noise, cutoff_hz, system, `metric`, ci_low, ci_high (one row per condition and system).
+    `summary` has the columns noise, cutoff_hz, system, lsd_19k, ci_low, ci_high (one row per condition and system).
     """
     noises = list(dict.fromkeys(summary["noise"]))
     cutoffs = sorted(summary["cutoff_hz"].unique())
@@ -336,8 +301,9 @@ def lsd_bars(summary: pd.DataFrame, metric: str = "lsd_19k") -> Figure:
             rows = summary[(summary["noise"] == noise) & (summary["system"] == system)]
             rows = rows.set_index("cutoff_hz").reindex(cutoffs)
             x = np.arange(len(cutoffs)) + (i - (len(systems) - 1) / 2) * width
-            error = np.abs(np.vstack([rows[metric] - rows["ci_low"], rows["ci_high"] - rows[metric]]))
-            ax.bar(x, rows[metric], width, yerr=error, color=SYSTEM_COLOURS[system], label=system.replace("_", " "),
+            lsd = rows["lsd_19k"]
+            error = np.abs(np.vstack([lsd - rows["ci_low"], rows["ci_high"] - lsd]))
+            ax.bar(x, lsd, width, yerr=error, color=SYSTEM_COLOURS[system], label=system.replace("_", " "),
                    error_kw={"elinewidth": 0.6, "ecolor": "#444444"})  # fmt: skip
         ax.set_title(noise, loc="left")
         ax.set_ylabel("LSD to 19 kHz")
@@ -367,8 +333,8 @@ def gap_curves(table: pd.DataFrame) -> Figure:
 # ---------------------------------------------------------------------------------------------- listening
 
 
-def listen(clips: Mapping[str, np.ndarray], sample_rate: int = 48000) -> None:
-    """Players for {label: wav [samples]} in a row, at their true relative levels (no per-clip normalisation).
+def listen(clips: Mapping[str, np.ndarray]) -> None:
+    """Players for {label: wav [samples]} at 48 kHz in a row, at their true relative levels (no per-clip normalisation).
 
     At most four clips of five seconds: each player costs about half a megabyte in the executed notebook.
     """
@@ -378,9 +344,9 @@ def listen(clips: Mapping[str, np.ndarray], sample_rate: int = 48000) -> None:
 
     if len(clips) > MAX_CLIPS:
         raise SrlibError(f"listen() shows at most {MAX_CLIPS} clips, got {len(clips)}: pass fewer.")
-    samples = int(MAX_CLIP_SECONDS * sample_rate)
+    samples = int(MAX_CLIP_SECONDS * SAMPLE_RATE)
     cells = []
     for label, wav in clips.items():
-        player = Audio(np.clip(np.asarray(wav)[:samples], -1.0, 1.0), rate=sample_rate, normalize=False)
+        player = Audio(np.clip(np.asarray(wav)[:samples], -1.0, 1.0), rate=SAMPLE_RATE, normalize=False)
         cells.append(f"<td style='text-align:left'><b>{label}</b><br>{player._repr_html_()}</td>")
     display(HTML(f"<table><tr>{''.join(cells)}</tr></table>"))
