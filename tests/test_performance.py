@@ -126,7 +126,10 @@ def test_the_committed_record_holds_both_sizes_and_adds_up():
     assert {"compact", "audiosr"} == set(table["size"])
     stages = table[[f"{stage}_s" for stage in performance.STAGES]].sum(axis=1)
     np.testing.assert_allclose(stages, table["total_s"], rtol=1e-4)
-    assert len(cost_plots.cost(table, "any").axes) == 2
+    for ax, (_, rows) in zip(cost_plots.cost(table, "any").axes, table.groupby("size", sort=False), strict=True):
+        for name, bars in zip(performance.STAGES, ax.containers, strict=True):
+            np.testing.assert_allclose([bar.get_width() for bar in bars], rows[f"{name}_s"])
+        np.testing.assert_allclose([bar.get_x() + bar.get_width() for bar in bars], rows["total_s"], rtol=1e-4)
 
 
 @torch.no_grad()
@@ -208,5 +211,8 @@ def test_a_folder_runs_in_bfloat16_only_if_it_is_stored_so(tmp_path, dtype, monk
 
 def test_quality_figure_has_a_line_a_solver():
     table = pd.DataFrame({"scheduler": ["ddim", "ddim", "dpm"], "steps": [1, 2, 1]})
-    table = table.assign(lsd_19k=1.0, texture_high=0.9)
-    assert len(cost_plots.quality_by_steps(table).axes[0].lines) == 2
+    table = table.assign(lsd_19k=[1.2, 1.1, 1.3], texture_high=[0.9, 0.8, 0.7])
+    for ax, column in zip(cost_plots.quality_by_steps(table).axes, ("lsd_19k", "texture_high"), strict=True):
+        for line, (name, rows) in zip(ax.lines[:2], table.groupby("scheduler", sort=False), strict=True):
+            assert line.get_label() == name
+            np.testing.assert_array_equal(line.get_xydata(), rows[["steps", column]])

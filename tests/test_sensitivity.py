@@ -69,6 +69,8 @@ def test_table_holds_every_setting_and_its_figure_every_row(pair):
     assert rows.loc[("convention", "plain"), "unprocessed"] > 1
     axes = plots_lsd.lsd_choices(table).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == list(table["setting"])
+    for line, column in zip(axes.lines[:3], ("itself", "unprocessed", "restored"), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), table[column])
 
 
 def test_ablations_vary_one_thing_at_a_time(monkeypatch):
