@@ -35,7 +35,7 @@ _HOP_LENGTH = 512  # samples, of the replacement's STFT: librosa's default
 _PEAK = 0.5
 
 
-def simulate_lowpass(wav: np.ndarray, cutoff_hz: float, filter_type: str, order: int = _ORDER) -> np.ndarray:
+def simulate_lowpass(wav: np.ndarray, cutoff_hz: float, filter_type: str) -> np.ndarray:
     """Low-pass `[samples]` at 48 kHz: a zero-phase filter, a resampling to twice the cutoff and back, the filter again.
 
     `filter_type` is one of `FILTERS`; the cutoff is cut to whole hertz. Raises SrlibError for other families, and for
@@ -46,7 +46,7 @@ def simulate_lowpass(wav: np.ndarray, cutoff_hz: float, filter_type: str, order:
         raise SrlibError(f"AudioSR has no filter {filter_type!r}: choose one of {', '.join(FILTERS)}.")
     if not 0 < cutoff < SAMPLE_RATE // 2:
         raise SrlibError(f"A low-pass filter at {cutoff_hz:g} Hz cannot be made: give 1 Hz to just under 24 kHz.")
-    design = {"N": order, "Wn": cutoff / (SAMPLE_RATE / 2), "output": "sos"}
+    design = {"N": _ORDER, "Wn": cutoff / (SAMPLE_RATE / 2), "output": "sos"}
     ripple = {"cheby1": {"rp": _RIPPLE_DB}, "ellip": {"rp": _RIPPLE_DB, "rs": _STOP_DB}}
     sos = getattr(signal, filter_type)(**design, **ripple.get(filter_type, {}))
     lower_rate = int(design["Wn"] * SAMPLE_RATE)

@@ -176,7 +176,7 @@ def _band_interpolation() -> np.ndarray:
 
 
 def oracle(
-    reference: np.ndarray, degraded: np.ndarray, degradation: Degradation, sample_rate: int = SAMPLE_RATE, seed: int = 0
+    reference: np.ndarray, degraded: np.ndarray, degradation: Degradation, sample_rate: int = SAMPLE_RATE
 ) -> np.ndarray:
     """The limit: the true envelope with Gaussian fine structure above the cutoff and in gaps.
 
@@ -188,7 +188,7 @@ def oracle(
     spectra = [stft(wav.astype(np.float64), N_FFT, HOP_LENGTH) for wav in (reference, degraded)]
     mel_ref, mel_deg = (np.abs(spectrum) ** 2 @ filters.T for spectrum in spectra)
     level = np.log(mel_ref / np.maximum(filters.sum(axis=1), TINY) + TINY)  # mean power of a bin in the band
-    generated = _shaped_noise(np.exp(level @ _band_interpolation() / 2), seed, length)
+    generated = _shaped_noise(np.exp(level @ _band_interpolation() / 2), 0, length)
     gain = np.sqrt(np.clip((mel_ref + TINY) / (mel_deg + TINY), 0.0, 1.0) @ _band_interpolation())
     edges = _edges(degradation)
     candidates = []

@@ -33,6 +33,7 @@ from srlib.errors import SrlibError
 HEADLINE_HZ = 19000.0  # every demo clip has content up to here; above it a clip's coder decides
 MAX_LENGTH_DIFFERENCE = 100  # samples, cropped as ssr_eval does
 TEXTURE_SMOOTHING = (9, 15)  # frames, bins
+RESAMPLES = 10_000  # of a bootstrap interval
 LOWER_IS_BETTER = ("lsd", "log_mel")  # how the names of such metrics begin
 
 
@@ -255,15 +256,13 @@ def log_mel_l1(reference: np.ndarray, estimate: np.ndarray, sample_rate: int = 4
     return float((mels[0] - mels[1]).abs().mean())
 
 
-def bootstrap_ci(
-    values: Sequence[float], seed: int = 0, level: float = 0.95, resamples: int = 10000
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over tracks, (low, high)."""
+def bootstrap_ci(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval (95 %) of the mean over tracks, (low, high)."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise SrlibError("a bootstrap interval needs a list of one or more finite numbers")
-    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    picks = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 
