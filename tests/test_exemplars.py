@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from srlib.config import N_MELS
+from srlib.config import LOG_MEL_FLOOR, N_MELS
 from srlib.data import load_dataset
 from srlib.degrade import Degradation
 from srlib.exemplars import Exemplars, Regression, WhiteNoise, excerpts, moving_mean
@@ -115,16 +115,24 @@ def test_the_store_can_be_filled_anew():
 def store() -> Exemplars:
     """Of the demo set's training tracks at eight levels."""
     wavs = np.stack([np.resize(track.mixture(), (3, 256 * 480)) for track in load_dataset("demo", "train")])
-    levels = [torch.from_numpy(wavs).flatten(0, 1).float() * 10 ** (-gain_db / 20) for gain_db in range(0, 32, 4)]
-    frames = torch.cat([excerpts(normalise(log_mel(wav)[:, 0])) for wav in levels])
+    loudest = excerpts(log_mel(torch.from_numpy(wavs).flatten(0, 1).float())[:, 0])
+    levels = [loudest - gain_db / 20 * math.log(10) for gain_db in range(0, 32, 4)]
+    frames = normalise(torch.cat(levels).clamp(min=math.log(LOG_MEL_FLOOR)))  # as of quieter recordings
     store = Exemplars(len(frames))
     store.fill(frames[torch.randperm(len(frames), generator=torch.Generator().manual_seed(0))])
     return store.eval()
 
 
 @pytest.fixture(scope="module")
-def quiet_music() -> np.ndarray:
-    return 0.1 * np.resize(load_dataset("demo", "test")[0].mixture(), 256 * 480)
+def clean_clips() -> list[tuple[np.ndarray, torch.Tensor]]:
+    """Of each test track 2.56 s `[samples]` and their normalised log-mel `[256, 256]`."""
+    wavs = [np.resize(track.mixture(), 256 * 480) for track in load_dataset("demo", "test")]
+    return [(wav, normalise(log_mel(torch.from_numpy(wav)))[0, 0]) for wav in wavs]
+
+
+@pytest.fixture(scope="module")
+def quiet_music(clean_clips) -> np.ndarray:
+    return 0.1 * clean_clips[0][0]
 
 
 @pytest.mark.parametrize("amplitude", [0.005, 0.02])
@@ -179,14 +187,13 @@ def test_levels_are_told_ten_db_below_the_noise():
     ("cutoff_hz", "noise_first", "left"),
     [(4000, False, 0.9), (4000, True, 1.2), (16_000, False, 0.5), (16_000, True, 0.6)],
 )
-def test_music_is_found_under_white_noise(store, cutoff_hz, noise_first, left):
+def test_music_is_found_under_white_noise(store, clean_clips, cutoff_hz, noise_first, left):
     before, after, missing, spread = [], [], [], []
     bands = torch.arange(N_MELS) < band_of_hz(cutoff_hz)
     noise = {"noise_type": "white", "noise_amplitude": 0.02, "noise_first": noise_first}
-    for track in load_dataset("demo", "test"):
-        clean = np.resize(track.mixture(), 256 * 480)
+    for clean, truth in clean_clips:
         degraded = Degradation(cutoff_hz, **noise).apply(clean, SAMPLE_RATE)
-        truth, frames = (normalise(log_mel(torch.from_numpy(wav)))[0, 0] for wav in (clean, degraded))
+        frames = normalise(log_mel(torch.from_numpy(degraded)))[0, 0]
         inferred, heard = store.infer(frames, bands, WhiteNoise.find(frames, bands))
         error = (inferred - truth).square()
         before.append((frames - truth).square()[:, bands].mean())
