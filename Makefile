@@ -30,8 +30,10 @@ report: $(STAMP)  ## regenerate every figure, table and number, and typeset the 
 	@$(BIN)/srlib reproduce --profile $(PROFILE)
 	@$(BIN)/srlib report --profile $(PROFILE) $(if $(filter smoke,$(PROFILE)),--draft)
 
+# Two files of tests at a time, each on one thread: threads of two processes that wait for each other's cores cost
+# more than they bring.
 test: lint  ## ruff, then every test: unit, notebooks, report, command line
-	@$(BIN)/pytest
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(STAMP)  ## ruff only
 	@$(BIN)/ruff check .
