@@ -28,6 +28,7 @@ def variations() -> dict[tuple[str, str], dict]:
     return {
         ("default", ""): {},
         ("base alone", "no diffusion"): {"num_inference_steps": 0},
+        ("level", "of the mean of logarithms"): {"lift": False},
         **{
             ("steps", f"{count}, {solver}"): {"num_inference_steps": count, "scheduler": solver}
             for solver in ("ddim", "dpm")

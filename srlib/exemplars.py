@@ -8,17 +8,18 @@ lasts for seconds and what moves about it are inferred apart: clips are few and 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, N_MELS
+from srlib.config import HOP_LENGTH, LEVEL_REACH, LOG_MEL_FLOOR, N_MELS
+from srlib.loudness import deficit_db
 from srlib.mel import denormalise, log_mel, normalise
 
 FRAMES = 4  # of each clip in the store, spread over it
-LEVEL_REACH = 128  # frames to either side: what lasts longer than 2.57 s is a property of the clip, the rest motion
 # Added to the variance of each feature: keeps loud, similar bands from being trusted to more digits than the next
 # clip has in common with the store.
 _VARIANCE = 0.015
@@ -84,6 +85,17 @@ def excerpts(log_mels: torch.Tensor) -> torch.Tensor:
     return log_mels[:, (every * (torch.arange(FRAMES) + 0.5)).long()]
 
 
+class Inferred(NamedTuple):
+    """Clean `frames` `[frames, 256]`, normalised, and how far each stands out of the noise, `heard` `[frames, 256]`.
+
+    `deficit_db`: what the missing bands lack in power, being means of logarithms; zero in training.
+    """
+
+    frames: torch.Tensor
+    heard: torch.Tensor
+    deficit_db: float
+
+
 class Exemplars(nn.Module):
     """A store of clean music, `log_mel` `[clips, 4, 256]` (normalised), and what can be inferred from it."""
 
@@ -96,10 +108,8 @@ class Exemplars(nn.Module):
         """Take clean music `[clips, 4, 256]`, again and again if it is short."""
         self.log_mel.copy_(frames[torch.arange(len(self.log_mel)) % len(frames)])
 
-    def infer(
-        self, frames: torch.Tensor, known: torch.Tensor, noise: WhiteNoise | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clean `[frames, 256]` of degraded ones, and how far each stands out of the noise, `[frames, 256]`.
+    def infer(self, frames: torch.Tensor, known: torch.Tensor, noise: WhiteNoise | None = None) -> Inferred:
+        """What degraded frames `[frames, 256]` are when they are clean.
 
         Args:
             frames: normalised log-mel.
@@ -108,15 +118,18 @@ class Exemplars(nn.Module):
         """
         if noise is None:
             slow, inferred = moving_mean(frames[None])[0], frames.clone()
-            if not known.all():
-                slow = slow[:, known]
-                inferred[:, ~known] = self._regression(known, None)(frames[:, known] - slow, slow)
-            return inferred, torch.zeros_like(frames)
+            if known.all():
+                return Inferred(inferred, torch.zeros_like(frames), 0.0)
+            slow, regression = slow[:, known], self._regression(known, None)
+            inferred[:, ~known] = regression(frames[:, known] - slow, slow)
+            return Inferred(inferred, torch.zeros_like(frames), regression.deficit_db)
         features = _features(frames, noise.level)
         slow = moving_mean(features[None])[0]
-        inferred = self._regression(known, noise)(features - slow, _level_features(slow, noise.level))
+        regression = self._regression(known, noise)
+        inferred = regression(features - slow, _level_features(slow, noise.level))
         subtracted, certainty = _subtracted(frames, noise.level)
-        return certainty * subtracted + (1 - certainty) * inferred, features[:, N_MELS:]
+        inferred = certainty * subtracted + (1 - certainty) * inferred
+        return Inferred(inferred, features[:, N_MELS:], regression.deficit_db)
 
     def _regression(self, known: torch.Tensor, noise: WhiteNoise | None) -> Regression:
         """Remembered as long as the store is what it was: one recording is asked for again, and cutoffs are few."""
@@ -125,15 +138,22 @@ class Exemplars(nn.Module):
         if key not in self._fitted:
             if len(self._fitted) >= _REMEMBERED:
                 self._fitted.pop(next(iter(self._fitted)))  # the oldest
-            self._fitted[key] = self._without_noise(known) if noise is None else self._with_noise(known, noise)
+            examples = self._without_noise(known) if noise is None else self._with_noise(known, noise)
+            regression = Regression.fit(*examples, int((~known).sum()))
+            if not self.training:  # nobody asks there
+                regression = replace(regression, deficit_db=_deficit_db(regression, *examples[:3], known))
+            self._fitted[key] = regression
         return self._fitted[key]
 
-    def _without_noise(self, known: torch.Tensor) -> Regression:
+    def _without_noise(self, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        """What a regression is fitted to: features of the store, what levels are told from, clean bands, a start."""
         clips = self.log_mel.float()
         x = clips[..., known]
-        return Regression.fit(x, x.mean(1), clips[..., ~known], None, int((~known).sum()))
+        return x, x.mean(1), clips[..., ~known], None
 
-    def _with_noise(self, known: torch.Tensor, noise: WhiteNoise) -> Regression:
+    def _with_noise(
+        self, known: torch.Tensor, noise: WhiteNoise
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         clips = self.log_mel[:: 2 if self.training else 1].float()  # half is twice as fast
         hiss = _white_noise(clips.device).repeat(-(-clips.shape[0] * FRAMES // _NOISE_FRAMES), 1)
         hiss = torch.exp(2 * (hiss[: clips.shape[0] * FRAMES].view_as(clips) + noise.level))
@@ -141,7 +161,7 @@ class Exemplars(nn.Module):
         degraded = normalise(torch.log(power.clamp(min=LOG_MEL_FLOOR**2)) / 2)
         start = torch.eye(2 * N_MELS, N_MELS, device=clips.device) * known  # a band is what is heard of it
         x = _features(degraded, noise.level)
-        return Regression.fit(x, _level_features(x.mean(1), noise.level), clips, start, int((~known).sum()))
+        return x, _level_features(x.mean(1), noise.level), clips, start
 
 
 @dataclass(frozen=True)
@@ -149,6 +169,7 @@ class Regression:
     """From degraded features to clean bands: lines for motion and levels, and a kernel regression on top for levels.
 
     `mean_x` `[x]`, `mean_y` `[y]`; slopes `[x, y]`; `embed` `[bands, 5]`, `centres` `[512, 5]`, `heights` `[512, y]`.
+    `deficit_db` is how much more power the store has in its missing bands than what is inferred of them.
     """
 
     mean_x: torch.Tensor
@@ -158,6 +179,7 @@ class Regression:
     embed: torch.Tensor
     centres: torch.Tensor
     heights: torch.Tensor
+    deficit_db: float = 0.0
 
     @classmethod
     def fit(
@@ -191,10 +213,25 @@ class Regression:
 
         Both are `[frames, x]`.
         """
+        return self.level(levels) + motion @ self.motion_slopes
+
+    def level(self, levels: torch.Tensor) -> torch.Tensor:
+        """Clean levels `[n, y]` of what they are told from, `[n, x]`."""
         level = levels - self.mean_x
         near = _kernel(level[:, : len(self.embed)] @ self.embed, self.centres)
-        level = self.mean_y + level @ self.level_slopes + near @ self.heights
-        return level + motion @ self.motion_slopes
+        return self.mean_y + level @ self.level_slopes + near @ self.heights
+
+
+def _deficit_db(
+    regression: Regression, features: torch.Tensor, levels: torch.Tensor, clean: torch.Tensor, known: torch.Tensor
+) -> float:
+    """Of the bands above the highest known one, over the clips that the regression was fitted to."""
+    first = int(known.nonzero().max()) + 1 if known.any() else 0
+    if first == N_MELS:
+        return 0.0
+    motion = (features - features.mean(1, keepdim=True)) @ regression.motion_slopes[:, first - N_MELS :]
+    inferred = (regression.level(levels)[:, None, first - N_MELS :] + motion).clamp(min=FLOOR)
+    return deficit_db(denormalise(inferred), denormalise(clean[..., first - N_MELS :]), first)
 
 
 def _key(bands: torch.Tensor) -> bytes:

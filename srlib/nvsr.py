@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from srlib.config import N_MELS
-from srlib.exemplars import FLOOR, Exemplars, WhiteNoise, moving_mean
+from srlib.exemplars import FLOOR, Exemplars, Inferred, WhiteNoise, moving_mean
 from srlib.mel import denormalise, normalise
 
 # Fractions of a clip's frames below which a band lies: what never falls quiet is noise or a tone.
@@ -52,13 +52,15 @@ class RegressorOutput(BaseOutput):
     `log_mel` `[batch, 1, frames, 256]` is the clean estimate. `evidence` `[batch, 3, 256]` are logits for each band of
     the whole clip: that the filter passes it (above -3 dB), that it is not missing (above -20 dB), that it is noisy.
     `passed` `[batch, 256]` are the first of these as the levels alone show them, `noise` `[batch, 3]` logits of the
-    kinds of noise.
+    kinds of noise. `deficit_db` `[batch]` is what the missing bands of the estimate lack in power, as means of
+    logarithms do; zero in training.
     """
 
     log_mel: torch.Tensor | None = None
     evidence: torch.Tensor | None = None
     passed: torch.Tensor | None = None
     noise: torch.Tensor | None = None
+    deficit_db: torch.Tensor | None = None
 
 
 class MelRegressor(ModelMixin, ConfigMixin):
@@ -117,7 +119,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
         clip = clip_features(levels, known_bands)
         noise = self.noise(clip.to(self.dtype)).float()
         shares = torch.softmax(_SHARPNESS * noise, dim=1)  # a faint doubt changes nothing
-        inferred, heard = self._infer(frames, known_bands, shares, white or [None] * len(frames))
+        inferred, heard, deficit_db = self._infer(frames, known_bands, shares, white or [None] * len(frames))
         known = clip[:, None, -N_MELS:].expand_as(frames)
         features = torch.cat([frames - moving_mean(frames), inferred - moving_mean(inferred), heard, known], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
@@ -128,7 +130,7 @@ class MelRegressor(ModelMixin, ConfigMixin):
         evidence = self.evidence(pooled).float().unflatten(1, (3, N_MELS))
         correction = self.head(hidden).float()
         estimate = inferred + correction - moving_mean(correction)
-        return RegressorOutput(denormalise(estimate)[:, None], evidence, passed, noise)
+        return RegressorOutput(denormalise(estimate)[:, None], evidence, passed, noise, deficit_db)
 
     @torch.no_grad()
     def _infer(
@@ -137,39 +139,41 @@ class MelRegressor(ModelMixin, ConfigMixin):
         known_bands: torch.Tensor,
         shares: torch.Tensor,
         white: Sequence[WhiteNoise | None],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What stored music says, and how far frames stand out of white noise, both `[batch, frames, 256]`.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What stored music says, how far frames stand out of noise, both `[batch, frames, 256]`, and what they lack.
 
         In full precision: half costs more than it gains.
         """
         with torch.autocast(frames.device.type, enabled=False):
             clips = [self._infer_clip(*clip) for clip in zip(frames.float(), known_bands, shares, white, strict=True)]
-            inferred, heard = (torch.stack(part) for part in zip(*clips, strict=True))
-            return inferred.clamp(min=FLOOR), heard
+            inferred, heard = (torch.stack(part) for part in list(zip(*clips, strict=True))[:2])
+            deficit_db = torch.tensor([clip.deficit_db for clip in clips], device=frames.device)
+            return inferred.clamp(min=FLOOR), heard, deficit_db
 
     def _infer_clip(
         self, frames: torch.Tensor, known_bands: torch.Tensor, shares: torch.Tensor, measured: WhiteNoise | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Inferred:
         known = torch.arange(N_MELS, device=frames.device) < known_bands.clamp(min=1)
         if measured is not None:
             return self.store.infer(frames, known, measured.to(frames.device))
-        inferred, heard = torch.zeros_like(frames), torch.zeros_like(frames)
         white = float(shares[-1])
         white = round(white) if min(white, 1 - white) < _NEGLIGIBLE else white
         if white > 0:
-            inferred, heard = self.store.infer(frames, known, WhiteNoise.find(frames, known))
-        if white < 1:
-            tonal = tone_bands(frames) if shares[1] > shares[0] else torch.zeros_like(known)
-            quiet, _ = self.store.infer(frames, known & ~tonal)
-            inferred = white * inferred + (1 - white) * quiet
-        return inferred, white * heard
+            noisy = self.store.infer(frames, known, WhiteNoise.find(frames, known))
+            if white == 1:
+                return noisy
+        tonal = tone_bands(frames) if shares[1] > shares[0] else torch.zeros_like(known)
+        quiet = self.store.infer(frames, known & ~tonal)
+        if white == 0:
+            return quiet
+        return Inferred(*(white * one + (1 - white) * other for one, other in zip(noisy, quiet, strict=True)))
 
 
 class MelResUNet(ModelMixin, ConfigMixin):
     """The baseline NVSR-ResUNet: a residual U-Net on log-mels as images corrects the degraded one (Liu et al. 2022).
 
     A drop-in for `MelRegressor` that says nothing of what was done to the input and makes no use of what is known of
-    it, `known_bands` and `white`. Frames must be a multiple of 8.
+    it, `known_bands` and `white`, nor knows what it lacks. Frames must be a multiple of 8.
     """
 
     @register_to_config

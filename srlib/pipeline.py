@@ -21,9 +21,9 @@ from srlib import ldm, vae
 from srlib.audio import open_output
 from srlib.checks import check_audio, check_sampling
 from srlib.chunks import join
-from srlib.config import LATENT_FACTOR, SAMPLE_RATE, SIZES
+from srlib.config import LATENT_FACTOR, LEVEL_REACH, SAMPLE_RATE, SIZES
 from srlib.errors import SrlibError
-from srlib.exemplars import LEVEL_REACH, moving_mean
+from srlib.exemplars import moving_mean
 from srlib.gaps import Gap
 from srlib.mel import log_mel
 from srlib.merge import MERGES
@@ -218,6 +218,7 @@ class RestorationPipeline(DiffusionPipeline):
         f_20db: float | None = None,
         merge: str = "gain",
         gaps: Sequence[Gap] | str = (),
+        lift: bool = True,
         return_trajectory: bool = False,
     ) -> RestorationOutput:
         """Restore a recording.
@@ -236,15 +237,16 @@ class RestorationPipeline(DiffusionPipeline):
             merge: `gain` (tones are subtracted, noise is removed from the known band), `replace` (the known band is
                 kept, as in AudioSR) or `none`.
             gaps: (start, end) in seconds, to be filled; `auto` finds runs of digital silence.
+            lift: raise the loudest of what is generated, so that it has the power that music has and not that of a mean
+                of logarithms (`srlib.loudness`); False scores a slightly lower distance.
             return_trajectory: keep the predicted log-mel of every step.
 
         Raises:
             SrlibError: for audio or options that cannot be used.
         """
         recording = Recording.from_array(check_audio(wav, sample_rate), sample_rate)
-        options = Options(
-            num_inference_steps, num_samples, generator, guidance_scale, eta, scheduler, cutoff_hz, f_20db, merge, gaps
-        )
+        sampling = (num_inference_steps, num_samples, generator, guidance_scale, eta, scheduler)
+        options = Options(*sampling, cutoff_hz, f_20db, merge, gaps, lift)
         trajectory: list[torch.Tensor] = []
         job = Restoration(self, recording, options, trajectory if return_trajectory else None)
         planned, parts = job.analysis.chunks, list(job.chunks())

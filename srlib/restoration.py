@@ -16,6 +16,7 @@ from srlib.checks import check_edges, check_recording
 from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.gaps import Gap, interpolate_gaps
+from srlib.loudness import lift
 from srlib.mel import band_of_hz, log_mel
 from srlib.merge import FULL_BAND, Band, merge, replace_mel
 from srlib.noise import noise_gain
@@ -42,6 +43,7 @@ class Options:
     f_20db: float | None = None
     merge: str = "gain"
     gaps: Sequence[Gap] | str = ()
+    lift: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Restoration:
         self.sampling = pipe.sampling(options)
         self.tones: list[Tone] = []  # of the first chunk
         self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
+        self._lift = options.lift
         self.analysis = survey(recording, options.gaps, find_tones=options.merge == "gain")
         self._measured = self._measure(options)
 
@@ -166,7 +169,8 @@ class Restoration:
         degraded = interpolate_gaps(log_mel(with_component(mixed, wav)), gaps)
         regressed = self._regress(degraded)
         # 2. Restore the component's log-mel, and vocode it: AudioSR's way of keeping the known band included
-        restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], regressed, noises), gaps)
+        restored = self._restore_log_mel(chunk, degraded[:1], regressed, noises)
+        restored = interpolate_gaps(self._lifted(restored, regressed), gaps)
         voiced = replace_mel(restored, degraded[:1], self.band) if self._merge == "replace" else restored
         generated = vocode(self._pipe.vocoder, voiced, chunk.start)[:1, :samples]
         # 3. Join each source's share of it with what was given
@@ -197,6 +201,13 @@ class Restoration:
             return base
         trajectory = self._trajectory if chunk.start == 0 else None
         return self._pipe.generate(degraded, base, noises[0], self.sampling, trajectory, noises[1:])
+
+    def _lifted(self, restored: torch.Tensor, regressed: RegressorOutput | None) -> torch.Tensor:
+        """As loud above the low-pass as music is, where the base knows what its estimate lacks."""
+        if not self._lift or regressed is None or regressed.deficit_db is None:
+            return restored
+        first_band = band_of_hz(self.band.missing_hz)
+        return lift(restored, regressed.log_mel[:1], regressed.deficit_db[:1], first_band)
 
 
 def pad_to_frames(wav: np.ndarray) -> np.ndarray:

@@ -91,7 +91,7 @@ def test_known_bands_are_kept_and_what_follows_them_is_found():
     for clip in clips[600:]:
         frames = clip.clone()
         frames[:, ~known] = -9.0
-        inferred, heard = store.infer(frames, known)
+        inferred, heard, _ = store.infer(frames, known)
         assert torch.equal(inferred[:, known], clip[:, known])
         error = (inferred - clip)[:, ~known].square().mean()
         assert error < 0.05 * clip[:, ~known].var()
@@ -176,7 +176,7 @@ def test_levels_are_told_ten_db_below_the_noise():
     for music, level_db in zip(*sounds(12, 512), strict=True):
         hiss = log_mel(torch.from_numpy(0.02 * rng.standard_normal(512 * 480).astype(np.float32)))[0, 0]
         degraded = torch.logaddexp(2 * music, 2 * hiss) / 2
-        inferred, _ = store.infer(normalise(degraded), torch.ones(N_MELS).bool(), noise)
+        inferred, *_ = store.infer(normalise(degraded), torch.ones(N_MELS).bool(), noise)
         error_db = 20 / math.log(10) * (denormalise(inferred) - music).mean(0).unflatten(0, (8, 32)).mean(1)
         errors_db.append(error_db[level_db[0] < -6])
     assert torch.cat(errors_db).square().mean().sqrt() < 1.5
@@ -194,7 +194,7 @@ def test_music_is_found_under_white_noise(store, clean_clips, cutoff_hz, noise_f
     for clean, truth in clean_clips:
         degraded = Degradation(cutoff_hz, **noise).apply(clean, SAMPLE_RATE)
         frames = normalise(log_mel(torch.from_numpy(degraded)))[0, 0]
-        inferred, heard = store.infer(frames, bands, WhiteNoise.find(frames, bands))
+        inferred, heard, _ = store.infer(frames, bands, WhiteNoise.find(frames, bands))
         error = (inferred - truth).square()
         before.append((frames - truth).square()[:, bands].mean())
         after.append(error[:, bands].mean())
