@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from srlib import artifacts, cost_plots, ldm, performance, vae
+from srlib import artifacts, ldm, performance, plots_costs, vae
 from srlib.config import AUDIOSR, SAMPLE_RATE, TINY
 from srlib.errors import SrlibError
 from srlib.mel import log_mel
@@ -126,7 +126,7 @@ def test_the_committed_record_holds_both_sizes_and_adds_up():
     assert {"compact", "audiosr"} == set(table["size"])
     stages = table[[f"{stage}_s" for stage in performance.STAGES]].sum(axis=1)
     np.testing.assert_allclose(stages, table["total_s"], rtol=1e-4)
-    for ax, (_, rows) in zip(cost_plots.cost(table, "any").axes, table.groupby("size", sort=False), strict=True):
+    for ax, (_, rows) in zip(plots_costs.cost(table, "any").axes, table.groupby("size", sort=False), strict=True):
         for name, bars in zip(performance.STAGES, ax.containers, strict=True):
             np.testing.assert_allclose([bar.get_width() for bar in bars], rows[f"{name}_s"])
         np.testing.assert_allclose([bar.get_x() + bar.get_width() for bar in bars], rows["total_s"], rtol=1e-4)
@@ -212,7 +212,7 @@ def test_a_folder_runs_in_bfloat16_only_if_it_is_stored_so(tmp_path, dtype, monk
 def test_quality_figure_has_a_line_a_solver():
     table = pd.DataFrame({"scheduler": ["ddim", "ddim", "dpm"], "steps": [1, 2, 1]})
     table = table.assign(lsd_19k=[1.2, 1.1, 1.3], texture_high=[0.9, 0.8, 0.7])
-    for ax, column in zip(cost_plots.quality_by_steps(table).axes, ("lsd_19k", "texture_high"), strict=True):
+    for ax, column in zip(plots_costs.quality_by_steps(table).axes, ("lsd_19k", "texture_high"), strict=True):
         for line, (name, rows) in zip(ax.lines[:2], table.groupby("scheduler", sort=False), strict=True):
             assert line.get_label() == name
             np.testing.assert_array_equal(line.get_xydata(), rows[["steps", column]])
