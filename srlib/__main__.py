@@ -147,8 +147,9 @@ def _add_project_verbs(verbs: argparse._SubParsersAction) -> None:
 
     p = verbs.add_parser("reproduce", help="run the notebooks", description="Run the notebooks whose inputs changed.")
     p.add_argument("--profile", metavar="P", help="smoke, demo or paper (default: $SRLIB_PROFILE, else demo)")
-    p.add_argument("--from", dest="start", metavar="NB", help="first notebook to run, such as 05")
-    p.add_argument("--only", metavar="NB", help="the one notebook to run")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--from", dest="start", metavar="NB", help="first notebook to run, such as 05")
+    which.add_argument("--only", metavar="NB", help="the one notebook to run")
     p.add_argument("--force", action="store_true", help="run even what is up to date")
 
     p = verbs.add_parser("report", help="typeset the PDF", description="Typeset the PDF and print its path.")

@@ -113,6 +113,8 @@ def open_output(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes the next `[channels, n]` of a file, which appears under its name once it is whole.
 
+    What clips in a .flac for want of a float format is told in a line on standard error; who asks for a subtype knows.
+
     Args:
         samples: how many will be written for each channel: a WAV beyond 4 GiB becomes RF64.
         tags: of `TAGS`; those that the format cannot hold are left out.
@@ -122,6 +124,7 @@ def open_output(
     suffix = path.suffix.lower()
     if suffix not in _DEFAULT_SUBTYPE:
         raise SrlibError(f"{path}: audio is written as .wav or .flac, not {suffix or 'without a suffix'}.")
+    may_clip, clipped = subtype is None and suffix == ".flac", 0
     subtype = subtype or _DEFAULT_SUBTYPE[suffix]
     size = samples * channels * (8 if subtype == "DOUBLE" else 4)
     file_format = "FLAC" if suffix == ".flac" else "RF64" if size > _WAV_LIMIT else "WAV"
@@ -136,6 +139,9 @@ def open_output(
                     setattr(file, name, value)
 
             def put(block: np.ndarray) -> None:
+                nonlocal clipped
+                if may_clip:
+                    clipped += np.count_nonzero(np.abs(block) > 1)
                 try:
                     file.write(block.T)
                 except soundfile.LibsndfileError as error:
@@ -146,6 +152,10 @@ def open_output(
         if written != samples:
             raise SrlibError(f"Cannot write {path}: {written} of {samples} samples fitted; is the disk full?")
         _clear_peak_time(temporary)
+    if clipped:
+        per_cent = 100 * clipped / (samples * channels)
+        share = f"{per_cent:.2f} %" if per_cent >= 0.01 else "less than 0.01 %"
+        print(f"srlib: {path}: {share} of the samples clip at full scale; a .wav file keeps them.", file=sys.stderr)
 
 
 @contextmanager

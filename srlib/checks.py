@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -47,15 +47,15 @@ def check_edges(
     """Band edges in Hz and gaps in seconds that the recording can have."""
     if cutoff_hz is not None and cutoff_hz != "auto":
         if not isinstance(cutoff_hz, Real) or not 0 < cutoff_hz < SAMPLE_RATE / 2:
-            raise SrlibError(f"cutoff_hz is {cutoff_hz!r}: give auto, None or a frequency below {SAMPLE_RATE // 2} Hz.")
+            raise SrlibError(f"The cutoff is {cutoff_hz!r}: give auto or a frequency below {SAMPLE_RATE // 2} Hz.")
         if cutoff_hz >= sample_rate / 2:
             nyquist = sample_rate / 2
-            raise SrlibError(f"cutoff_hz {cutoff_hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it.")
+            raise SrlibError(f"The cutoff {cutoff_hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it.")
         if f_20db is not None and not cutoff_hz <= f_20db < math.inf:
             raise SrlibError(f"f_20db is {f_20db:g} and lies below the cutoff, {cutoff_hz:g} Hz: give both or neither.")
     seconds = samples / sample_rate
     if isinstance(gaps, str) and gaps != "auto":
-        raise SrlibError(f"gaps is {gaps!r}: give auto or pairs of seconds.")
+        raise SrlibError(f"The gaps are {gaps!r}: give auto or pairs of seconds.")
     for start, end in () if isinstance(gaps, str) else gaps:
         if not 0 <= start < end <= seconds:
             raise SrlibError(f"The gap {start:g}:{end:g} s is not inside the audio, which lasts {seconds:.3f} s.")
@@ -65,8 +65,14 @@ def check_sampling(steps: int, num_samples: int, eta: float, most_steps: int, ha
     """Sampler settings that the schedule allows; without a base model at least one step is needed."""
     fewest = 0 if has_base else 1
     if not fewest <= steps <= most_steps:
-        raise SrlibError(f"num_inference_steps is {steps}: give a whole number from {fewest} to {most_steps}.")
+        raise SrlibError(f"{steps} steps cannot be taken: give a whole number from {fewest} to {most_steps}.")
     if num_samples < 1:
-        raise SrlibError(f"num_samples is {num_samples}: give a whole number from 1 on.")
+        raise SrlibError(f"{num_samples} samples cannot be averaged: give a whole number from 1 on.")
     if not 0 <= eta <= 1:
         raise SrlibError(f"eta is {eta}: give a number from 0 (deterministic) to 1.")
+
+
+def check_seed(seed: int) -> None:
+    """A seed that torch takes."""
+    if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
+        raise SrlibError(f"The seed {seed} is not a whole number of 64 bits: give one from 0 to {2**64 - 1}.")

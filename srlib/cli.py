@@ -193,7 +193,10 @@ def _degradation(args: argparse.Namespace, sample_rate: int) -> Degradation:
     if args.random:
         return sample(np.random.default_rng(args.seed or 0), DegradationConfig().for_sample_rate(sample_rate))
     if args.replay:
-        return _read_record(Path(args.replay))
+        recorded = _read_record(Path(args.replay))
+        if recorded.does_nothing:
+            raise SrlibError(f"{args.replay}: this record says to do nothing: give one with a cutoff, noise or gaps.")
+        return recorded
     return _described(args)
 
 
@@ -226,7 +229,9 @@ def _described(args: argparse.Namespace) -> Degradation:
 def _read_record(path: Path) -> Degradation:
     try:
         return Degradation.from_json(path.read_text(encoding="utf-8"))
-    except (SrlibError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise SrlibError(f"{path}: this is no text: give the .json file written beside the audio.") from None
+    except SrlibError as error:
         raise SrlibError(f"{path}: {error}") from None
 
 

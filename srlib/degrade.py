@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy import fft, optimize, signal
@@ -82,14 +83,14 @@ class Degradation:
     def __post_init__(self) -> None:
         try:  # plain Python numbers, whatever numpy or JSON handed over
             plain = {
-                "cutoff_hz": None if self.cutoff_hz is None else float(self.cutoff_hz),
-                "noise_amplitude": float(self.noise_amplitude),
-                "tone_hz": None if self.tone_hz is None else float(self.tone_hz),
-                "gaps": tuple((float(start), float(end)) for start, end in self.gaps),
-                "filter_order": operator.index(self.filter_order),
-                "seed": operator.index(self.seed),
+                "cutoff_hz": None if self.cutoff_hz is None else _number(self.cutoff_hz),
+                "noise_amplitude": _number(self.noise_amplitude),
+                "tone_hz": None if self.tone_hz is None else _number(self.tone_hz),
+                "gaps": tuple((_number(start), _number(end)) for start, end in _listed(self.gaps)),
+                "filter_order": _number(self.filter_order, operator.index),
+                "seed": _number(self.seed, operator.index),
             }
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise SrlibError(
                 f"a degradation takes numbers, whole ones for order and seed, and gaps as (start, end) pairs: {error}"
             ) from error
@@ -125,6 +126,7 @@ class Degradation:
                 not all(0 <= start < end < math.inf for start, end in self.gaps),
             ),
             (f"the seed {self.seed!r} is not a whole number, zero or more", self.seed < 0),
+            (f"noise_first is {self.noise_first!r}: give true or false", not isinstance(self.noise_first, bool)),
         ]
 
     @property
@@ -146,6 +148,8 @@ class Degradation:
             if round(end * sample_rate) > samples:
                 seconds = samples / sample_rate
                 raise SrlibError(f"the gap {start:g}:{end:g} s lies outside the file, which has {seconds:.3f} s")
+            if round(start * sample_rate) == round(end * sample_rate):
+                raise SrlibError(f"the gap {start:g}:{end:g} s is shorter than a sample: make it longer")
 
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         """Degrade wav [samples] or [channels, samples]; returns float32 of the same shape, the input untouched."""
@@ -210,7 +214,7 @@ class Degradation:
         """From the text of a record or from its dict; the measured values in it are not needed."""
         try:
             record = json.loads(record) if isinstance(record, str) else dict(record)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SrlibError(f"the record is not JSON ({error}): give the one written beside the audio") from error
         if not isinstance(record, dict):
             raise SrlibError("the record is not a JSON object: give the one written beside the audio")
@@ -219,6 +223,20 @@ class Degradation:
         if unknown:
             raise SrlibError(f"the record has unknown keys {', '.join(unknown)}: is it the record of a degradation?")
         return cls(**{name: record[name] for name in names if name in record})
+
+
+def _number(value: object, kind: Callable[[Any], float] = float) -> float:
+    """A plain number; Python would take true and "4000" for numbers too."""
+    if isinstance(value, bool | str):
+        raise TypeError(f"{value!r} is no number")
+    return kind(value)
+
+
+def _listed(value: Any) -> Any:
+    """A list; a text and an object have an order too."""
+    if isinstance(value, str | Mapping):
+        raise TypeError(f"{value!r} is no list")
+    return value
 
 
 def _positive(value: float) -> bool:

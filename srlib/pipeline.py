@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from srlib import ldm, vae
 from srlib.audio import open_output
-from srlib.checks import check_audio, check_sampling
+from srlib.checks import check_audio, check_sampling, check_seed
 from srlib.chunks import join
 from srlib.config import LATENT_FACTOR, LEVEL_REACH, SAMPLE_RATE, SIZES
 from srlib.errors import SrlibError
@@ -33,6 +33,10 @@ from srlib.restoration import Options, Restoration, Sampling, pad_to_frames
 from srlib.tones import Tone
 from srlib.variant import apply_difference
 from srlib.vocoder import build_vocoder, vocode
+
+# What diffusers raises for a folder that it cannot make a pipeline of; the last four for a model_index.json or a
+# config.json that lacks an entry or holds one of another kind.
+_BROKEN = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError, ImportError)
 
 for progress in (logging, transformers_logging):
     progress.disable_progress_bar()  # loading five parts needs none
@@ -101,8 +105,8 @@ class RestorationPipeline(DiffusionPipeline):
             kwargs.pop("variant")
         try:
             pipeline = super().from_pretrained(str(path), **{**options, **kwargs})
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except _BROKEN as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SrlibError(f"The model in {name_or_path} does not load ({reason}): write it again.") from error
         _check_weights(pipeline, path, kwargs.get("variant"))
         if difference.is_file():
@@ -140,7 +144,10 @@ class RestorationPipeline(DiffusionPipeline):
         return torch.cat([cond_latent, base_latent], dim=1), base_latent
 
     def to_residual(self, latent: torch.Tensor, base_latent: torch.Tensor) -> torch.Tensor:
-        """Latent to what the diffusion model generates; of a base's residual, no moving mean, see there."""
+        """Latent to what the diffusion model generates: the residual to a base, less its moving mean.
+
+        As the network of `MelRegressor` does, the model corrects motion alone.
+        """
         residual = (latent - base_latent) / self.residual_spread()
         if self.base is None:
             return residual
@@ -193,14 +200,19 @@ class RestorationPipeline(DiffusionPipeline):
         check_sampling(steps, options.num_samples, options.eta, most_steps, self.base is not None)
         if options.merge not in MERGES:
             raise SrlibError(f"There is no merge {options.merge!r}: choose one of {', '.join(MERGES)}.")
+        scheduler = ldm.use_scheduler(self.scheduler, options.scheduler)
+        if options.eta and not isinstance(scheduler, DDIMScheduler):
+            raise SrlibError(f"eta is {options.eta:g}, but only the scheduler ddim has one: choose it, or no eta.")
         seeded = isinstance(options.generator, torch.Generator)
+        if not seeded:
+            check_seed(options.generator or 0)
         return Sampling(
             steps,
             options.num_samples,
             self.config.guidance_scale if options.guidance_scale is None else options.guidance_scale,
             options.eta,
-            ldm.use_scheduler(self.scheduler, options.scheduler),
-            options.generator if seeded else torch.Generator().manual_seed(options.generator or 0),
+            scheduler,
+            options.generator if seeded else torch.Generator().manual_seed(int(options.generator or 0)),
         )
 
     @torch.no_grad()

@@ -3,13 +3,70 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from srlib.degrade import DegradationConfig
+from srlib.config import SAMPLE_RATE
+from srlib.degrade import NOISE_TYPES, DegradationConfig
 from srlib.errors import SrlibError
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """Neither NaN nor infinite, and a TOML integer may have any number of digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _is_band(value: Any) -> bool:
+    """A pair (low, high) of cutoffs in Hz."""
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+    return pair and 0 < value[0] <= value[1] < SAMPLE_RATE / 2
+
+
+def _are_weights(value: Any) -> bool:
+    """A table {noise: weight}."""
+    known = isinstance(value, Mapping) and set(value) <= set(NOISE_TYPES) and all(map(_is_number, value.values()))
+    return known and min(value.values(), default=0) >= 0 and sum(value.values()) > 0
+
+
+# Names of settings, what each of them has to be, and whether a value is that; TOML has lists where these are tuples.
+_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("size", "a name", lambda v: isinstance(v, str)),
+    ("base", "regressor or resunet", lambda v: v in ("regressor", "resunet")),
+    ("precision", "no or bf16", lambda v: v in ("no", "bf16")),
+    ("one_crop_a_track augment constant_rate", "true or false", lambda v: isinstance(v, bool)),
+    ("seed", "a whole number from 0 to 4294967295", lambda v: _is_whole(v) and 0 <= v < 2**32),
+    ("frames", "a multiple of 64", lambda v: _is_whole(v) and v > 0 and v % 64 == 0),
+    (
+        "batch_size max_steps log_every validate_every fit_batches adversarial_frames",
+        "a whole number above zero",
+        lambda v: _is_whole(v) and v > 0,
+    ),
+    (
+        "epochs warmup_steps prefetch adversarial_start",
+        "a whole number, zero or more",
+        lambda v: _is_whole(v) and v >= 0,
+    ),
+    (
+        "snapshot_steps",
+        "a list of whole numbers above zero",
+        lambda v: isinstance(v, list | tuple) and all(_is_whole(step) and step > 0 for step in v),
+    ),
+    ("learning_rate clip_norm", "a number above zero", lambda v: _is_number(v) and v > 0),
+    ("weight_decay min_snr_gamma adversarial_weight", "a number, zero or more", lambda v: _is_number(v) and v >= 0),
+    (
+        "ema_decay gap_probability condition_dropout last_step_share estimated_share",
+        "a number from 0 to 1",
+        lambda v: _is_number(v) and 0 <= v <= 1,
+    ),
+    ("noise_weights", f"weights for {', '.join(NOISE_TYPES)}, not all zero", _are_weights),
+    ("cutoff_hz", f"two frequencies, the lower first, below {SAMPLE_RATE // 2} Hz", _is_band),
+)
 
 
 @dataclass(frozen=True)
@@ -59,15 +116,8 @@ class TrainConfig:
         return cls(**config)
 
     def __post_init__(self) -> None:
-        wrong = [f.name for f in fields(self) if f.type == "int" and not (isinstance(getattr(self, f.name), int))]
-        counts = ("batch_size", "frames", "max_steps", "log_every", "validate_every", "fit_batches")
-        wrong += [name for name in counts if name not in wrong and getattr(self, name) < 1]
-        if self.frames % 64:
-            wrong.append("frames (a multiple of 64)")
-        if self.precision not in ("no", "bf16"):
-            wrong.append("precision (no or bf16)")
-        if self.base not in ("regressor", "resunet"):
-            wrong.append("base (regressor or resunet)")
+        rules = [(name, wanted, fits) for names, wanted, fits in _RULES for name in names.split()]
+        wrong = [f"{name} ({wanted})" for name, wanted, fits in rules if not fits(getattr(self, name))]
         if wrong:
             raise SrlibError(f"Unusable values of training settings {', '.join(wrong)}: see srlib.recipe.TrainConfig.")
 
@@ -86,5 +136,5 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise SrlibError(f"There is no configuration file {path}: give a recipe, recipes/compact/*.toml.")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SrlibError(f"{path} is not TOML ({error}): correct it.") from error

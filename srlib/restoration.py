@@ -168,7 +168,7 @@ class Restoration:
         mixed = layout.mix(wav)
         degraded = interpolate_gaps(log_mel(with_component(mixed, wav)), gaps)
         regressed = self._regress(degraded)
-        # 2. Restore the component's log-mel, and vocode it: AudioSR's way of keeping the known band included
+        # 2. Restore the component's log-mel and vocode it; AudioSR's merge replaces its known band before that too
         restored = self._restore_log_mel(chunk, degraded[:1], regressed, noises)
         restored = interpolate_gaps(self._lifted(restored, regressed), gaps)
         voiced = replace_mel(restored, degraded[:1], self.band) if self._merge == "replace" else restored

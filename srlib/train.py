@@ -101,8 +101,10 @@ class Run:
         self.processes = Processes(self.accelerator)
         self.processes.check(self.config.batch_size)
         settings = asdict(self.config) | {"stage": self.stage, "data": str(data), "init": str(init)}
+        settings = json.loads(json.dumps(settings))
+        if checkpoint.exists():
+            self._check_same(settings)
         with self.accelerator.main_process_first():
-            self._record(settings, resumed=checkpoint.exists())
             self.corpus, self.validation = (_corpus(data, split, self.folder.parent) for split in ("train", "valid"))
         if self.config.epochs:
             steps = self.config.epochs * self.corpus.steps_an_epoch(self.config.batch_size)
@@ -142,21 +144,18 @@ class Run:
         self.ema = EMAModel(self.objective.module.parameters(), self.config.ema_decay, use_ema_warmup=True, power=0.75)
         if checkpoint.exists():
             self._restore(checkpoint)
-        self.log = TrainingLog(self.folder, self.step) if self.processes.first else None
+        self.log = None
+        if self.processes.first:  # last, so that a call that is refused leaves no run behind
+            write_text(self.folder / "config.json", json.dumps(settings, indent=1) + "\n")
+            self.log = TrainingLog(self.folder, self.step)
 
-    def _record(self, settings: dict[str, Any], resumed: bool) -> None:
-        """Write the settings beside the run, or check that a resumed run is the same one; only its length may grow."""
-        path = self.folder / "config.json"
-        settings = json.loads(json.dumps(settings))
-        if resumed:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            changed = sorted(key for key in settings if key not in _LENGTH and settings[key] != before.get(key))
-            if changed:
-                names = ", ".join(changed)
-                raise SrlibError(f"{self.folder} holds a run with other {names}: resume it as it was begun.")
-        if self.processes.first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(settings, indent=1) + "\n")
+    def _check_same(self, settings: dict[str, Any]) -> None:
+        """Refuse to resume a run as another one; only its length may change."""
+        before = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        changed = sorted(key for key in settings if key not in _LENGTH and settings[key] != before.get(key))
+        if changed:
+            names = ", ".join(changed)
+            raise SrlibError(f"{self.folder} holds a run with other {names}: resume it as it was begun.")
 
     def fit(self) -> None:
         """Step until the steps or the time are used up; losses stay on the device until they are logged."""

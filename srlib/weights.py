@@ -140,7 +140,11 @@ def seconds_of(text: str) -> float:
 
 
 def _order(recipe: Path) -> tuple[list[str], list[str]]:
-    plan = read_toml(recipe / "runs.toml")
+    path = recipe / "runs.toml"
+    if not path.is_file():
+        hint = "--recipe names a folder with a runs.toml, such as recipes/compact in a checkout of the project"
+        raise SrlibError(f"There is no {path}: {hint}.")
+    plan = read_toml(path)
     order, apart = list(plan.get("order", ())), list(plan.get("apart", ()))
     wrong = [name for name in [*order, *apart] if _stage(name) not in PARTS]
     if wrong or not order or set(plan) - {"order", "apart"}:

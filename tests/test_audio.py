@@ -219,6 +219,23 @@ def test_refused_samples(tmp_path, wav):
     assert not list(tmp_path.iterdir())
 
 
+def test_clipping_is_told_once_for_all_blocks_and_only_of_a_flac_that_nobody_chose_a_subtype_for(tmp_path, capsys):
+    wav = np.zeros((2, 1000), np.float32)
+    wav[0, :10], wav[0, 990:], wav[1, 5], wav[1, 6] = 1.5, -1.5, 1.0, -1.0  # full scale itself does not clip
+    with audio.open_output(tmp_path / "a.flac", SAMPLE_RATE, *wav.shape) as put:
+        for start in range(0, 1000, 100):
+            put(wav[:, start : start + 100])
+    told = f"srlib: {tmp_path / 'a.flac'}: 1.00 % of the samples clip at full scale; a .wav file keeps them.\n"
+    assert capsys.readouterr() == ("", told)
+    audio.write(tmp_path / "a.wav", wav, SAMPLE_RATE)
+    audio.write(tmp_path / "b.flac", wav, SAMPLE_RATE, subtype="PCM_16")
+    assert capsys.readouterr() == ("", "")
+    rare = np.zeros(100_000, np.float32)
+    rare[0] = 2.0
+    audio.write(tmp_path / "c.flac", rare, SAMPLE_RATE)
+    assert "less than 0.01 %" in capsys.readouterr().err
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

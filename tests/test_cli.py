@@ -144,6 +144,7 @@ def test_degrade_keeps_rate_and_channels(tmp_path):
         (["--gap", "1"], "START:END"),
         (["--gap", "2:1"], "START < END"),
         (["--gap", "2.5:3.5"], "outside the file"),
+        (["--gap", "0:0.0000001"], "shorter than a sample"),
         (["--random", *CUT_4K], "--random decides --cutoff-hz"),
         (["--random", "--replay", "x.json"], "exclude each other"),
         (["--replay", "x.json", "--seed", "1"], "--replay decides --seed"),
@@ -182,9 +183,33 @@ def test_degrade_writes_both_files_or_neither(capsys, tmp_path, clip):
 
 def test_a_record_that_is_none(capsys, tmp_path, clip):
     bad = tmp_path / "bad.json"
-    for text in ("not json", "[]", '{"cutoff_hz": -1}', '{"colour": "red"}', "\x00\xff"):
+    damaged = ("not json", "[]", '{"cutoff_hz": -1}', '{"colour": "red"}', "\x00\xff", "[" * 100_000)
+    for text in (*damaged, "{}", '{"gaps": []}'):
         bad.write_text(text, encoding="latin-1")
         assert "bad.json" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", "--replay", bad)
+    bad.write_bytes(b"\xff\xfe")
+    for verb in (["degrade", "-o", tmp_path / "d.wav", "--replay", bad], ["evaluate", clip, "--record", bad]):
+        assert "bad.json: this is no text: give the .json file" in refusal(capsys, tmp_path, *verb, clip)
+
+
+def test_a_seed_of_the_noise_may_have_any_length(tmp_path, clip):
+    options = ["--noise", "white", "--amplitude", "0.01", "--seed", "9" * 23]
+    assert run("degrade", clip, "-o", tmp_path / "d.wav", *options) == 0
+    assert run("degrade", clip, "-o", tmp_path / "again.wav", "--replay", tmp_path / "d.wav.json") == 0
+    assert (tmp_path / "d.wav").read_bytes() == (tmp_path / "again.wav").read_bytes()
+
+
+def test_what_clips_in_a_flac_is_told_in_a_line(tmp_path, clip, music, tiny, capsys):
+    loud = tmp_path / "loud.wav"
+    audio.write(loud, music / np.abs(music).max() * 4, 48_000)
+    for verb in (["degrade", *CUT_4K], ["restore", "--merge", "replace", "--steps", "0"]):
+        for name, told in [("out.flac", True), ("out.wav", False)]:
+            assert run(*verb, loud, "-o", tmp_path / name, "--overwrite") == 0
+            error = capsys.readouterr().err
+            assert (error.count("\n"), "out.flac" in error, "% of the samples clip" in error) == (told, told, told)
+            assert (".wav file keeps them" in error) == told
+        assert run(*verb, clip, "-o", tmp_path / "quiet.flac", "--overwrite") == 0
+        assert capsys.readouterr().err == ""
 
 
 BAD_FILES = {
@@ -274,13 +299,15 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
         (["--gap", "2.9:3.1"], "not inside the audio"),
         (["--gap", "auto", "--gap", "1:2"], "leave out the others"),
         (["--gap", "2"], "START:END"),
-        (["--steps", "1001"], "1000"),
+        (["--steps", "1001"], "1001 steps cannot be taken: give a whole number from 0 to 1000"),
         (["--steps", "-1"], "zero or more"),
         (["--samples", "1.5"], "above zero"),
         (["--scheduler", "euler"], "euler"),
         (["--merge", "sum"], "sum"),
         (["--eta", "-1"], "zero or more"),
+        (["--eta", "1", "--scheduler", "unipc"], "scheduler ddim"),
         (["--seed", "x"], "zero or more"),
+        (["--seed", "9" * 23], "64 bits"),
         (["--device", "abacus"], "no device"),
         (["--device", "meta"], "not supported"),
         (["--model", "no-such-model"], "no-such-model"),
@@ -427,6 +454,10 @@ def test_profiles(capsys, monkeypatch, tmp_path):
     assert run("reproduce") == 0 and calls == ["smoke"]
     for verb in ("reproduce", "report"):
         assert "smoke, demo, paper" in refusal(capsys, tmp_path, verb, "--profile", "huge")
+
+
+def test_one_notebook_is_no_place_to_start_from(capsys, tmp_path):
+    assert "not allowed with" in refusal(capsys, tmp_path, "reproduce", "--only", "02", "--from", "03")
 
 
 def test_disk_errors_are_one_sentence(capsys, tmp_path, clip, monkeypatch):

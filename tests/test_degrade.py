@@ -291,6 +291,15 @@ def test_config_for_low_sample_rates_fits_under_nyquist(sample_rate):
         ({"gaps": (0.1, 0.2)}, "pairs"),
         ({"seed": -1}, "seed"),
         ({"seed": 0.5}, "whole"),
+        ({"seed": True}, "whole"),
+        ({"cutoff_hz": True}, "numbers"),
+        ({"cutoff_hz": "4000"}, "numbers"),
+        ({"cutoff_hz": 10**400}, "numbers"),
+        ({"gaps": "12"}, "pairs"),
+        ({"gaps": {}}, "pairs"),
+        ({"noise_first": "no"}, "noise_first.*true or false"),
+        ({"noise_first": []}, "noise_first.*true or false"),
+        ({"noise_first": 1}, "noise_first.*true or false"),
     ],
 )
 def test_wrong_values_are_refused_with_a_sentence(fields, words):
@@ -305,6 +314,7 @@ def test_wrong_values_are_refused_with_a_sentence(fields, words):
         ({"cutoff_hz": 30000, "filter_type": "boxcar"}, "half the sample rate"),
         ({"noise_type": "tone", "tone_hz": 24000, "noise_amplitude": 0.1}, "half the sample rate"),
         ({"gaps": ((0.5, 1.5),)}, "outside the file"),
+        ({"gaps": ((0.1, 0.2), (0.5, 0.500001))}, "0.5:0.500001 s is shorter than a sample"),
     ],
 )
 def test_what_does_not_fit_the_file_is_refused(fields, words):
@@ -320,7 +330,16 @@ def test_wrong_audio_is_refused(wav):
         Degradation(4000).apply(wav, SAMPLE_RATE)
 
 
-@pytest.mark.parametrize("record", ["", "not json", "[1]", '{"cutoff": 3}', '{"cutoff_hz": -1}', "null"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("", "not json", "[1]", '{"cutoff": 3}', '{"cutoff_hz": -1}', "null", "[" * 100_000),
+        *(f'{{"cutoff_hz": {value}}}' for value in ("1" * 401, "1" * 5000, "true", '"4000"', "[]", "NaN")),
+        *(f'{{"cutoff_hz": 4000, "{name}": []}}' for name in ("filter_type", "filter_order", "noise_type", "seed")),
+        *('{"cutoff_hz": 4000, "noise_first": []}', '{"cutoff_hz": 4000, "gaps": null}'),
+    ],
+    ids=lambda record: record[:50],
+)
 def test_wrong_records_are_refused(record):
     with pytest.raises(SrlibError):
         Degradation.from_json(record)

@@ -237,7 +237,7 @@ def test_gaps_are_filled_with_what_was_generated(pipe):
         ({"gaps": "all"}, "all"),
         ({"merge": "paste"}, "paste.*gain, replace, none"),
         ({"cutoff_hz": 24000}, "24000"),
-        ({"cutoff_hz": 0}, "cutoff_hz"),
+        ({"cutoff_hz": 0}, "The cutoff is 0: give auto or"),
         ({"cutoff_hz": -4000.0}, "-4000"),
         ({"cutoff_hz": float("nan")}, "nan"),
         ({"cutoff_hz": "low"}, "low"),
@@ -245,6 +245,12 @@ def test_gaps_are_filled_with_what_was_generated(pipe):
         ({"gaps": [(0.5, 0.5)]}, "0.5:0.5"),
         ({"gaps": [(-0.1, 0.5)]}, "-0.1:0.5"),
         ({"scheduler": "euler"}, "euler"),
+        ({"scheduler": "dpm", "eta": 1.0}, "eta is 1, but only the scheduler ddim"),
+        ({"generator": 2**64}, "18446744073709551616 is not a whole number of 64 bits"),
+        ({"generator": -(2**63) - 1}, "-9223372036854775809 is not a whole number of 64 bits"),
+        ({"generator": 0.5}, "seed 0.5"),
+        ({"num_inference_steps": 1001}, "1001 steps cannot be taken"),
+        ({"num_samples": 0}, "0 samples cannot be averaged"),
     ],
 )
 def test_what_cannot_be_restored_is_refused_in_a_sentence(pipe, change, sentence):
@@ -288,6 +294,19 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, fault, named):
     with pytest.raises(SrlibError, match=named) as caught:
         RestorationPipeline.from_pretrained(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"_class_name": "RestorationPipeline"}', "not json"])
+def test_a_model_whose_index_is_damaged_is_refused_in_a_sentence(tmp_path, index):
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(SrlibError, match="does not load") as caught:
+        RestorationPipeline.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_largest_and_the_smallest_seed_are_taken(pipe):
+    for seed in (2**64 - 1, -(2**63), np.int64(3)):
+        assert pipe.sampling(Options(generator=seed)).generator.initial_seed() == int(seed) % 2**64
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

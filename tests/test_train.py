@@ -1,6 +1,7 @@
 """Every training stage for a few steps on the demo set: files, resuming bit for bit, refusals."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from srlib import audio, corpus, data, objectives, train, trainlog
+from srlib import audio, corpus, data, objectives, recipe, train, trainlog
 from srlib.adversary import Adversary, whitened
 from srlib.config import SAMPLE_RATE
 from srlib.corpus import Batch
@@ -67,8 +68,8 @@ def one_step(runs):
     return train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1]}, "demo", runs / "one-step")
 
 
-def objective_of(stage, pipeline):
-    return objectives.STAGES[stage](pipeline, TrainConfig(fit_batches=1))
+def objective_of(stage, pipeline, **settings):
+    return objectives.STAGES[stage](pipeline, TrainConfig(fit_batches=1, **settings))
 
 
 def rows_of(run):
@@ -361,8 +362,13 @@ def test_snapshots_hold_a_replayable_example_of_each_noise(one_step):
 
 def test_a_run_is_resumed_as_it_was_begun(one_step, tmp_path):
     run = shutil.copytree(one_step, tmp_path / "run")
-    with pytest.raises(SrlibError, match="other seed"):
-        train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1], "seed": 5}, "demo", run, resume=True)
+    before = (run / "config.json").read_bytes()
+    for change, sentence in [({"seed": 5}, "other seed"), ({"max_steps": 9, "size": "tiny"}, "damaged")]:
+        if sentence == "damaged":
+            (run / "checkpoint.pt").write_bytes(b"PK")
+        with pytest.raises(SrlibError, match=sentence):
+            train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1]} | change, "demo", run, resume=True)
+        assert (run / "config.json").read_bytes() == before
 
 
 def test_a_run_of_epochs_may_grow_as_one_of_steps_may(runs):
@@ -390,10 +396,39 @@ def test_a_damaged_checkpoint_is_named(one_step, tmp_path):
         train.train("nvsr", CONFIG | {"max_steps": 1, "snapshot_steps": [1]}, "demo", run, resume=True)
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"frames": 100}, {"seed": "one"}, {"precision": "fp8"}])
-def test_unusable_settings_are_named(wrong, tmp_path):
-    with pytest.raises(SrlibError, match=next(iter(wrong))):
-        train.train("nvsr", CONFIG | wrong, "demo", tmp_path / "run")
+UNUSABLE = {
+    "size": [3, ["tiny"]],
+    "base": ["other", ["regressor"]],
+    "precision": ["fp8"],
+    "augment": ["no", 1],
+    "seed": ["one", -1, 2**32, True],
+    "frames": [0, 100, "a", 64.0],
+    "batch_size": [0, 2.5, True],
+    "epochs": [-1],
+    "snapshot_steps": [3, "3", [0], [1.5]],
+    "learning_rate": ["a", -1, 0, float("nan"), 10**400, True],
+    "weight_decay": [-1, float("inf")],
+    "ema_decay": [5, -0.1],
+    "gap_probability": ["x", 2],
+    "condition_dropout": [1.1],
+    "last_step_share": [-1],
+    "estimated_share": [[0.5]],
+    "noise_weights": [3, {}, {"none": "a"}, {"pink": 1}, {"none": 0}, {"none": 2, "tone": -1}, {"none": True}],
+    "cutoff_hz": [4000, [4000], [0, 4000], [8000, 4000], [4000, 24_000], ["a", "b"]],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNUSABLE.items() for value in values])
+def test_unusable_settings_are_named(name, value, tmp_path):
+    with pytest.raises(SrlibError, match=f"^Unusable values of training settings {name} ") as caught:
+        train.train("nvsr", CONFIG | {name: value}, "demo", tmp_path / "run")
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_every_setting_has_a_rule_and_whole_numbers_are_numbers_too():
+    names = [name for names, _, _ in recipe._RULES for name in names.split()]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(TrainConfig))
+    TrainConfig(learning_rate=1, ema_decay=0, cutoff_hz=[2000, 16_000], snapshot_steps=[40], noise_weights={"tone": 1})
 
 
 @pytest.mark.parametrize(
@@ -412,7 +447,7 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(runs, tmp_path, change,
     with pytest.raises(SrlibError, match=sentence) as caught:
         train.train(**call)
     assert "\n" not in str(caught.value)
-    assert not (runs / "refused" / "checkpoint.pt").exists()
+    assert not (runs / "refused").exists()
 
 
 # The objectives themselves, on signals whose loss is known.
@@ -527,6 +562,20 @@ def test_the_adversary_takes_part_in_training_only():
         objective.module.train(training)
         torch.manual_seed(0)
         assert (objective.loss(batch).item() > alone) == added
+
+
+def test_the_vocoder_learns_from_estimates_where_the_reference_is_a_target():
+    pipeline = build("tiny")
+    reference, narrow = white(4), white(4, level=0.01)
+    batch = batch_of(reference, narrow, bandwidth_hz=12_000.0)
+    truth = log_mel(reference)
+    assert torch.equal(objective_of("vocoder", pipeline)._log_mel(batch), truth)
+    mel = objective_of("vocoder", pipeline, estimated_share=0.5)._log_mel(batch)
+    estimate = pipeline.base(log_mel(narrow), batch.known_bands).log_mel
+    inside = objectives.band_mask(batch.bandwidth_hz)[0, 0, 0] > 0
+    torch.testing.assert_close(mel[:2, ..., inside], estimate[:2, ..., inside])
+    assert torch.equal(mel[:2, ..., ~inside], truth[:2, ..., ~inside]) and torch.equal(mel[2:], truth[2:])
+    assert (estimate - truth)[:2, ..., inside].abs().mean() > 1
 
 
 def test_vocoder_and_regressor_losses_fall_when_they_are_right():
