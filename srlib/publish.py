@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ LOWPASS = "lowpass"  # variant of the weights that never met noise
 def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None = None) -> Path:
     """Write the pipeline of a folder of runs (named as in `recipes/`) to `out`, in half precision.
 
-    Autoencoder and vocoder come from `vae` and `vocoder`; base and U-Net from the last `ldm-*` run, which holds the
+    Autoencoder and vocoder come from the last of their runs; base and U-Net from the last `ldm-*` run, which holds the
     base that it was trained on, and those of `ldm-1-lowpass` become the variant `lowpass`, as a difference to them. The
     run `nvsr-resunet`, if there is one, becomes a folder of its own. Each run's log goes to `logs/`, its settings and
     what was really run to `training.json`. What stood in `out` is replaced as a whole, or not at all.
@@ -31,12 +32,10 @@ def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None =
 
 
 def _write(runs: Path, out: Path, num_inference_steps: int | None) -> None:
-    stages = sorted(runs.glob("ldm-*/pipeline"))
-    if not stages:
-        raise SrlibError(f"{runs} holds no finished ldm run: train the recipes of recipes/ there first.")
-    pipeline = RestorationPipeline.from_pretrained(stages[-1])
+    newest = {stage: _newest(runs, stage) for stage in ("ldm", "vae", "vocoder")}
+    pipeline = RestorationPipeline.from_pretrained(newest["ldm"])
     for part in ("vae", "vocoder"):
-        setattr(pipeline, part, type(getattr(pipeline, part)).from_pretrained(runs / part / "pipeline" / part))
+        setattr(pipeline, part, type(getattr(pipeline, part)).from_pretrained(newest[part] / part))
     if num_inference_steps is not None:
         pipeline.register_to_config(num_inference_steps=num_inference_steps)
     for part in pipeline.modules():
@@ -58,6 +57,20 @@ def _write(runs: Path, out: Path, num_inference_steps: int | None) -> None:
     _copy_early(runs, out / "early")
 
 
+def _in_order(path: Path) -> list[list[str | int]]:
+    """Key that sorts ldm-10 behind ldm-2; folder by folder, since a slash would put vocoder-2 before vocoder."""
+    pieces = [re.split(r"(\d+)", name) for name in path.parts]
+    return [[int(piece) if piece.isdecimal() else piece for piece in name] for name in pieces]
+
+
+def _newest(runs: Path, stage: str) -> Path:
+    """Pipeline folder of the last run of a stage."""
+    finished = sorted(runs.glob(f"{stage}*/pipeline"), key=_in_order)
+    if not finished:
+        raise SrlibError(f"{runs} holds no finished {stage} run: train the recipes of recipes/ there first.")
+    return finished[-1]
+
+
 def _forget_origin(out: Path) -> None:
     """Drop the paths of this machine that diffusers writes into the configurations."""
     for path in [*out.glob("*.json"), *out.glob("*/config.json")]:
@@ -70,7 +83,7 @@ def _copy_early(runs: Path, folder: Path) -> None:
     """Keep the first snapshot of each noise, of the run of the base's curriculum that met it first."""
     folder.mkdir(exist_ok=True)
     for noise in ("tone", "white"):
-        records = sorted(runs.glob(f"nvsr-*/snapshots/{noise}-*.json"))
+        records = sorted(runs.glob(f"nvsr-*/snapshots/{noise}-*.json"), key=_in_order)
         if not records:
             raise SrlibError(f"{runs} holds no snapshot with {noise} noise: set snapshot_steps in the nvsr recipes.")
         first = records[0]

@@ -14,10 +14,10 @@ from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError
 from srlib.nvsr import MelResUNet
 from srlib.pipeline import RestorationPipeline, build
-from srlib.publish import publish
+from srlib.publish import _newest, publish
 from srlib.variant import apply_difference, save_difference
 
-ORDER = ["vae", "vocoder", "nvsr-1-lowpass", "ldm-1-lowpass", "nvsr-2-mixed", "ldm-2-mixed"]
+ORDER = ["vae", "vocoder", "nvsr-1-lowpass", "ldm-1-lowpass", "nvsr-2-mixed", "ldm-2-mixed", "vocoder-2-estimates"]
 SETTINGS = {"size": "tiny", "batch_size": 2, "frames": 64, "fit_batches": 1, "validate_every": 1000, "max_steps": 2}
 
 
@@ -175,6 +175,22 @@ def test_what_is_shipped_is_replaced_as_a_whole_or_not_at_all(runs, shipped, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "shipped"]
 
 
+@pytest.mark.parametrize("stage", ["ldm", "vae", "vocoder"])
+def test_what_was_not_trained_cannot_be_shipped(tmp_path, stage):
+    for name in {"ldm-1", "vae", "vocoder"} - {stage, f"{stage}-1"}:
+        (tmp_path / "runs" / name / "pipeline").mkdir(parents=True)
+    with pytest.raises(SrlibError, match=f"holds no finished {stage} run"):
+        publish(tmp_path / "runs", tmp_path / "shipped")
+    assert not (tmp_path / "shipped").exists()
+
+
+def test_the_last_of_ten_runs_is_the_tenth(tmp_path):
+    for name in ("ldm-10-late", "ldm-2-mixed", "ldm-9", "vocoder", "vocoder-2-estimates"):
+        (tmp_path / name / "pipeline").mkdir(parents=True)
+    assert _newest(tmp_path, "ldm") == tmp_path / "ldm-10-late" / "pipeline"
+    assert _newest(tmp_path, "vocoder") == tmp_path / "vocoder-2-estimates" / "pipeline"
+
+
 def test_hardware_has_a_name_where_linux_gives_none(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
     assert machine.hardware()["processor"]
@@ -185,7 +201,7 @@ def test_hardware_has_a_name_where_linux_gives_none(monkeypatch, tmp_path):
     [
         (["--only", "ldm-9"], "no run 'ldm-9'"),
         (["--set", "batch_size"], "not TOML"),
-        (["--recipe", "no/such"], "no/such/runs.toml"),
+        (["--recipe", "no/such", "--only", "vae"], "There is no no/such/runs.toml: --recipe names a folder with"),
         (["--budget", "soon"], "no time"),
         (["--set", "batchsize=2", "--budget", "1s"], "Unknown training settings batchsize"),
     ],
