@@ -47,19 +47,24 @@ def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataF
 
 
 def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per run: steps, minutes, mean loss of its first and last tenth, last validation LSD."""
+    """One row per run: steps, minutes, mean loss over its first and last tenth of steps, last validation LSD.
+
+    A row of a log is a mean over the steps since the one before: it counts for as many.
+    """
     rows = []
     for name, log in runs.items():
-        loss, lsd = log["train/loss"].dropna(), log["val/lsd"].dropna()
-        tenth = max(1, len(loss) // 10)
+        step, loss, lsd = log["global_step"], log["train/loss"], log["val/lsd"].dropna()
+        weight = step.diff().fillna(step)
+        first = step <= max(step.iloc[-1] / 10, step.iloc[0])
+        last = (step - weight) >= min(step.iloc[-1] * 0.9, step.iloc[-1] - weight.iloc[-1])
         rows.append(
             {
                 "run_id": name,
                 "stage": log["stage"].iloc[0],
                 "steps": int(log["global_step"].iloc[-1]),
                 "minutes": log["wall_time"].iloc[-1] / 60.0,
-                "first_loss": loss.iloc[:tenth].mean(),
-                "last_loss": loss.iloc[-tenth:].mean(),
+                "first_loss": np.average(loss[first], weights=weight[first]),
+                "last_loss": np.average(loss[last], weights=weight[last]),
                 "val_lsd": lsd.iloc[-1] if len(lsd) else np.nan,
             }
         )

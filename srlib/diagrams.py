@@ -14,6 +14,7 @@ _LEGEND = {
     "diffusion model": TRAINED,
 }
 _ADD_NOISE = "add noise\n$z_t=\\sqrt{\\bar\\alpha_t}z_0+\\sqrt{1-\\bar\\alpha_t}\\,\\epsilon$"
+_RESIDUAL = "$r_0=z_0-z_b$, add noise\n$r_t=\\sqrt{\\bar\\alpha_t}r_0+\\sqrt{1-\\bar\\alpha_t}\\,\\epsilon$"
 
 Point = tuple[float, float]
 
@@ -94,7 +95,7 @@ def audiosr_noise() -> Figure:
     _box(ax, (0.75, top), "reference $x$", SIGNAL)
     _box(ax, (4.75, top), "STFT + mel", TRANSFORM, width=1.05)
     _box(ax, (6.2, top), "VAE encoder", FROZEN, width=1.15)
-    _box(ax, (8.5, top), _ADD_NOISE, TRANSFORM, width=2.3)
+    _box(ax, (8.5, top), _RESIDUAL, TRANSFORM, width=2.3)
     _arrow(ax, (1.375, top), (4.225, top), label="training only")
     _arrow(ax, (5.275, top), (5.625, top), label="$X$")
     _arrow(ax, (6.775, top), (7.35, top), label="$z_0$")
@@ -105,7 +106,7 @@ def audiosr_noise() -> Figure:
     _box(ax, (3.3, middle), "subtract\ntones", TRANSFORM, width=0.9)
     _box(ax, (4.75, middle), "STFT + mel", TRANSFORM, width=1.05)
     _box(ax, (6.2, middle), "VAE encoder", FROZEN, width=1.15)
-    _box(ax, (4.75, low), "base network\n(mean estimate)", FROZEN, width=1.35)
+    _box(ax, (4.75, low), "base estimate\n(stored music)", FROZEN, width=1.35)
     _box(ax, (6.35, low), "VAE encoder", FROZEN, width=1.15)
     _box(ax, (7.75, middle), "concat", TRANSFORM, width=0.8)
     _box(ax, (9.3, middle), "U-Net\n$T$ steps", TRAINED, width=1.0)
@@ -117,19 +118,23 @@ def audiosr_noise() -> Figure:
     _arrow(ax, (5.275, middle), (5.625, middle), label="$X_l$")
     _arrow(ax, (6.775, middle), (7.35, middle), label="$z_l$")
     _arrow(ax, (4.75, middle - 0.31), (4.75, low + 0.31))
-    _arrow(ax, (5.425, low), (5.775, low), label="$X_b$")
+    _arrow(ax, (5.425, low), (5.775, low), label="$B$")
     _arrow(ax, (6.925, low), (7.75, low), (7.75, middle - 0.31))
+    _box(ax, (9.3, low), "+", TRANSFORM, width=0.42, height=0.42)
+    _arrow(ax, (7.75, low), (9.09, low))
     ax.text(7.85, (low + middle) / 2 - 0.1, "$z_b$", fontsize=7.5, va="center")
     _arrow(ax, (8.5, top - 0.31), (8.5, (top + middle) / 2), (7.75, (top + middle) / 2), (7.75, middle + 0.31))
-    ax.text(7.95, (top + middle) / 2 + 0.12, "$z_t$", fontsize=7.5, va="center")
+    ax.text(7.95, (top + middle) / 2 + 0.12, "$r_t$", fontsize=7.5, va="center")
     _arrow(ax, (8.15, middle), (8.8, middle))
 
-    _box(ax, (9.3, bottom), "VAE decoder", FROZEN, width=1.15)
+    _box(ax, (9.3, bottom), "VAE decoder,\nlevel", FROZEN, width=1.15)
     _box(ax, (7.3, bottom), "vocoder", FROZEN, width=1.15)
     _box(ax, (4.6, bottom), "gain merge", TRANSFORM, width=1.15)
     _box(ax, (1.7, bottom), "restored $\\hat x$", SIGNAL)
-    _arrow(ax, (9.3, middle - 0.31), (9.3, bottom + 0.31))
-    ax.text(9.4, low - 0.1, "$\\hat z_0$", fontsize=7.5, va="center")
+    _arrow(ax, (9.3, middle - 0.31), (9.3, low + 0.21))
+    ax.text(9.4, (middle + low) / 2, "$\\hat r_0$", fontsize=7.5, va="center")
+    _arrow(ax, (9.3, low - 0.21), (9.3, bottom + 0.31))
+    ax.text(9.4, (low + bottom) / 2, "$\\hat z_0$", fontsize=7.5, va="center")
     _arrow(ax, (8.725, bottom), (7.875, bottom), label="$\\hat X$")
     _arrow(ax, (6.725, bottom), (5.175, bottom), label="generated audio")
     _arrow(ax, (3.95, middle), (3.95, 1.9), (4.6, 1.9), (4.6, bottom + 0.31))

@@ -195,7 +195,7 @@ class Evaluator:
             for system in systems(self.profile):
                 merge = MODELS[system][1]["merge"] if system in MODELS else None
                 key = {"track": name, "condition": condition.name, "cutoff_hz": condition.cutoff_hz}
-                key |= {"noise": condition.noise, "system": system, "merge": merge}
+                key |= {"noise": condition.noise, "tone_hz": degradation.tone_hz, "system": system, "merge": merge}
                 rows.append(key | evaluate(reference, restored[system], SAMPLE_RATE, degradation=degradation))
         return rows
 
@@ -296,6 +296,18 @@ def summarise(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     oracle = summary[summary["system"] == "oracle"].set_index("condition")["lsd_19k"]
     summary.insert(9, "ratio", summary["lsd_19k"] / summary["condition"].map(oracle))
     return summary
+
+
+def paired_difference(
+    table: pd.DataFrame, system: str, other: str, condition: str, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean difference in `lsd_19k` of a system from another over the tracks of a condition, and its 95 % interval.
+
+    Tracks differ more from each other than systems do: the interval of a difference says what those of two means hide.
+    """
+    scores = table[table["condition"] == condition].pivot(index="track", columns="system", values="lsd_19k")
+    difference = scores[system] - scores[other]
+    return float(difference.mean()), *bootstrap_ci(difference, seed)
 
 
 def quality(summary: pd.DataFrame) -> pd.DataFrame:

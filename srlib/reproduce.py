@@ -38,7 +38,12 @@ class Notebook:
 
 
 # Notebook 07 saves one number of each kind for each of these conditions.
-LSD_NUMBERS = ("lsd19_ours", "ratio_ours", "lsd19_unprocessed", "lsd19_ridge", "lsd19_oracle")
+LSD_NUMBER_SYSTEMS = {
+    "ours": "ours", "unprocessed": "unprocessed", "ridge": "ridge", "oracle": "oracle", "base": "nvsr_dnn",
+    "replacement": "ours_replace",
+}  # fmt: skip
+LSD_NUMBERS = ("ratio_ours", *(f"lsd19_{name}" for name in LSD_NUMBER_SYSTEMS))
+RIDGE_CONDITIONS = ("clean_4k", "clean_8k", "white_8k")  # of which the difference from ridge is quoted
 DETECTOR_NUMBERS = {
     "filter": "filter", "tone": "filter, then tone", "white": "filter, then white noise", "coder": "coder",
     "sample_rate": "sample rate", "full": "full band",
@@ -82,12 +87,13 @@ CHAIN = (
         "06_results",
         "triptych_clean.png triptych_tone_early.png triptych_tone_late.png triptych_white_early.png",
         "triptych_white_late.png merge_comparison.png results_examples.csv merge.csv hiss.csv",
-        "example_tone_suppression_db example_white_snr_gain_db",
+        "example_tone_suppression_db example_white_snr_gain_db merge_tracks hiss_tracks",
     ),
     _link(
         "07_lsd_tables",
         "lsd.csv lsd_summary.csv quality.csv ablations.csv lsd_by_condition.svg lsd_published.csv",
-        "test_tracks_evaluated",
+        "test_tracks_evaluated tracks_ablated tones_below_8k",
+        *(f"ridge_difference_{condition}{end}" for condition in RIDGE_CONDITIONS for end in ("", "_low", "_high")),
         *(f"{prefix}_{condition}" for prefix in LSD_NUMBERS for condition in LSD_NUMBER_CONDITIONS),
     ),
     _link(
@@ -100,7 +106,10 @@ CHAIN = (
         "inpainting.csv inpainting_by_length.svg inpainting_example.png",
         "inpainting_lsd_ours inpainting_lsd_interpolation inpainting_lsd_repetition",
     ),
-    _link("10_performance", "quality_steps.csv quality_steps.svg performance.csv performance.svg restore_speed.csv"),
+    _link(
+        "10_performance",
+        "quality_steps.csv quality_steps.svg performance.csv performance.svg restore_speed.csv quality_steps_tracks",
+    ),
 )
 
 
@@ -228,10 +237,10 @@ def _key(link: Notebook, profile: str) -> str:
 
 @functools.cache
 def _package_hash() -> str:
-    """Hash of the package's code, weights and demo music."""
+    """Hash of the package's code, weights and demo music; no notebook reads what is written about them."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        if path.name not in _NOT_USED_BY_NOTEBOOKS:
+        if path.name not in _NOT_USED_BY_NOTEBOOKS and path.suffix != ".md":
             digest.update(f"{path.relative_to(folder)} {artifacts.sha256(path)}\n".encode())
     return digest.hexdigest()

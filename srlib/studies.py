@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from srlib import baselines
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
-from srlib.degrade import Degradation, istft, stft
+from srlib.degrade import Degradation, DegradationConfig, istft, stft
 from srlib.evaluation import Condition, restore, restore_each_merge
 from srlib.metrics import HEADLINE_HZ, PLAIN, lsd, plain_power, snr_low_db, tone_suppression_db
 
@@ -39,6 +39,7 @@ GAP_SETTINGS = {
     "noise": "clean: full band; white: low-passed at 8 kHz, then white noise of amplitude 0.02",
 }
 _NEAR_TONE_HZ = 200.0
+_HIGHEST_TONE = 0.8  # of the cutoff: what lies above it no merge keeps
 
 
 # ---------------------------------------------------------------------------------------------- merges
@@ -58,8 +59,10 @@ def compare_merges(
     for noise, amplitude in MERGE_NOISES:
         for cutoff_hz in cutoffs_hz:
             for track, reference in references.items():
-                drawn = Condition(cutoff_hz, noise).degradation(track, seed)
-                degradation = replace(drawn, noise_amplitude=amplitude)
+                degradation = replace(Condition(cutoff_hz, noise).degradation(track, seed), noise_amplitude=amplitude)
+                if noise == "tone":  # into the known band, where merges differ
+                    share = degradation.tone_hz / DegradationConfig().tone_hz[1]
+                    degradation = replace(degradation, tone_hz=_HIGHEST_TONE * cutoff_hz * share)
                 degraded = degradation.apply(reference, SAMPLE_RATE)
                 known = replace(degradation, noise_type="none").apply(reference, SAMPLE_RATE)
                 restored = {"unprocessed": degraded}

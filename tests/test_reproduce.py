@@ -242,6 +242,17 @@ def test_what_no_notebook_can_reach_does_not_run_it_again_and_all_else_does():
     assert {path.name for path in PACKAGE.glob("*.py")} - reached == reproduce._NOT_USED_BY_NOTEBOOKS
 
 
+def test_markdown_in_the_package_changes_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "reproduce.py"))
+    (tmp_path / "mel.py").write_text("")
+    package_hash = reproduce._package_hash.__wrapped__
+    before = package_hash()
+    (tmp_path / "README.md").write_text("About the package.")
+    assert package_hash() == before
+    (tmp_path / "mel.py").write_text("1")
+    assert package_hash() != before
+
+
 def test_state_records_seconds_outside_what_is_committed(small):
     reproduce.reproduce(SMOKE, only="00")
     state = json.loads((small / "build" / SMOKE / "notebooks" / "00_first.state.json").read_text())
