@@ -37,7 +37,8 @@ class Example:
 
 def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataFrame]:
     """{run: its log} of the runs whose stage is `stage` (all without one), in the order of their training."""
-    found = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    paths = sorted(folder.glob("*.csv"), key=lambda path: path.stem)  # by their names: "vocoder" before "vocoder-2"
+    found = {path.stem: pd.read_csv(path) for path in paths}
     found = {
         name: log for one in STAGES for name, log in found.items() if one == log["stage"].iloc[0] and stage in ("", one)
     }
@@ -53,10 +54,10 @@ def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """
     rows = []
     for name, log in runs.items():
-        step, loss, lsd = log["global_step"], log["train/loss"], log["val/lsd"].dropna()
+        logged, lsd = log.dropna(subset=["train/loss"]), log["val/lsd"].dropna()
+        step, loss = logged["global_step"], logged["train/loss"]
         weight = step.diff().fillna(step)
-        first = step <= max(step.iloc[-1] / 10, step.iloc[0])
-        last = (step - weight) >= min(step.iloc[-1] * 0.9, step.iloc[-1] - weight.iloc[-1])
+        first, last = step <= max(step.iloc[-1] / 10, step.iloc[0]), step > 0.9 * step.iloc[-1]
         rows.append(
             {
                 "run_id": name,

@@ -135,6 +135,20 @@ def test_rows_are_computed_on_one_thread_in_one_process_as_in_many(monkeypatch):
         torch.set_num_threads(before)
 
 
+def test_runs_come_in_the_order_of_their_training():
+    names = list(curriculum.logs())
+    assert names[:3] == ["vae", "vocoder", "vocoder-2-estimates"]
+    assert [name for name in names if name.startswith("ldm")] == sorted(curriculum.logs("ldm"))
+
+
+def test_losses_of_a_run_are_means_over_its_steps():
+    """A row of a log counts for the steps since the one before: the last of these stands for two of a hundred."""
+    log = pd.DataFrame({"stage": "ldm", "global_step": [10, 50, 85, 98, 100], "wall_time": 60.0, "val/lsd": math.nan})
+    row = curriculum.summarise_runs({"run": log.assign(**{"train/loss": [4.0, 3.0, 2.0, 1.0, 9.0]})}).iloc[0]
+    assert row["first_loss"] == 4.0
+    assert row["last_loss"] == pytest.approx((13 * 1.0 + 2 * 9.0) / 15)
+
+
 def test_summarise_runs_reads_a_log():
     log = pd.DataFrame({"stage": "ldm", "global_step": [10, 20], "wall_time": [30.0, 60.0]})
     log = log.assign(**{"train/loss": [1.0, 0.5], "val/lsd": [math.nan, 1.2]})
