@@ -37,7 +37,7 @@ class Example:
 
 def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataFrame]:
     """{run: its log} of the runs whose stage is `stage` (all without one), in the order of their training."""
-    paths = sorted(folder.glob("*.csv"), key=lambda path: path.stem)  # by their names: "vocoder" before "vocoder-2"
+    paths = sorted(folder.glob("*.csv"), key=lambda path: path.stem)  # as names, a run before its sequel
     found = {path.stem: pd.read_csv(path) for path in paths}
     found = {
         name: log for one in STAGES for name, log in found.items() if one == log["stage"].iloc[0] and stage in ("", one)

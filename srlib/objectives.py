@@ -95,11 +95,7 @@ class VaeObjective(Objective):
 
 
 class VocoderObjective(Objective):
-    """Log-spectral distance at several resolutions; in training also against an adversary.
-
-    On true log-mels and, for a share of the samples, on what the base estimates of degraded ones: an estimate is
-    smoother than music is, and a vocoder has to know what that means for single bins.
-    """
+    """Log-spectral distance at several resolutions, on the true log-mel; in training also against an adversary."""
 
     n_ffts = (512, 1024, 2048, 4096)  # samples
     power_floor = 1e-9  # of unnormalised spectra: below 16-bit noise, so that quiet music counts
@@ -109,22 +105,12 @@ class VocoderObjective(Objective):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         first_frame = int(torch.randint(1024, ()))
-        wav = vocode(self.module, self._log_mel(batch), first_frame)
+        wav = vocode(self.module, log_mel(batch.reference), first_frame)
         distances = [self._distance(wav, batch.reference, batch.bandwidth_hz, n_fft) for n_fft in self.n_ffts]
         loss = torch.stack(distances).mean()
         if self.adversary is not None and self.adversary.active and self.module.training:
             loss = loss + self.adversary.generator_loss(wav, batch.reference, batch.bandwidth_hz)
         return loss
-
-    @torch.no_grad()
-    def _log_mel(self, batch: Batch) -> torch.Tensor:
-        """Of the first samples the base's estimate, of the others the truth."""
-        true, estimated = log_mel(batch.reference), round(self.config.estimated_share * len(batch.reference))
-        if not estimated:
-            return true
-        estimate = self.pipeline.base(batch.degraded_log_mel()[:estimated], batch.known_bands[:estimated]).log_mel
-        mask = band_mask(batch.bandwidth_hz)[:estimated]  # where the reference is no target, there is nothing to learn
-        return torch.cat([mask * estimate + (1 - mask) * true[:estimated], true[estimated:]])
 
     def _distance(self, wav: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor, n_fft: int):
         window = torch.hann_window(n_fft, device=wav.device)

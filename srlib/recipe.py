@@ -60,7 +60,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("learning_rate clip_norm", "a number above zero", lambda v: _is_number(v) and v > 0),
     ("weight_decay min_snr_gamma adversarial_weight", "a number, zero or more", lambda v: _is_number(v) and v >= 0),
     (
-        "ema_decay gap_probability condition_dropout last_step_share estimated_share",
+        "ema_decay gap_probability condition_dropout last_step_share",
         "a number from 0 to 1",
         lambda v: _is_number(v) and 0 <= v <= 1,
     ),
@@ -100,7 +100,6 @@ class TrainConfig:
     condition_dropout: float = 0.1  # ldm: share of samples trained without their condition
     min_snr_gamma: float = 5.0  # ldm: clip of the weighting by signal-to-noise ratio; 0 weights velocities equally
     last_step_share: float = 0.1  # ldm: share of samples trained at the last timestep, where one step sampling starts
-    estimated_share: float = 0.0  # vocoder: share of samples whose log-mel is what the base estimates of a degraded one
     adversarial_weight: float = 0.0  # vocoder: of the loss against discriminators of spectra; 0 has none
     adversarial_start: int = 0  # step from which they take part
     adversarial_frames: int = 64  # length of the crop that they see of each sample, 10 ms each

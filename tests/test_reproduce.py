@@ -137,7 +137,7 @@ def test_rows_are_computed_on_one_thread_in_one_process_as_in_many(monkeypatch):
 
 def test_runs_come_in_the_order_of_their_training():
     names = list(curriculum.logs())
-    assert names[:3] == ["vae", "vocoder", "vocoder-2-estimates"]
+    assert names[:3] == ["vae", "vocoder", "nvsr-1-lowpass"]
     assert [name for name in names if name.startswith("ldm")] == sorted(curriculum.logs("ldm"))
 
 

@@ -17,7 +17,7 @@ from srlib.pipeline import RestorationPipeline, build
 from srlib.publish import _newest, publish
 from srlib.variant import apply_difference, save_difference
 
-ORDER = ["vae", "vocoder", "nvsr-1-lowpass", "ldm-1-lowpass", "nvsr-2-mixed", "ldm-2-mixed", "vocoder-2-estimates"]
+ORDER = ["vae", "vocoder", "nvsr-1-lowpass", "ldm-1-lowpass", "nvsr-2-mixed", "ldm-2-mixed"]
 SETTINGS = {"size": "tiny", "batch_size": 2, "frames": 64, "fit_batches": 1, "validate_every": 1000, "max_steps": 2}
 
 
@@ -185,10 +185,10 @@ def test_what_was_not_trained_cannot_be_shipped(tmp_path, stage):
 
 
 def test_the_last_of_ten_runs_is_the_tenth(tmp_path):
-    for name in ("ldm-10-late", "ldm-2-mixed", "ldm-9", "vocoder", "vocoder-2-estimates"):
+    for name in ("ldm-10-late", "ldm-2-mixed", "ldm-9", "vocoder", "vocoder-2-longer"):
         (tmp_path / name / "pipeline").mkdir(parents=True)
     assert _newest(tmp_path, "ldm") == tmp_path / "ldm-10-late" / "pipeline"
-    assert _newest(tmp_path, "vocoder") == tmp_path / "vocoder-2-estimates" / "pipeline"
+    assert _newest(tmp_path, "vocoder") == tmp_path / "vocoder-2-longer" / "pipeline"
 
 
 def test_hardware_has_a_name_where_linux_gives_none(monkeypatch, tmp_path):
