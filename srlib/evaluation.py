@@ -145,13 +145,17 @@ def sampling_steps(
     steps: tuple[int, ...],
     seed: int = 0,
     scheduler: str = "ddim",
+    **fixed,
 ) -> pd.DataFrame:
-    """One row per number of sampling steps: measures above the cutoff, as means over `references` [samples]."""
+    """One row per number of sampling steps: measures above the cutoff, as means over `references` [samples].
+
+    `fixed` are options of every restoration, as in `restore`.
+    """
     degraded = [degradation.apply(reference, SAMPLE_RATE) for reference in references]
     rows = []
     for count in steps:
         for reference, wav in zip(references, degraded, strict=True):
-            options = {"num_inference_steps": count, "scheduler": scheduler}
+            options = {"num_inference_steps": count, "scheduler": scheduler, **fixed}
             restored = restore(pipe, wav, degradation, seed, **options).audio
             f_20db = degradation.f_20db(SAMPLE_RATE)
             row = {"steps": count, "lsd_19k": lsd(reference, restored, convention="plain", f_high=HEADLINE_HZ)}

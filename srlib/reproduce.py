@@ -76,7 +76,7 @@ CHAIN = (
     _link(
         "04_latent_diffusion",
         "models.csv sampling_steps.csv noise_schedule.svg denoising_steps.png",
-        "model_parameters_total sampling_steps_default",
+        "model_parameters_total sampling_steps_default lsd_lifted lsd_unlifted level_lifted level_unlifted",
     ),
     _link(
         "05_training",
