@@ -14,6 +14,7 @@ from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.metrics import evaluate
+from srlib.trainlog import run_order
 
 STAGES = ("vae", "vocoder", "nvsr", "ldm")  # in the order of their training
 SHIPPED = Path(__file__).parent / "assets" / "compact"
@@ -37,7 +38,7 @@ class Example:
 
 def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataFrame]:
     """{run: its log} of the runs whose stage is `stage` (all without one), in the order of their training."""
-    paths = sorted(folder.glob("*.csv"), key=lambda path: path.stem)  # as names, a run before its sequel
+    paths = sorted(folder.glob("*.csv"), key=lambda path: run_order(path.stem))
     found = {path.stem: pd.read_csv(path) for path in paths}
     found = {
         name: log for one in STAGES for name, log in found.items() if one == log["stage"].iloc[0] and stage in ("", one)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from srlib.config import LEVEL_REACH, N_FFT, SAMPLE_RATE
-from srlib.mel import band_edges_hz, mel_filters
+from srlib.mel import band_widths_hz, mel_filters
 
 _MOST = 30.0  # times the mean power: louder cells are lifted no further, lest a click becomes a crash
 
@@ -28,8 +28,7 @@ def power_density(log_mel: torch.Tensor, first_band: int = 0) -> torch.Tensor:
 @cache
 def band_widths() -> torch.Tensor:
     """How many STFT bins each mel band stands for, `[256]`: they add up to the spectrum."""
-    edges = torch.from_numpy(band_edges_hz())
-    return ((edges[2:] - edges[:-2]) / 2 * N_FFT / SAMPLE_RATE).float()
+    return torch.from_numpy(band_widths_hz() / 2 * N_FFT / SAMPLE_RATE).float()
 
 
 def lift(log_mel: torch.Tensor, base: torch.Tensor, deficit_db: torch.Tensor, first_band: int) -> torch.Tensor:

@@ -65,6 +65,13 @@ def band_edges_hz() -> np.ndarray:
 
 
 @cache
+def band_widths_hz() -> np.ndarray:
+    """From edge to edge of the mel triangles, Hz, `[256]`: twice what each stands for, since neighbours overlap."""
+    edges = band_edges_hz()
+    return edges[2:] - edges[:-2]
+
+
+@cache
 def _bin_interpolation() -> torch.Tensor:
     """`[256, 1025]` weights that interpolate band values linearly between band centres to STFT bins."""
     centres = band_edges_hz()[1:-1]

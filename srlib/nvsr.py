@@ -146,9 +146,9 @@ class MelRegressor(ModelMixin, ConfigMixin):
         """
         with torch.autocast(frames.device.type, enabled=False):
             clips = [self._infer_clip(*clip) for clip in zip(frames.float(), known_bands, shares, white, strict=True)]
-            inferred, heard = (torch.stack(part) for part in list(zip(*clips, strict=True))[:2])
-            deficit_db = torch.tensor([clip.deficit_db for clip in clips], device=frames.device)
-            return inferred.clamp(min=FLOOR), heard, deficit_db
+            inferred, heard, deficits_db = zip(*clips, strict=True)
+            deficit_db = torch.tensor(deficits_db, device=frames.device)
+            return torch.stack(inferred).clamp(min=FLOOR), torch.stack(heard), deficit_db
 
     def _infer_clip(
         self, frames: torch.Tensor, known_bands: torch.Tensor, shares: torch.Tensor, measured: WhiteNoise | None

@@ -15,7 +15,7 @@ from srlib.adversary import Adversary
 from srlib.corpus import PASSED, Batch
 from srlib.errors import SrlibError
 from srlib.fitting import fit_regressor, kinds_of_noise
-from srlib.mel import band_edges_hz, log_mel
+from srlib.mel import band_edges_hz, band_widths_hz, log_mel
 from srlib.nvsr import MelRegressor
 from srlib.pipeline import RestorationPipeline
 from srlib.recipe import TrainConfig
@@ -30,8 +30,7 @@ _FEW = 8  # batches that principal components and spreads are measured on
 @cache
 def band_weights() -> torch.Tensor:
     """Weight `[256]` of each mel band, mean one: half its width in hertz, which LSD counts, half uniform."""
-    edges = torch.from_numpy(band_edges_hz())
-    width = edges[2:] - edges[:-2]
+    width = torch.from_numpy(band_widths_hz())
     return (0.5 + 0.5 * width / width.mean()).float()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from srlib.artifacts import replace_folder, write_text
 from srlib.errors import SrlibError
 from srlib.nvsr import MelResUNet
 from srlib.pipeline import RestorationPipeline
+from srlib.trainlog import run_order
 from srlib.variant import save_difference
 
 _SHARD_SIZE = "15MB"
@@ -58,9 +58,8 @@ def _write(runs: Path, out: Path, num_inference_steps: int | None) -> None:
 
 
 def _in_order(path: Path) -> list[list[str | int]]:
-    """Key that sorts ldm-10 behind ldm-2; folder by folder, since a slash would put vocoder-2 before vocoder."""
-    pieces = [re.split(r"(\d+)", name) for name in path.parts]
-    return [[int(piece) if piece.isdecimal() else piece for piece in name] for name in pieces]
+    """Key that sorts what runs left, folder by folder: a slash would put vocoder-2 before vocoder."""
+    return [run_order(name) for name in path.parts]
 
 
 def _newest(runs: Path, stage: str) -> Path:

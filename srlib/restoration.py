@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 
 from srlib.analysis import Measured, Prepared, measure, prepare, survey, with_component
 from srlib.channels import spread
@@ -62,7 +62,7 @@ class Sampling:
 
         Of their own: in a shared one, how much a chunk draws before the next would move what belongs to a position.
         """
-        if not self.eta or not isinstance(self.scheduler, DDIMScheduler):
+        if not self.eta:
             return []
         device = self.generator.device
         seeds = torch.randint(2**62, (self.steps,), generator=self.generator.clone_state(), device=device)

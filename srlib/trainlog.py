@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,11 @@ LOG_COLUMNS = (
     "val/texture_high", "val/loss_raw", "val/lsd_raw", "learning_rate", "samples_per_second", "data_wait_share",
 )  # fmt: skip
 _FORMATS = {"wall_time": ".1f", "learning_rate": ".3g", "samples_per_second": ".2f", "data_wait_share": ".3f"}
+
+
+def run_order(name: str) -> list[str | int]:
+    """Key that sorts the names of runs: ldm-10 behind ldm-2, vocoder before vocoder-2."""
+    return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
 
 
 class TrainingLog:
