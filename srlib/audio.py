@@ -31,6 +31,9 @@ _AUDIO_SUFFIXES = _SOUNDFILE_SUFFIXES | _MPEG_SUFFIXES | _FFMPEG_SUFFIXES
 _DEFAULT_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24"}
 _STREAMED_SIZE = 0x7FFF_F000  # sizes from here up are placeholders of programs that wrote to a pipe
 _MALFORMED = 3  # libsndfile's SF_ERR_MALFORMED_FILE
+# Samples: the longest block of Vorbis, the longest packet of Opus is shorter. Some encoders let the last page promise a
+# part of a block that was never written; such files are whole, and silence is what players make of it.
+_OGG_BLOCK = 8192
 _WAV_LIMIT = 2**32 - 2**16  # bytes; the size field of WAV has 32 bits
 TAGS = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright", "license")
 _DAMAGE = re.compile(r"partial file|ended prematurely|Error submitting packet|Invalid data found", re.IGNORECASE)
@@ -254,9 +257,18 @@ def _read_soundfile(path: Path, start: int, frames: int | None) -> tuple[np.ndar
             wav = file.read(end - first, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise truncated(path) from error
-        if len(wav) < end - first:
-            raise truncated(path)
-        return wav[start - first :].T, file.samplerate
+        return whole(wav, end - first, file, path)[start - first :].T, file.samplerate
+
+
+def whole(wav: np.ndarray, expected: int, file: soundfile.SoundFile, path: Path) -> np.ndarray:
+    """What an open file gave, `[samples, channels]`, when it promised `expected` samples; `path` is its name.
+
+    The end of an Ogg file may be short of less than a block, which becomes silence; all else that is short is refused.
+    """
+    missing = expected - len(wav)
+    if missing >= (_OGG_BLOCK if file.format == "OGG" else 1):
+        raise truncated(path)
+    return np.pad(wav, ((0, missing), (0, 0))) if missing else wav
 
 
 def _is_cut_off(file: soundfile.SoundFile, path: Path) -> bool:
