@@ -28,8 +28,8 @@ _Job = tuple[Path, Path, float]  # input, output, seconds that the input's heade
 
 def restore(args: argparse.Namespace) -> int:
     """Restore one file into a file, or several into a folder; 2 if some of several could not be restored."""
-    inputs = _restorable(args.inputs)
-    outputs = _restored_paths(inputs, args.out)
+    names = _restorable(args.inputs, Path(args.out))
+    inputs, outputs = list(names), _restored_paths(names, args.out)
     for out in outputs:
         _check_output(out, inputs, args.overwrite)
     if "auto" in args.gap and len(args.gap) > 1:
@@ -98,26 +98,28 @@ def _termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _restorable(names: list[str]) -> list[Path]:
-    """The inputs, each folder replaced by the audio files in it."""
-    inputs: list[Path] = []
-    for path in map(Path, names):
-        found = list(_audio_files(path).values()) if path.is_dir() else [path]
+def _restorable(given: list[str], out: Path) -> dict[Path, str]:
+    """The inputs and what each is called below OUT; of a folder all audio in it, but for an OUT that lies there."""
+    names: dict[Path, str] = {}
+    for path in map(Path, given):
+        found = _audio_files(path) if path.is_dir() else {path.stem: path}
+        if path.resolve() in out.resolve().parents:  # else what was restored before would be restored again
+            found = {name: file for name, file in found.items() if out.resolve() not in file.resolve().parents}
         if not found:
             raise SrlibError(f"{path}: this folder holds no audio files.")
-        inputs += found
-    return inputs
+        names |= {file: name for name, file in found.items()}
+    return names
 
 
-def _restored_paths(inputs: list[Path], out: str) -> list[Path]:
-    """OUT itself for one input and a file name; else stem + .wav in the folder OUT."""
+def _restored_paths(inputs: dict[Path, str], out: str) -> list[Path]:
+    """OUT itself for one input and a file name; else the input's name + .wav in the folder OUT."""
     folder = Path(out)
     if len(inputs) == 1 and folder.suffix.lower() in OUTPUT_SUFFIXES and not folder.is_dir():
         return [folder]
     if folder.suffix and not folder.is_dir() and not out.endswith(os.sep):
         want = "one of .wav, .flac" if len(inputs) == 1 else "a folder, since there are several inputs"
         raise SrlibError(f"{out}: the output has to be {want}.")
-    outputs = [folder / f"{path.stem}.wav" for path in inputs]
+    outputs = [folder / f"{name}.wav" for name in inputs.values()]
     for i, path in enumerate(outputs):
         if path in outputs[:i]:
             raise SrlibError(f"{path}: two inputs would be written there; restore them into different folders.")
@@ -246,7 +248,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for stem, (ref, est) in pairs.items():
         degraded = _degraded_of(args.degraded, stem, folders) if args.degraded else None
         record = _record_of(args.record, stem) if args.record else None
-        rows.append({"file": est.name} | _evaluate_pair(ref, est, degraded, record, args.cutoff_hz))
+        rows.append({"file": stem + est.suffix} | _evaluate_pair(ref, est, degraded, record, args.cutoff_hz))
     if args.json:
         finite = [_finite(row) for row in rows]
         print(json.dumps(finite if folders else finite[0], indent=2))
@@ -255,9 +257,11 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:
-    """Audio of a folder by stem."""
-    paths = [path for path in sorted(folder.iterdir()) if audio.is_audio_file(path)]
-    found = {path.stem: path for path in paths}
+    """Audio of a folder and the folders in it, by path from there without the suffix."""
+    inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
+    shown = {name: path for name, path in inside.items() if not any(part.startswith(".") for part in name.parts)}
+    paths = {name: path for name, path in shown.items() if audio.is_audio_file(path)}
+    found = {name.with_suffix("").as_posix(): path for name, path in paths.items()}
     if len(found) < len(paths):
         raise SrlibError(f"{folder}: holds audio files that differ only in their suffix; keep one of each name.")
     return found

@@ -88,7 +88,7 @@ def excerpts(log_mels: torch.Tensor) -> torch.Tensor:
 class Inferred(NamedTuple):
     """Clean `frames` `[frames, 256]`, normalised, and how far each stands out of the noise, `heard` `[frames, 256]`.
 
-    `deficit_db`: what the missing bands lack in power, being means of logarithms; zero in training.
+    `deficit_db`: what the missing bands lack in power, being means of logarithms; zero unless it was asked for.
     """
 
     frames: torch.Tensor
@@ -108,39 +108,42 @@ class Exemplars(nn.Module):
         """Take clean music `[clips, 4, 256]`, again and again if it is short."""
         self.log_mel.copy_(frames[torch.arange(len(self.log_mel)) % len(frames)])
 
-    def infer(self, frames: torch.Tensor, known: torch.Tensor, noise: WhiteNoise | None = None) -> Inferred:
+    def infer(
+        self, frames: torch.Tensor, known: torch.Tensor, noise: WhiteNoise | None = None, with_deficit: bool = False
+    ) -> Inferred:
         """What degraded frames `[frames, 256]` are when they are clean.
 
         Args:
             frames: normalised log-mel.
             known: `[256]`, True for bands that hold music, under noise or not.
             noise: what there is of it, if any.
+            with_deficit: also say what the missing bands lack; takes a third longer.
         """
         if noise is None:
             slow, inferred = moving_mean(frames[None])[0], frames.clone()
             if known.all():
                 return Inferred(inferred, torch.zeros_like(frames), 0.0)
-            slow, regression = slow[:, known], self._regression(known, None)
+            slow, regression = slow[:, known], self._regression(known, None, with_deficit)
             inferred[:, ~known] = regression(frames[:, known] - slow, slow)
             return Inferred(inferred, torch.zeros_like(frames), regression.deficit_db)
         features = _features(frames, noise.level)
         slow = moving_mean(features[None])[0]
-        regression = self._regression(known, noise)
+        regression = self._regression(known, noise, with_deficit)
         inferred = regression(features - slow, _level_features(slow, noise.level))
         subtracted, certainty = _subtracted(frames, noise.level)
         inferred = certainty * subtracted + (1 - certainty) * inferred
         return Inferred(inferred, features[:, N_MELS:], regression.deficit_db)
 
-    def _regression(self, known: torch.Tensor, noise: WhiteNoise | None) -> Regression:
+    def _regression(self, known: torch.Tensor, noise: WhiteNoise | None, with_deficit: bool) -> Regression:
         """Remembered as long as the store is what it was: one recording is asked for again, and cutoffs are few."""
         heard = None if noise is None else (float(noise.level), _key(noise.bands))
-        key = _key(known), heard, self.training, self.log_mel.data_ptr(), self.log_mel._version
+        key = _key(known), heard, with_deficit, self.training, self.log_mel.data_ptr(), self.log_mel._version
         if key not in self._fitted:
             if len(self._fitted) >= _REMEMBERED:
                 self._fitted.pop(next(iter(self._fitted)))  # the oldest
             examples = self._without_noise(known) if noise is None else self._with_noise(known, noise)
             regression = Regression.fit(*examples, int((~known).sum()))
-            if not self.training:  # nobody asks there
+            if with_deficit:
                 regression = replace(regression, deficit_db=_deficit_db(regression, *examples[:3], known))
             self._fitted[key] = regression
         return self._fitted[key]

@@ -52,8 +52,8 @@ class RegressorOutput(BaseOutput):
     `log_mel` `[batch, 1, frames, 256]` is the clean estimate. `evidence` `[batch, 3, 256]` are logits for each band of
     the whole clip: that the filter passes it (above -3 dB), that it is not missing (above -20 dB), that it is noisy.
     `passed` `[batch, 256]` are the first of these as the levels alone show them, `noise` `[batch, 3]` logits of the
-    kinds of noise. `deficit_db` `[batch]` is what the missing bands of the estimate lack in power, as means of
-    logarithms do; zero in training.
+    kinds of noise. `deficit_db` `[batch]`, if it was asked for, is what the missing bands of the estimate lack in
+    power, as means of logarithms do.
     """
 
     log_mel: torch.Tensor | None = None
@@ -106,10 +106,12 @@ class MelRegressor(ModelMixin, ConfigMixin):
         log_mel: torch.Tensor,
         known_bands: torch.Tensor | None = None,
         white: Sequence[WhiteNoise | None] | None = None,
+        with_deficit: bool = False,
     ) -> RegressorOutput:
         """Estimate `[batch, 1, frames, 256]`; without `known_bands` `[batch]`, how many pass the filter, it guesses.
 
         `white` is white noise that was measured, one of the batch each or None; there the gate is not asked.
+        `with_deficit` also says what the estimate lacks in power.
         """
         frames = normalise(log_mel[:, 0])  # (B, T, 256)
         levels = level_quantiles(frames)  # (B, 768)
@@ -119,7 +121,8 @@ class MelRegressor(ModelMixin, ConfigMixin):
         clip = clip_features(levels, known_bands)
         noise = self.noise(clip.to(self.dtype)).float()
         shares = torch.softmax(_SHARPNESS * noise, dim=1)  # a faint doubt changes nothing
-        inferred, heard, deficit_db = self._infer(frames, known_bands, shares, white or [None] * len(frames))
+        white = white or [None] * len(frames)
+        inferred, heard, deficit_db = self._infer(frames, known_bands, shares, white, with_deficit)
         known = clip[:, None, -N_MELS:].expand_as(frames)
         features = torch.cat([frames - moving_mean(frames), inferred - moving_mean(inferred), heard, known], dim=-1)
         hidden = self.embed(features.to(self.dtype)).transpose(1, 2)
@@ -130,7 +133,8 @@ class MelRegressor(ModelMixin, ConfigMixin):
         evidence = self.evidence(pooled).float().unflatten(1, (3, N_MELS))
         correction = self.head(hidden).float()
         estimate = inferred + correction - moving_mean(correction)
-        return RegressorOutput(denormalise(estimate)[:, None], evidence, passed, noise, deficit_db)
+        asked = deficit_db if with_deficit else None
+        return RegressorOutput(denormalise(estimate)[:, None], evidence, passed, noise, asked)
 
     @torch.no_grad()
     def _infer(
@@ -139,31 +143,37 @@ class MelRegressor(ModelMixin, ConfigMixin):
         known_bands: torch.Tensor,
         shares: torch.Tensor,
         white: Sequence[WhiteNoise | None],
+        with_deficit: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What stored music says, how far frames stand out of noise, both `[batch, frames, 256]`, and what they lack.
 
         In full precision: half costs more than it gains.
         """
         with torch.autocast(frames.device.type, enabled=False):
-            clips = [self._infer_clip(*clip) for clip in zip(frames.float(), known_bands, shares, white, strict=True)]
-            inferred, heard, deficits_db = zip(*clips, strict=True)
+            clips = zip(frames.float(), known_bands, shares, white, strict=True)
+            inferred, heard, deficits_db = zip(*(self._infer_clip(*clip, with_deficit) for clip in clips), strict=True)
             deficit_db = torch.tensor(deficits_db, device=frames.device)
             return torch.stack(inferred).clamp(min=FLOOR), torch.stack(heard), deficit_db
 
     def _infer_clip(
-        self, frames: torch.Tensor, known_bands: torch.Tensor, shares: torch.Tensor, measured: WhiteNoise | None
+        self,
+        frames: torch.Tensor,
+        known_bands: torch.Tensor,
+        shares: torch.Tensor,
+        measured: WhiteNoise | None,
+        with_deficit: bool,
     ) -> Inferred:
         known = torch.arange(N_MELS, device=frames.device) < known_bands.clamp(min=1)
         if measured is not None:
-            return self.store.infer(frames, known, measured.to(frames.device))
+            return self.store.infer(frames, known, measured.to(frames.device), with_deficit)
         white = float(shares[-1])
         white = round(white) if min(white, 1 - white) < _NEGLIGIBLE else white
         if white > 0:
-            noisy = self.store.infer(frames, known, WhiteNoise.find(frames, known))
+            noisy = self.store.infer(frames, known, WhiteNoise.find(frames, known), with_deficit)
             if white == 1:
                 return noisy
         tonal = tone_bands(frames) if shares[1] > shares[0] else torch.zeros_like(known)
-        quiet = self.store.infer(frames, known & ~tonal)
+        quiet = self.store.infer(frames, known & ~tonal, with_deficit=with_deficit)
         if white == 0:
             return quiet
         return Inferred(*(white * one + (1 - white) * other for one, other in zip(noisy, quiet, strict=True)))
@@ -200,6 +210,7 @@ class MelResUNet(ModelMixin, ConfigMixin):
         log_mel: torch.Tensor,
         known_bands: torch.Tensor | None = None,
         white: Sequence[WhiteNoise | None] | None = None,
+        with_deficit: bool = False,
     ) -> RegressorOutput:
         frames = normalise(log_mel)
         change = self.unet(frames, 0).sample  # one network for all inputs: there is no timestep

@@ -191,7 +191,7 @@ class Restoration:
         if self._pipe.base is None:
             return None
         known_bands = torch.full((len(degraded),), band_of_hz(self.band.known_hz), device=degraded.device)
-        return self._pipe.base(degraded, known_bands, self._measured.hisses)
+        return self._pipe.base(degraded, known_bands, self._measured.hisses, with_deficit=self._lift)
 
     def _restore_log_mel(
         self, chunk: Chunk, degraded: torch.Tensor, regressed: RegressorOutput | None, noises: Sequence[torch.Tensor]

@@ -283,6 +283,23 @@ def test_a_folder_s_audio_is_neither_hidden_nor_a_folder(tmp_path, music, tiny):
     assert run("evaluate", album, restored) == 0
 
 
+def test_folders_in_a_folder_keep_their_places(tmp_path, music, tiny, capsys):
+    """As the discs of an album do; what was restored into the album before is not taken for music of it."""
+    album, options = tmp_path / "album", ["--steps", "1", "--overwrite"]
+    for name in ("disc 1/song.flac", "disc 2/song.flac", "talk.1.wav", ".trash/old.wav"):
+        (album / name).parent.mkdir(parents=True, exist_ok=True)
+        audio.write(album / name, music[:24_000], 48_000)
+    for folder in (tmp_path / "restored", album / "restored", album / "restored"):
+        assert run("restore", album, "-o", folder, *options) == 0
+        written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        assert written == ["disc 1/song.wav", "disc 2/song.wav", "talk.1.wav"]
+    (album / "restored").rename(tmp_path / "again")
+    rows = evaluated(capsys, album, tmp_path / "again")
+    assert [row["file"] for row in rows] == ["disc 1/song.wav", "disc 2/song.wav", "talk.1.wav"]
+    assert run("restore", album / "disc 1", "-o", album, *options) == 0  # into the folder above
+    assert (album / "song.wav").is_file()
+
+
 def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny):
     out = tmp_path / "r.flac"
     assert run("restore", clip, "-o", out, "--gap", "1:1.25", "--samples", "2", "--scheduler", "ddim", "--eta", "0.5",
@@ -338,7 +355,8 @@ def test_restore_refuses_outputs_that_collide(capsys, tmp_path, clip):
     (tmp_path / "b" / "clip.wav").write_bytes(clip.read_bytes())
     twice = refusal(capsys, tmp_path, "restore", clip, tmp_path / "b" / "clip.wav", "-o", tmp_path / "out")
     assert "two inputs" in twice
-    assert "a folder" in refusal(capsys, tmp_path, "restore", clip, clip, "-o", tmp_path / "r.wav")
+    both = [clip, tmp_path / "b" / "clip.wav"]
+    assert "a folder" in refusal(capsys, tmp_path, "restore", *both, "-o", tmp_path / "r.wav")
 
 
 # evaluate
