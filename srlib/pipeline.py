@@ -84,6 +84,9 @@ class RestorationPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        for name, value in (("num_inference_steps", num_inference_steps), ("guidance_scale", guidance_scale)):
+            if not isinstance(value, (int, float)):  # of an edited model_index.json
+                raise TypeError(f"{name} is {value!r} and no number")
         self.register_modules(vae=vae, unet=unet, vocoder=vocoder, scheduler=scheduler, base=base)
         self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 

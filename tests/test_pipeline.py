@@ -304,6 +304,16 @@ def test_a_model_whose_index_is_damaged_is_refused_in_a_sentence(tmp_path, index
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["num_inference_steps", "guidance_scale"])
+def test_a_model_s_defaults_have_to_be_numbers(tmp_path, pipe, name):
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {name: "many"}))
+    with pytest.raises(SrlibError, match=rf"{name} is 'many' and no number") as caught:
+        RestorationPipeline.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
 def test_the_largest_and_the_smallest_seed_are_taken(pipe):
     for seed in (2**64 - 1, -(2**63), np.int64(3)):
         assert pipe.sampling(Options(generator=seed)).generator.initial_seed() == int(seed) % 2**64
