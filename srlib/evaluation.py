@@ -23,7 +23,7 @@ import pandas as pd
 from srlib import baselines, data
 from srlib.config import SAMPLE_RATE, Profile
 from srlib.degrade import Degradation, DegradationConfig
-from srlib.metrics import HEADLINE_HZ, bootstrap_ci, evaluate, level_high_db, lsd, texture_high
+from srlib.metrics import HEADLINE_HZ, Reference, bootstrap_ci, evaluate, level_high_db, lsd, texture_high
 from srlib.reproduce import LSD_NUMBER_CONDITIONS
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ class Evaluator:
         """All rows of the test track called `name`."""
         track = next(track for track in data.for_profile(self.profile, "test") if track.name == name)
         reference = data.excerpt(track, self.profile)
+        known = Reference(reference[None])
         gt_mel = self.pipelines[None].vocode_truth(reference, through_autoencoder=False)
         rows = []
         for condition in conditions(self.profile):
@@ -200,7 +201,7 @@ class Evaluator:
                 merge = MODELS[system][1]["merge"] if system in MODELS else None
                 key = {"track": name, "condition": condition.name, "cutoff_hz": condition.cutoff_hz}
                 key |= {"noise": condition.noise, "tone_hz": degradation.tone_hz, "system": system, "merge": merge}
-                rows.append(key | evaluate(reference, restored[system], SAMPLE_RATE, degradation=degradation))
+                rows.append(key | evaluate(known, restored[system], degradation=degradation))
         return rows
 
     def _restorations(

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -109,8 +110,12 @@ def _log_ratio(reference: np.ndarray, estimate: np.ndarray, convention: Conventi
     pair, eps = (reference, estimate), convention.eps
     if convention.floored:
         return np.subtract(*(_log_power(_power(_stft(wav, convention)), eps) for wav in pair))
-    ref, est = (np.abs(_stft(wav, convention)) for wav in pair)
-    return np.log10(ref**2 / (est + eps) ** 2 + eps)
+    return _added_log_ratio(*(np.abs(_stft(wav, convention)) for wav in pair), eps)
+
+
+def _added_log_ratio(reference: np.ndarray, estimate: np.ndarray, eps: float) -> np.ndarray:
+    """As ssr_eval has it, from magnitudes [..., frames, bins]."""
+    return np.log10(reference**2 / (estimate + eps) ** 2 + eps)
 
 
 def _lsd_of(log_ratio: np.ndarray) -> float:
@@ -243,17 +248,23 @@ def tone_suppression_db(
 
 def log_mel_l1(reference: np.ndarray, estimate: np.ndarray, sample_rate: int = 48000) -> float:
     """Mean absolute difference of AudioSR's log-mels (nat), at 48 kHz; other rates are resampled first."""
+    reference, estimate = (_log_mel(wav, sample_rate) for wav in _pair(reference, estimate))
+    return _mean_difference(reference, estimate)
+
+
+def _log_mel(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     import torch
 
     from srlib.config import N_FFT
     from srlib.mel import log_mel
 
-    mels = []
-    for wav in _pair(reference, estimate):
-        wav = wav if sample_rate == SAMPLE_RATE else resample(wav, sample_rate, SAMPLE_RATE)
-        wav = np.pad(wav, [(0, 0), (0, max(0, N_FFT - wav.shape[-1]))])  # the front end needs one window
-        mels.append(log_mel(torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))))
-    return float((mels[0] - mels[1]).abs().mean())
+    wav = wav if sample_rate == SAMPLE_RATE else resample(wav, sample_rate, SAMPLE_RATE)
+    wav = np.pad(wav, [(0, 0), (0, max(0, N_FFT - wav.shape[-1]))])  # the front end needs one window
+    return log_mel(torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))).numpy()
+
+
+def _mean_difference(reference: np.ndarray, estimate: np.ndarray) -> float:
+    return float(np.abs(reference - estimate).mean(dtype=np.float64))
 
 
 def bootstrap_ci(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -266,28 +277,64 @@ def bootstrap_ci(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _scores(
-    reference: np.ndarray, estimate: np.ndarray, sample_rate: int, edges: tuple[float, float] | None
-) -> dict[str, float]:
-    """Metrics of one pair [channels, samples]; edges = (f_3db, f_20db) adds those of the two bands."""
-    ref_power, est_power = plain_power(reference), plain_power(estimate)
-    ref_log, est_log = (_log_power(power) for power in (ref_power, est_power))
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A recording `wav` [channels, samples] that several are compared with: what is needed of it is computed once."""
+
+    wav: np.ndarray
+    sample_rate: int = SAMPLE_RATE
+
+    @cached_property
+    def power(self) -> np.ndarray:
+        """`plain_power`."""
+        return plain_power(self.wav)
+
+    @cached_property
+    def log_power(self) -> np.ndarray:
+        """Its logarithm to base 10 over the floor."""
+        return _log_power(self.power)
+
+    @cached_property
+    def magnitude(self) -> np.ndarray:
+        """Of ssr_eval's STFT."""
+        return np.abs(_stft(self.wav, ssr_eval(self.sample_rate)))
+
+    @cached_property
+    def log_mel(self) -> np.ndarray:
+        """AudioSR's."""
+        return _log_mel(self.wav, self.sample_rate)
+
+
+@lru_cache(maxsize=1)  # of one degradation after the other
+def _filtered(reference: Reference, degradation: Degradation) -> Reference:
+    """What its filter left of it, without noise and gaps."""
+    known = replace(degradation, noise_type="none", gaps=())
+    return Reference(known.apply(reference.wav, reference.sample_rate), reference.sample_rate)
+
+
+def _scores(reference: Reference, estimate: np.ndarray, edges: tuple[float, float] | None) -> dict[str, float]:
+    """Metrics of an estimate [channels, samples]; edges = (f_3db, f_20db) adds those of the two bands."""
+    sample_rate, wav = reference.sample_rate, reference.wav
+    ref_power, est_power = reference.power, plain_power(estimate)
+    ref_log, est_log = reference.log_power, _log_power(est_power)
+    convention = ssr_eval(sample_rate)
 
     def plain(f_low: float, f_high: float | None) -> float:
         band = _band(ref_log.shape[-1], sample_rate, f_low, f_high)
         return _lsd_of(ref_log[..., band] - est_log[..., band])
 
+    magnitude = np.abs(_stft(estimate, convention))
     scores = {
         "lsd": plain(0.0, None),
         "lsd_19k": plain(0.0, HEADLINE_HZ),
-        "lsd_ssr_eval": lsd(reference, estimate, sample_rate),
-        "snr_db": snr_db(reference, estimate),
-        "si_sdr_db": si_sdr_db(reference, estimate),
-        "log_mel_l1": log_mel_l1(reference, estimate, sample_rate),
+        "lsd_ssr_eval": _lsd_of(_added_log_ratio(reference.magnitude, magnitude, convention.eps)),
+        "snr_db": snr_db(wav, estimate),
+        "si_sdr_db": si_sdr_db(wav, estimate),
+        "log_mel_l1": _mean_difference(reference.log_mel, _log_mel(estimate, sample_rate)),
     }
     if edges is None:
         return scores
-    error = plain_power(reference.astype(np.float64) - estimate.astype(np.float64))
+    error = plain_power(wav.astype(np.float64) - estimate.astype(np.float64))
     high = _band(ref_log.shape[-1], sample_rate, edges[1], None)
     headline = _band(ref_log.shape[-1], sample_rate, edges[1], HEADLINE_HZ)
     return scores | {
@@ -300,7 +347,7 @@ def _scores(
 
 
 def evaluate(
-    reference: np.ndarray,
+    reference: np.ndarray | Reference,
     restored: np.ndarray,
     sample_rate: int = 48000,
     degraded: np.ndarray | None = None,
@@ -320,9 +367,12 @@ def evaluate(
     too `oracle_lsd_19k` and `oracle_ratio`, which is lsd_19k over it.
     Undefined values (a band without bins, silence) are NaN, perfect ones infinite.
 
+    A `Reference`, whose sample rate counts, saves its part of the computation from the second call on.
     `oracle_lsd_19k`, if it is known already, saves computing the oracle again for the next system.
     """
-    reference, restored = _pair(reference, restored)
+    reference = reference if isinstance(reference, Reference) else Reference(np.atleast_2d(reference), sample_rate)
+    sample_rate = reference.sample_rate
+    reference, restored = _cropped(reference, restored)
     filtered, edges = degradation is not None and degradation.cutoff_hz is not None, None
     if filtered and cutoff_hz is not None:
         raise SrlibError(f"the record says that the filter's cutoff is {degradation.cutoff_hz:g} Hz: give no other")
@@ -332,25 +382,33 @@ def evaluate(
         degradation = replace(degradation or Degradation(), cutoff_hz=cutoff_hz, filter_type="boxcar")
         degradation.check(sample_rate)
         edges = (float(cutoff_hz), float(cutoff_hz))
-    scores = _scores(reference, restored, sample_rate, edges)
+    scores = _scores(reference, restored, edges)
     if filtered:
-        known = replace(degradation, noise_type="none", gaps=()).apply(reference, sample_rate)
-        scores["snr_known_db"] = snr_low_db(known, restored, edges[0], sample_rate)
+        known = _filtered(reference, degradation)
+        error = plain_power(known.wav.astype(np.float64) - restored.astype(np.float64))
+        scores["snr_known_db"] = _snr_low_db(known.power, error, edges[0], sample_rate)
     if degraded is not None:
-        reference, degraded = _pair(reference, degraded)
-        before = _scores(reference, degraded, sample_rate, edges)
+        reference, degraded = _cropped(reference, degraded)
+        before = _scores(reference, degraded, edges)
         for name in [n for n in before if n not in ("level_high_db", "texture_high")]:
             sign = -1 if name.startswith(LOWER_IS_BETTER) else 1
             scores[f"{name}_gain"] = sign * (scores[name] - before[name])
         if degradation is not None:
             if oracle_lsd_19k is None:
-                oracle_lsd_19k = _oracle_lsd_19k(reference, degraded, degradation, sample_rate)
+                oracle_lsd_19k = _oracle_lsd_19k(reference.wav, degraded, degradation, sample_rate)
             scores["oracle_lsd_19k"] = oracle_lsd_19k
             scores["oracle_ratio"] = _quotient(scores["lsd_19k"], oracle_lsd_19k)
     if degradation is not None and degradation.noise_type == "tone" and degradation.noise_amplitude > 0:
         tone = (degradation.tone_hz, degradation.noise_amplitude, sample_rate)
-        scores["tone_suppression_db"] = tone_suppression_db(reference, restored[:, : reference.shape[-1]], *tone)
+        _, restored = _pair(reference.wav, restored)  # the degraded recording may be shorter
+        scores["tone_suppression_db"] = tone_suppression_db(reference.wav, restored, *tone)
     return scores
+
+
+def _cropped(reference: Reference, estimate: np.ndarray) -> tuple[Reference, np.ndarray]:
+    """As `_pair`; the same reference if it keeps its length."""
+    wav, estimate = _pair(reference.wav, estimate)
+    return (reference if wav.shape == reference.wav.shape else Reference(wav, reference.sample_rate)), estimate
 
 
 def _oracle_lsd_19k(reference: np.ndarray, degraded: np.ndarray, degradation: Degradation, sample_rate: int) -> float:

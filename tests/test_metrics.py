@@ -239,6 +239,9 @@ def test_evaluate_values():
     assert scores["level_high_db"] == metrics.level_high_db(reference, restored, f_20db)
     assert scores["texture_high"] == metrics.texture_high(reference, restored, f_20db)
     assert scores["oracle_ratio"] == pytest.approx(scores["lsd_19k"] / scores["oracle_lsd_19k"])
+    kept = metrics.Reference(np.atleast_2d(reference))
+    for _ in range(2):  # what is computed once serves again
+        assert metrics.evaluate(kept, restored, degraded=degraded, degradation=degradation) == scores
     again = metrics.evaluate(reference, restored, degraded=degraded, degradation=degradation, oracle_lsd_19k=2.0)
     assert again["oracle_ratio"] == scores["lsd_19k"] / 2
 
