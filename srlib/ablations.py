@@ -17,10 +17,11 @@ from srlib import data
 from srlib.config import SAMPLE_RATE, Profile
 from srlib.evaluation import Condition, load_pipeline, restore, single_threaded, start_single_threaded
 from srlib.metrics import HEADLINE_HZ, level_high_db, log_mel_l1, lsd, texture_high
-from srlib.vocoder import IstftVocoder
+from srlib.vocoder import IstftVocoder, flat_noise
 
 CONDITIONS = ("clean_4k", "white_8k")
-NO_NETWORK = "excitation alone"  # the vocoder without what its network adds
+NO_NETWORK, FLATTER = "excitation alone", "flatter excitation"  # vocoders: without a network, and smoother
+_ITERATIONS = 4  # of Griffin and Lim's, that flatten its excitation
 
 
 def variations() -> dict[tuple[str, str], dict]:
@@ -40,7 +41,7 @@ def variations() -> dict[tuple[str, str], dict]:
         },
         **{("guidance", f"{scale:g}"): {"guidance_scale": scale} for scale in (2.0, 3.5)},
         **{("merge", merge): {"merge": merge} for merge in ("replace", "none")},
-        ("vocoder", NO_NETWORK): {"vocoder": NO_NETWORK},
+        **{("vocoder", name): {"vocoder": name} for name in (NO_NETWORK, FLATTER)},
     }
 
 
@@ -66,7 +67,7 @@ def _rows(profile: Profile, seed: int, device: str, name: str) -> list[dict]:
     track = next(track for track in data.for_profile(profile, "valid") if track.name == name)
     reference = data.excerpt(track, profile)
     pipe = load_pipeline(profile, device=device)
-    vocoders = {None: pipe.vocoder, NO_NETWORK: _without_network(pipe.vocoder)}
+    vocoders = {None: pipe.vocoder, NO_NETWORK: _without_network(pipe.vocoder), FLATTER: _flattened(pipe.vocoder)}
     rows = []
     for condition in map(Condition.named, CONDITIONS):
         degradation = condition.degradation(name, seed)
@@ -94,3 +95,10 @@ def _without_network(vocoder: IstftVocoder) -> IstftVocoder:
     for parameter in plain.head.parameters():
         parameter.data.zero_()
     return plain
+
+
+def _flattened(vocoder: IstftVocoder) -> IstftVocoder:
+    """A copy whose excitation scatters less from bin to bin."""
+    flatter = copy.deepcopy(vocoder)
+    flatter.excitation.copy_(flat_noise(len(flatter.excitation), vocoder.config.excitation_iterations + _ITERATIONS))
+    return flatter
