@@ -85,9 +85,10 @@ def _add_restore(verbs: argparse._SubParsersAction) -> None:
     p.add_argument("-o", "--out", required=True, metavar="OUT|DIR", help="a .wav or .flac file, or a folder")
     p.add_argument("--model", default="compact", metavar="compact|PATH", help="a model folder (default: compact)")
     p.add_argument("--steps", type=_seed, metavar="N", help="diffusion steps (default: the model's; 0: none)")
-    p.add_argument("--samples", type=_count, default=1, metavar="K", help="draws to average (default: 1)")
+    p.add_argument("--samples", type=_count, default=1, metavar="K", help="draws to average, of --steps above 1")
     p.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")
-    p.add_argument("--eta", type=_number, default=0.0, metavar="E", help="0 is deterministic DDIM, 1 like DDPM")
+    eta = "0 is deterministic DDIM, 1 like DDPM, of --steps above 1"
+    p.add_argument("--eta", type=_number, default=0.0, metavar="E", help=eta)
     p.add_argument("--guidance", type=_number, metavar="G", help="guidance scale (default: the model's)")
     p.add_argument("--seed", type=_seed, default=0, metavar="S", help="default: 0")
     p.add_argument("--cutoff-hz", type=_cutoff, default="auto", metavar="auto|HZ", help="where the input's band ends")
@@ -133,10 +134,10 @@ def _add_project_verbs(verbs: argparse._SubParsersAction) -> None:
     p.add_argument("stage", choices=STAGES)
     p.add_argument("--config", required=True, metavar="FILE", help="settings of the run, a TOML file")
     p.add_argument("--data", required=True, metavar="ROOT", help="demo, musdb (in MUSDB_ROOT) or a folder of audio")
-    p.add_argument("--out", required=True, metavar="RUN", help="folder of the run: checkpoints and log.csv")
+    p.add_argument("--out", required=True, metavar="RUN", help="folder of the run; decoded audio lies beside it")
     p.add_argument("--init", metavar="FOLDER", help="model folder to start from")
     p.add_argument("--max-steps", type=_count, metavar="N", help="stop after so many optimiser steps")
-    p.add_argument("--resume", action="store_true", help="continue from the run's last checkpoint")
+    p.add_argument("--resume", action="store_true", help="continue the run in RUN from its last checkpoint")
 
     about = "Write AudioSR's checkpoint as a model folder."
     p = verbs.add_parser("import-audiosr", help="convert AudioSR's checkpoint", description=about)

@@ -143,6 +143,8 @@ def open_output(
 
             def put(block: np.ndarray) -> None:
                 nonlocal clipped
+                if block.size and not np.isfinite([block.min(), block.max()]).all():
+                    raise SrlibError(f"{path} was not written: it would hold NaN or Inf; check the model's weights.")
                 if may_clip:
                     clipped += np.count_nonzero(np.abs(block) > 1)
                 try:

@@ -13,6 +13,7 @@ from srlib.errors import SrlibError
 from srlib.recording import Recording
 
 MAX_CHANNELS = 8
+_MOST_GUIDANCE = 100.0  # far more than is of use, and far less than what overflows
 
 
 def check_audio(wav: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -61,13 +62,17 @@ def check_edges(
             raise SrlibError(f"The gap {start:g}:{end:g} s is not inside the audio, which lasts {seconds:.3f} s.")
 
 
-def check_sampling(steps: int, num_samples: int, eta: float, most_steps: int, has_base: bool) -> None:
+def check_sampling(
+    steps: int, num_samples: int, guidance_scale: float, eta: float, most_steps: int, has_base: bool
+) -> None:
     """Sampler settings that the schedule allows; without a base model at least one step is needed."""
     fewest = 0 if has_base else 1
-    if not fewest <= steps <= most_steps:
+    if not isinstance(steps, Integral) or not fewest <= steps <= most_steps:
         raise SrlibError(f"{steps} steps cannot be taken: give a whole number from {fewest} to {most_steps}.")
-    if num_samples < 1:
+    if not isinstance(num_samples, Integral) or num_samples < 1:
         raise SrlibError(f"{num_samples} samples cannot be averaged: give a whole number from 1 on.")
+    if not 0 <= guidance_scale <= _MOST_GUIDANCE:
+        raise SrlibError(f"The guidance scale is {guidance_scale}: give a number from 0 to {_MOST_GUIDANCE}.")
     if not 0 <= eta <= 1:
         raise SrlibError(f"eta is {eta}: give a number from 0 (deterministic) to 1.")
 

@@ -102,11 +102,11 @@ def _restorable(given: list[str], out: Path) -> dict[Path, str]:
     """The inputs and what each is called below OUT; of a folder all audio in it, but for an OUT that lies there."""
     names: dict[Path, str] = {}
     for path in map(Path, given):
-        found = _audio_files(path) if path.is_dir() else {path.stem: path}
-        if path.resolve() in out.resolve().parents:  # else what was restored before would be restored again
-            found = {name: file for name, file in found.items() if out.resolve() not in file.resolve().parents}
+        found = _audio_files(path, out) if path.is_dir() else {path.stem: path}
         if not found:
             raise SrlibError(f"{path}: this folder holds no audio files.")
+        if path.is_dir() and (left := len(_audio_files(path)) - len(found)):
+            print(f"srlib: {out} is where the output goes: {left} audio files in it are left out.", file=sys.stderr)
         names |= {file: name for name, file in found.items()}
     return names
 
@@ -256,9 +256,14 @@ def evaluate(args: argparse.Namespace) -> None:
         _print_table(rows)
 
 
-def _audio_files(folder: Path) -> dict[str, Path]:
-    """Audio of a folder and the folders in it, by path from there without the suffix."""
+def _audio_files(folder: Path, restored: Path | None = None) -> dict[str, Path]:
+    """Audio of a folder and the folders in it, by path from there without the suffix.
+
+    Where what was restored lies in the folder too, `restored`, it is left out.
+    """
     inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
+    if restored is not None and folder.resolve() in restored.resolve().parents:
+        inside = {name: path for name, path in inside.items() if restored.resolve() not in path.resolve().parents}
     shown = {name: path for name, path in inside.items() if not any(part.startswith(".") for part in name.parts)}
     paths = {name: path for name, path in shown.items() if audio.is_audio_file(path)}
     found = {name.with_suffix("").as_posix(): path for name, path in paths.items()}
@@ -269,7 +274,7 @@ def _audio_files(folder: Path) -> dict[str, Path]:
 
 def _pairs(reference: Path, restored: Path) -> dict[str, tuple[Path, Path]]:
     """Files of two folders by stem, since restoring a .flac writes a .wav."""
-    references, estimates = _audio_files(reference), _audio_files(restored)
+    references, estimates = _audio_files(reference, restored), _audio_files(restored)
     unpaired = sorted(references.keys() ^ estimates.keys())
     if unpaired or not references:
         what = f"{unpaired[0]} is only in one of them" if unpaired else "neither holds audio"
@@ -341,8 +346,13 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train one part of the model."""
+    import warnings
+
     from srlib import train as training
 
+    if args.resume and not (Path(args.out) / training.CHECKPOINT).is_file():  # or it was stopped before its first one
+        print(f"srlib: {args.out} holds no checkpoint: this run starts anew.", file=sys.stderr)
+    warnings.formatwarning = lambda message, *_, **__: f"srlib: {message}\n"
     run = training.train(
         args.stage, args.config, args.data, args.out, init=args.init, max_steps=args.max_steps, resume=args.resume
     )

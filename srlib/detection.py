@@ -64,7 +64,7 @@ def cases(
     """All of the cases below; the first `coded_tracks` of the references are coded and resampled."""
     few = references[:coded_tracks]
     yield from filter_cases(references, cutoffs_hz, orders, seed)
-    yield from full_cases(references, seed)
+    yield from full_cases(references)
     yield from coder_cases(few)
     yield from resampled_cases(few)
 
@@ -85,13 +85,11 @@ def filter_cases(
         yield Case(group, f"{kind} order {order}", done.f_3db(SAMPLE_RATE), done.f_20db(SAMPLE_RATE), wav)
 
 
-def full_cases(references: Sequence[np.ndarray], seed: int = 0) -> Iterator[Case]:
-    """The `references` `[samples]` as they are, quiet, half a second of them, and with white noise."""
-    rng = np.random.default_rng(seed)
+def full_cases(references: Sequence[np.ndarray]) -> Iterator[Case]:
+    """The `references` `[samples]` as they are, quiet, and half a second of them."""
     for reference in references:
         middle = len(reference) // 2
-        noise = NOISE_AMPLITUDE["white"] * rng.standard_normal(len(reference)).astype(np.float32)
-        versions = {"as it is": reference, "30 dB quieter": 10**-1.5 * reference, "white noise": reference + noise}
+        versions = {"as it is": reference, "30 dB quieter": 10**-1.5 * reference}
         versions["half a second"] = reference[middle : middle + SAMPLE_RATE // 2]
         for detail, wav in versions.items():
             yield Case("full band", detail, FULL_FROM_HZ, SAMPLE_RATE / 2, wav)

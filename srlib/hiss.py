@@ -33,7 +33,8 @@ _QUIETEST, _STEADY_DB = 0.02, (1.55, 2.05)
 _EVEN_DB, _PARTS, _FLAT_DB = 0.9, 8, 1.2
 _OUTSTANDING = 4.0  # power over that of the noise above the band
 # Noise lasts: it is heard in a quarter of the pieces, and those that are quieter, by more than so much, are fewer.
-# Of 279 tracks of the corpus (50 s of each) without noise, at full band or through five filters, none passes.
+# Of 279 recordings of the training corpus (50 s of each) without noise, at full band or through five filters, none
+# passes.
 _LEAST_SHARE, _QUIETER_DB = 0.25, 0.5
 _NEIGHBOURS = 41  # bins
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -84,9 +85,11 @@ class RestorationPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value in (("num_inference_steps", num_inference_steps), ("guidance_scale", guidance_scale)):
-            if not isinstance(value, (int, float)):  # of an edited model_index.json
-                raise TypeError(f"{name} is {value!r} and no number")
+        # Of an edited model_index.json; what a call may ask for is checked there.
+        if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
+            raise TypeError(f"num_inference_steps is {num_inference_steps!r} and no whole number")
+        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+            raise TypeError(f"guidance_scale is {guidance_scale!r} and no number")
         self.register_modules(vae=vae, unet=unet, vocoder=vocoder, scheduler=scheduler, base=base)
         self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
@@ -200,7 +203,8 @@ class RestorationPipeline(DiffusionPipeline):
         """What the options say of the sampler, checked and filled up with this model's defaults."""
         steps = self.config.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
         most_steps = self.scheduler.config.num_train_timesteps
-        check_sampling(steps, options.num_samples, options.eta, most_steps, self.base is not None)
+        guidance = self.config.guidance_scale if options.guidance_scale is None else options.guidance_scale
+        check_sampling(steps, options.num_samples, guidance, options.eta, most_steps, self.base is not None)
         if options.merge not in MERGES:
             raise SrlibError(f"There is no merge {options.merge!r}: choose one of {', '.join(MERGES)}.")
         scheduler = ldm.use_scheduler(self.scheduler, options.scheduler)
@@ -212,7 +216,7 @@ class RestorationPipeline(DiffusionPipeline):
         return Sampling(
             steps,
             options.num_samples,
-            self.config.guidance_scale if options.guidance_scale is None else options.guidance_scale,
+            guidance,
             options.eta,
             scheduler,
             options.generator if seeded else torch.Generator().manual_seed(int(options.generator or 0)),

@@ -39,6 +39,7 @@ from srlib.processes import Processes
 from srlib.recipe import TrainConfig
 from srlib.trainlog import TrainingLog
 
+CHECKPOINT = "checkpoint.pt"  # in the folder of a run
 _SNAPSHOT_MERGE = "none"  # what the model makes of a clip, with nothing taken from the input
 _LENGTH = ("max_steps", "epochs")  # settings that may change when a run is resumed
 _VALIDATION_SEED = 1_000_003  # validation draws nothing that training draws
@@ -91,7 +92,7 @@ class Run:
 
     def open(self, init: str | Path | None, data: str | Path, resume: bool) -> None:
         """Load data and model, and the checkpoint if there is one."""
-        checkpoint = self.folder / "checkpoint.pt"
+        checkpoint = self.folder / CHECKPOINT
         if checkpoint.exists() and not resume:
             raise SrlibError(f"{self.folder} already holds a run: pass --resume to continue it, or give a new folder.")
         if self.folder.is_file():
@@ -357,7 +358,7 @@ class Run:
         }
         if self.objective.adversary is not None:
             state["adversary"] = self.objective.adversary.state_dict()
-        write_atomically(self.folder / "checkpoint.pt", lambda partial: torch.save(state, partial))
+        write_atomically(self.folder / CHECKPOINT, lambda partial: torch.save(state, partial))
 
     def _restore(self, checkpoint: Path) -> None:
         try:

@@ -162,6 +162,17 @@ def promise_more(path, samples: int):
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nothing_is_written_that_is_no_sound(tmp_path, value):
+    with (
+        pytest.raises(SrlibError, match=r"a\.wav was not written"),
+        audio.open_output(tmp_path / "a.wav", SAMPLE_RATE, 1, 200) as put,
+    ):
+        put(np.zeros((1, 100), np.float32))
+        put(np.full((1, 100), value, np.float32))
+    assert not list(tmp_path.iterdir())
+
+
 def test_ogg_may_promise_a_part_of_a_block_that_is_not_there(tmp_path):
     """As two of the 190 tracks of the training corpus do; no player minds."""
     path = tmp_path / "a.ogg"

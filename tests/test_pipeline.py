@@ -304,12 +304,15 @@ def test_a_model_whose_index_is_damaged_is_refused_in_a_sentence(tmp_path, index
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["num_inference_steps", "guidance_scale"])
-def test_a_model_s_defaults_have_to_be_numbers(tmp_path, pipe, name):
+@pytest.mark.parametrize(("name", "value"), [
+    *((name, value) for name in ("num_inference_steps", "guidance_scale") for value in ("many", float("nan"), None)),
+    ("num_inference_steps", 1.5), ("num_inference_steps", True),
+])  # fmt: skip
+def test_a_model_s_defaults_have_to_be_numbers(tmp_path, pipe, name, value):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    (tmp_path / "model_index.json").write_text(json.dumps(index | {name: "many"}))
-    with pytest.raises(SrlibError, match=rf"{name} is 'many' and no number") as caught:
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {name: value}))
+    with pytest.raises(SrlibError, match=rf"{name} is {value!r} and no (whole )?number") as caught:
         RestorationPipeline.from_pretrained(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
