@@ -83,7 +83,7 @@ def _add_restore(verbs: argparse._SubParsersAction) -> None:
     p = verbs.add_parser("restore", help="restore bandwidth and remove noise", description="Restore audio files.")
     p.add_argument("inputs", nargs="+", metavar="IN", help="audio files, or folders of them")
     p.add_argument("-o", "--out", required=True, metavar="OUT|DIR", help="a .wav or .flac file, or a folder")
-    p.add_argument("--model", default="compact", metavar="compact|PATH", help="a model folder (default: compact)")
+    p.add_argument("--model", default="compact", metavar="compact|PATH|HUB_ID", help="a model (default: compact)")
     p.add_argument("--steps", type=_seed, metavar="N", help="diffusion steps (default: the model's; 0: none)")
     p.add_argument("--samples", type=_count, default=1, metavar="K", help="draws to average, of --steps above 1")
     p.add_argument("--scheduler", choices=SCHEDULERS, help="default: the model's")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from srlib.vocoder import build_vocoder, vocode
 
 # What diffusers raises for a folder that it cannot make a pipeline of; the last four for a model_index.json or a
 # config.json that lacks an entry or holds one of another kind.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BROKEN = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError, ImportError)
 
 for progress in (logging, transformers_logging):
@@ -95,15 +97,17 @@ class RestorationPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path = "compact", **kwargs) -> RestorationPipeline:
-        """Load a pipeline folder; `compact` is the one shipped with the package.
+        """Load a pipeline folder, or one of the Hugging Face Hub; `compact` is the one shipped with the package.
 
         `variant="lowpass"` takes the weights of the curriculum's first run, trained without noise. Weights stored in
         bfloat16 run in it where the processor can; all others run in float32, unless `dtype` says otherwise.
         """
         path = model_folder(name_or_path)
+        if not path.exists() and _HUB_ID.fullmatch(str(name_or_path)):
+            path = _downloaded(str(name_or_path))
         if not (path / "model_index.json").is_file():
-            folders = "a folder that srlib train or import-audiosr wrote"
-            raise SrlibError(f"There is no model in {name_or_path}: give {folders}, or compact.")
+            given = "a folder that srlib train or import-audiosr wrote, the name of one on the Hub"
+            raise SrlibError(f"There is no model in {name_or_path}: give {given}, or compact.")
         options = {"local_files_only": True, "use_safetensors": True, "dtype": _precision(path)}
         options["low_cpu_mem_usage"] = False  # or a missing key ends in an error that does not name it
         difference = path / f"{kwargs.get('variant')}.safetensors"
@@ -324,6 +328,18 @@ def model_folder(name_or_path: str | Path) -> Path:
     """The folder of a model; `compact` is the one shipped with the package."""
     shipped = Path(str(resources.files("srlib") / "assets" / "compact"))
     return shipped if name_or_path == "compact" else Path(name_or_path)
+
+
+def _downloaded(hub_id: str) -> Path:
+    """The folder that a model of the Hugging Face Hub, `organisation/name`, lies in here; fetched once."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SrlibError(f"There is no folder {hub_id}, and no such model came from the Hub ({reason}).") from error
 
 
 def build(size: str = "compact", seed: int = 0) -> RestorationPipeline:

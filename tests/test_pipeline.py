@@ -2,9 +2,11 @@
 
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from srlib import chunks
@@ -320,6 +322,33 @@ def test_a_model_s_defaults_have_to_be_numbers(tmp_path, pipe, name, value):
 def test_the_largest_and_the_smallest_seed_are_taken(pipe):
     for seed in (2**64 - 1, -(2**63), np.int64(3)):
         assert pipe.sampling(Options(generator=seed)).generator.initial_seed() == int(seed) % 2**64
+
+
+def test_a_model_of_the_hub_is_fetched(tmp_path, pipe, monkeypatch):
+    pipe.save_pretrained(tmp_path / "snapshot")
+    asked = []
+    snapshot = tmp_path / "snapshot"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or snapshot)
+    loaded = RestorationPipeline.from_pretrained("someone/audiosr-music")
+    assert asked == ["someone/audiosr-music"]
+    for mine, theirs in zip(loaded.modules(), pipe.modules(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_folder_that_is_neither_here_nor_on_the_hub_is_refused(monkeypatch):
+    def unreachable(name, **_):
+        raise LocalEntryNotFoundError("No route\nto the Hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(SrlibError, match=r"no folder models/audiosr, .*\(No route\)"):
+        RestorationPipeline.from_pretrained("models/audiosr")
+
+
+@pytest.mark.parametrize("name", ["./models/x", "../x", "models/x/y", "/models/x", "x"])
+def test_other_names_are_not_looked_for_on_the_hub(monkeypatch, name):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(SrlibError, match="no model"):
+        RestorationPipeline.from_pretrained(name)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
