@@ -88,7 +88,8 @@ CHAIN = (
         "triptych_clean.png triptych_tone_early.png triptych_tone_late.png triptych_white_early.png",
         "triptych_white_late.png merge_comparison.png results_examples.csv merge.csv hiss.csv",
         "example_tone_suppression_db example_white_snr_gain_db merge_tracks hiss_tracks",
-        "merge_worst_snr_gain merge_worst_snr_input merge_worst_amplitude merge_worst_cutoff",
+        "merge_worst_snr_gain merge_worst_snr_low_gain merge_worst_snr_input",
+        "merge_worst_amplitude merge_worst_cutoff",
         "example_tone_early_lsd example_tone_late_lsd example_white_early_lsd example_white_late_lsd",
     ),
     _link(

@@ -24,6 +24,7 @@ MERGE_NOISES = (("clean", 0.0), ("tone", 0.2), ("tone", 0.02), ("white", 0.02), 
 MERGE_SETTINGS = {
     "merge": "unprocessed: the input; ideal_wiener: the gain that knows the clean spectrum, a mean over 3 x 3 cells",
     "snr_known_db, snr_gain_db": "below f_3db against the reference as the filter left it; the gain is over the input",
+    "snr_low_gain_db": "the gain against the reference itself, whose ripple and fall below f_3db the input lacks",
     "lsd_near_tone": "plain, within 200 Hz of the tone",
 }
 HISS_AMPLITUDES = (0.002, 0.02)
@@ -70,10 +71,9 @@ def compare_merges(
                 if noise == "white":
                     restored["wiener"] = baselines.wiener(degraded, SAMPLE_RATE)
                     restored["ideal_wiener"] = ideal_wiener(known, degraded)
-                before = snr_low_db(known, degraded, degradation.f_3db(SAMPLE_RATE))
                 for merge, wav in restored.items():
                     row = {"noise": noise, "amplitude": amplitude, "cutoff_hz": cutoff_hz, "merge": merge}
-                    rows.append(row | _merge_scores(reference, known, wav, degradation, before))
+                    rows.append(row | _merge_scores(reference, known, degraded, wav, degradation))
     keys = ["noise", "amplitude", "cutoff_hz", "merge"]
     return pd.DataFrame(rows).groupby(keys, sort=False, as_index=False).mean()
 
@@ -115,12 +115,14 @@ def ideal_wiener(clean: np.ndarray, noisy: np.ndarray) -> np.ndarray:
 
 
 def _merge_scores(
-    reference: np.ndarray, known: np.ndarray, wav: np.ndarray, degradation: Degradation, before_db: float
+    reference: np.ndarray, known: np.ndarray, degraded: np.ndarray, wav: np.ndarray, degradation: Degradation
 ) -> dict[str, float]:
-    after_db = snr_low_db(known, wav, degradation.f_3db(SAMPLE_RATE))
+    edge_hz = degradation.f_3db(SAMPLE_RATE)
+    after_db = snr_low_db(known, wav, edge_hz)
     scores = {"lsd_19k": lsd(reference, wav, convention="plain", f_high=HEADLINE_HZ), "snr_known_db": after_db}
     if degradation.noise_type != "none":
-        scores["snr_gain_db"] = after_db - before_db
+        scores["snr_gain_db"] = after_db - snr_low_db(known, degraded, edge_hz)
+        scores["snr_low_gain_db"] = snr_low_db(reference, wav, edge_hz) - snr_low_db(reference, degraded, edge_hz)
     if degradation.noise_type == "tone":
         tone_hz = degradation.tone_hz
         scores["tone_suppression_db"] = tone_suppression_db(reference, wav, tone_hz, degradation.noise_amplitude)
