@@ -143,7 +143,7 @@ def open_output(
 
             def put(block: np.ndarray) -> None:
                 nonlocal clipped
-                if block.size and not np.isfinite([block.min(), block.max()]).all():
+                if block.size and not _is_finite(block):
                     raise SrlibError(f"{path} was not written: it would hold NaN or Inf; check the model's weights.")
                 if may_clip:
                     clipped += np.count_nonzero(np.abs(block) > 1)
@@ -330,9 +330,13 @@ def _run(program: str, path: Path, *arguments: str) -> str:
 
 def check_finite(wav: np.ndarray, path: Path) -> None:
     """Raise SrlibError if `wav` (of any shape but empty) holds NaN or Inf."""
-    # Minimum and maximum carry NaN and Inf along and, unlike isfinite(wav), need no second array.
-    if not np.isfinite(wav.min()) or not np.isfinite(wav.max()):
+    if not _is_finite(wav):
         raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
+
+
+def _is_finite(wav: np.ndarray) -> bool:
+    # Minimum and maximum carry NaN and Inf along and, unlike isfinite(wav), need no second array.
+    return bool(np.isfinite(wav.min()) and np.isfinite(wav.max()))
 
 
 def _clear_peak_time(path: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -102,10 +102,11 @@ def _restorable(given: list[str], out: Path) -> dict[Path, str]:
     """The inputs and what each is called below OUT; of a folder all audio in it, but for an OUT that lies there."""
     names: dict[Path, str] = {}
     for path in map(Path, given):
-        found = _audio_files(path, out) if path.is_dir() else {path.stem: path}
+        inside = _audio_files(path) if path.is_dir() else {path.stem: path}
+        found = _without(inside, path, out)
         if not found:
             raise SrlibError(f"{path}: this folder holds no audio files.")
-        if path.is_dir() and (left := len(_audio_files(path)) - len(found)):
+        if left := len(inside) - len(found):
             print(f"srlib: {out} is where the output goes: {left} audio files in it are left out.", file=sys.stderr)
         names |= {file: name for name, file in found.items()}
     return names
@@ -244,11 +245,11 @@ def evaluate(args: argparse.Namespace) -> None:
     if not folders and (reference.is_dir() or restored.is_dir()):
         raise SrlibError(f"{reference} and {restored}: give two files or two folders, not one of each.")
     pairs = _pairs(reference, restored) if folders else {restored.stem: (reference, restored)}
+    degraded = _degraded_of(args.degraded, pairs, folders) if args.degraded else {}
     rows = []
     for stem, (ref, est) in pairs.items():
-        degraded = _degraded_of(args.degraded, stem, folders) if args.degraded else None
         record = _record_of(args.record, stem) if args.record else None
-        rows.append({"file": stem + est.suffix} | _evaluate_pair(ref, est, degraded, record, args.cutoff_hz))
+        rows.append({"file": stem + est.suffix} | _evaluate_pair(ref, est, degraded.get(stem), record, args.cutoff_hz))
     if args.json:
         finite = [_finite(row) for row in rows]
         print(json.dumps(finite if folders else finite[0], indent=2))
@@ -256,14 +257,17 @@ def evaluate(args: argparse.Namespace) -> None:
         _print_table(rows)
 
 
-def _audio_files(folder: Path, restored: Path | None = None) -> dict[str, Path]:
-    """Audio of a folder and the folders in it, by path from there without the suffix.
+def _without(found: dict[str, Path], folder: Path, restored: Path) -> dict[str, Path]:
+    """Audio `found` in a folder, less what lies in `restored` where that is a folder in it."""
+    restored = restored.resolve()
+    if folder.resolve() not in restored.parents:
+        return found
+    return {name: path for name, path in found.items() if restored not in path.resolve().parents}
 
-    Where what was restored lies in the folder too, `restored`, it is left out.
-    """
+
+def _audio_files(folder: Path) -> dict[str, Path]:
+    """Audio of a folder and the folders in it, by path from there without the suffix."""
     inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
-    if restored is not None and folder.resolve() in restored.resolve().parents:
-        inside = {name: path for name, path in inside.items() if restored.resolve() not in path.resolve().parents}
     shown = {name: path for name, path in inside.items() if not any(part.startswith(".") for part in name.parts)}
     paths = {name: path for name, path in shown.items() if audio.is_audio_file(path)}
     found = {name.with_suffix("").as_posix(): path for name, path in paths.items()}
@@ -274,7 +278,7 @@ def _audio_files(folder: Path, restored: Path | None = None) -> dict[str, Path]:
 
 def _pairs(reference: Path, restored: Path) -> dict[str, tuple[Path, Path]]:
     """Files of two folders by stem, since restoring a .flac writes a .wav."""
-    references, estimates = _audio_files(reference, restored), _audio_files(restored)
+    references, estimates = _without(_audio_files(reference), reference, restored), _audio_files(restored)
     unpaired = sorted(references.keys() ^ estimates.keys())
     if unpaired or not references:
         what = f"{unpaired[0]} is only in one of them" if unpaired else "neither holds audio"
@@ -282,13 +286,14 @@ def _pairs(reference: Path, restored: Path) -> dict[str, tuple[Path, Path]]:
     return {stem: (references[stem], estimates[stem]) for stem in references}
 
 
-def _degraded_of(given: str, stem: str, folders: bool) -> Path:
+def _degraded_of(given: str, stems: Collection[str], folders: bool) -> dict[str, Path]:
+    """The degraded file of every stem: one for the one there is, or those in a folder."""
     path = Path(given)
     if path.is_dir() != folders:
         raise SrlibError(f"{path}: give a {'folder' if folders else 'file'} of degraded audio, like the others.")
-    found = _audio_files(path).get(stem) if folders else path
-    if found is None:
-        raise SrlibError(f"{path}: holds no audio file named {stem}.")
+    found = _audio_files(path) if folders else dict.fromkeys(stems, path)
+    if missing := next((stem for stem in stems if stem not in found), None):
+        raise SrlibError(f"{path}: holds no audio file named {missing}.")
     return found
 
 

@@ -36,9 +36,9 @@ from srlib.tones import Tone
 from srlib.variant import apply_difference
 from srlib.vocoder import build_vocoder, vocode
 
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # What diffusers raises for a folder that it cannot make a pipeline of; the last four for a model_index.json or a
 # config.json that lacks an entry or holds one of another kind.
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BROKEN = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError, ImportError)
 
 for progress in (logging, transformers_logging):
@@ -116,8 +116,8 @@ class RestorationPipeline(DiffusionPipeline):
         try:
             pipeline = super().from_pretrained(str(path), **{**options, **kwargs})
         except _BROKEN as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SrlibError(f"The model in {name_or_path} does not load ({reason}): write it again.") from error
+            why = _reason(error)
+            raise SrlibError(f"The model in {name_or_path} does not load ({why}): write it again.") from error
         _check_weights(pipeline, path, kwargs.get("variant"))
         if difference.is_file():
             apply_difference(pipeline.components, difference)
@@ -338,8 +338,13 @@ def _downloaded(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SrlibError(f"There is no folder {hub_id}, and no such model came from the Hub ({reason}).") from error
+        why = _reason(error)
+        raise SrlibError(f"There is no folder {hub_id}, and no such model came from the Hub ({why}).") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error of the libraries below says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def build(size: str = "compact", seed: int = 0) -> RestorationPipeline:
