@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from srlib.channels import ChannelSurvey, Layout
 from srlib.chunks import Chunk, cut, plan
 from srlib.config import N_FFT, SAMPLE_RATE
 from srlib.cutoff import BandDetector
-from srlib.exemplars import WhiteNoise
 from srlib.gaps import Gap, GapFinder
-from srlib.hiss import HissFinder, white_noise
+from srlib.hiss import HissFinder
 from srlib.merge import FULL_BAND, Band
 from srlib.noise import NoiseFloor, smoothed_power
 from srlib.recording import Recording
@@ -26,31 +25,33 @@ _LEVELS = (0.1, 1.0)  # peaks that the model has seen
 
 @dataclass(frozen=True)
 class Analysis:
-    """`tones_hz` are those of each source channel, `level` is the factor to a peak that the model has seen."""
+    """`level` is the factor to a peak that the model has seen.
+
+    `tones_hz` are those of each source channel; they are subtracted if `subtract_tones`, else only known about.
+    """
 
     layout: Layout
     level: float
     tones_hz: tuple[tuple[float, ...], ...]
+    subtract_tones: bool
     gaps: tuple[Gap, ...]
     chunks: tuple[Chunk, ...]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The band of the component, and what is known of the noise, at the model's level.
+    """The band of the component, and the noise at the model's level.
 
-    `floors` `[sources, 1025]` are powers of STFT bins; `hisses`, white noise that lies on the full band or was filtered
-    too, are of the component and, if there are several, each source.
+    `floors` `[1 + sources, 1025]` are powers of STFT bins, of the component and of each source if there are several.
     """
 
     band: Band
     floors: np.ndarray
-    hisses: tuple[WhiteNoise | None, ...]
 
     @classmethod
     def noiseless(cls, band: Band, sources: int) -> Measured:
         """As if there were no noise."""
-        return cls(band, np.zeros((sources, N_FFT // 2 + 1)), (None,) * (sources + (sources > 1)))
+        return cls(band, np.zeros((sources + (sources > 1), N_FFT // 2 + 1)))
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Prepared:
     tones: list[Tone]
 
 
-def survey(recording: Recording, gaps: Sequence[Gap] | str, find_tones: bool) -> Analysis:
+def survey(
+    recording: Recording, gaps: Sequence[Gap] | str, find_tones: bool, subtract_tones: bool = True
+) -> Analysis:
     """Levels, channels, stationary tones and, for `gaps="auto"`, runs of digital silence, in one pass."""
     channels = ChannelSurvey(recording.channels)
     gap_finder = GapFinder(recording.sample_rate)
@@ -78,7 +81,7 @@ def survey(recording: Recording, gaps: Sequence[Gap] | str, find_tones: bool) ->
     tones_hz = tuple(tuple(tone_finders[source].result()) for source in layout.sources) if find_tones else ()
     found = tuple(gap_finder.result() if gaps == "auto" else gaps)
     chunks = plan(recording.samples_at(SAMPLE_RATE), found)
-    return Analysis(layout, level, tones_hz, found, tuple(chunks))
+    return Analysis(layout, level, tones_hz, subtract_tones, found, tuple(chunks))
 
 
 def prepare(recording: Recording, analysis: Analysis) -> Iterator[Prepared]:
@@ -87,50 +90,34 @@ def prepare(recording: Recording, analysis: Analysis) -> Iterator[Prepared]:
     for chunk, wav in zip(analysis.chunks, cut(blocks, analysis.chunks), strict=True):
         tones = [
             [fit_tone(channel, hz, SAMPLE_RATE) for hz in known]
-            for channel, known in zip(wav, analysis.tones_hz, strict=False)
+            for channel, known in zip(wav, analysis.tones_hz if analysis.subtract_tones else (), strict=False)
         ]
         if any(tones):
             wav = np.stack([without(*pair, SAMPLE_RATE) for pair in zip(wav, tones, strict=True)])
         yield Prepared(chunk, wav, list(itertools.chain(*tones)))
 
 
-def measure(
-    recording: Recording,
-    analysis: Analysis,
-    band: Band | None,
-    evidence: Callable[[torch.Tensor, list[Gap]], torch.Tensor | None] | None,
-) -> Measured:
-    """The band of the component of a recording, unless it is given, and the noise.
-
-    `evidence` is the regressor's word `[3, 256]` on `[samples]` with gaps, or None if it says nothing. Without
-    `evidence` nobody takes noise out, and the floors are zero.
-    """
-    detector, noisy = BandDetector(), []
-    floors = [NoiseFloor() for _ in analysis.layout.sources]
-    finders = [HissFinder() for _ in Measured.noiseless(FULL_BAND, len(floors)).hisses]
+def measure(recording: Recording, analysis: Analysis, band: Band | None, find_noise: bool) -> Measured:
+    """The band of the component of a recording, unless it is given, and the noise, if it is to be found."""
+    detector = BandDetector()
+    rows = len(Measured.noiseless(FULL_BAND, len(analysis.layout.sources)).floors)
+    floors, finders = [NoiseFloor() for _ in range(rows)], [HissFinder() for _ in range(rows)]
     for prepared in prepare(recording, analysis):
         wav = torch.from_numpy(prepared.wav * np.float32(analysis.level))
         mixed = analysis.layout.mix(wav)
         if band is None:
             detector.add(mixed)
-        powers = [smoothed_power(row) for row in with_component(mixed, wav)]
-        for finder, power in zip(finders, powers, strict=True):
-            finder.add(power)
-        if evidence is None:
-            continue
-        said = evidence(mixed, prepared.chunk.local(analysis.gaps))
-        if said is not None:
-            noisy.append(torch.sigmoid(said[2]).cpu().numpy())
-        for floor, power in zip(floors, powers[-len(floors) :], strict=True):
-            floor.add(power)
+        if find_noise:
+            for row, floor, finder in zip(with_component(mixed, wav), floors, finders, strict=True):
+                power = smoothed_power(row)
+                floor.add(power)
+                finder.add(power)
     band = band or _within_sampled(detector.result(), recording.sample_rate)
-    hisses = [finder.result(_within_sampled(band, recording.sample_rate)) for finder in finders]
-    measured = Measured.noiseless(band, len(floors))
-    if evidence is not None:
-        mean_noisy = np.mean(noisy, axis=0) if noisy else None
-        own = zip(floors, hisses[-len(floors) :], strict=True)
-        measured = replace(measured, floors=np.stack([floor.result(band, mean_noisy, hiss) for floor, hiss in own]))
-    return replace(measured, hisses=tuple(map(white_noise, hisses)))
+    if not find_noise:
+        return Measured.noiseless(band, len(analysis.layout.sources))
+    sampled = _within_sampled(band, recording.sample_rate)
+    pairs = zip(floors, finders, strict=True)
+    return Measured(band, np.stack([floor.result(band, finder.result(sampled)) for floor, finder in pairs]))
 
 
 def with_component(component: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:

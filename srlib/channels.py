@@ -85,19 +85,13 @@ class ChannelSurvey:
         return (principal / np.abs(principal).sum()).astype(np.float32)
 
 
-def spread(
-    generated: torch.Tensor,
-    known: torch.Tensor,
-    known_mix: torch.Tensor,
-    weights: np.ndarray,
-    cutoff_hz: float,
-    gaps: list[Gap],
+def level_differences(
+    known: torch.Tensor, known_mix: torch.Tensor, cutoff_hz: float, gaps: list[Gap]
 ) -> torch.Tensor:
-    """What was generated for the component, `[samples]`, for each source: `[sources, samples]`.
+    """Log of how much louder each source is than the component, nat, `[sources, frames, 256]`, smooth.
 
     Args:
         known, known_mix: log-mels of the sources `[sources, frames, 256]` and of their component `[frames, 256]`.
-        weights: of the sources in the component; they give the sign.
         cutoff_hz: above it the levels just below it are held.
         gaps: seconds in which the levels of the two sides are bridged.
     """
@@ -106,10 +100,18 @@ def spread(
         outside[max(round(start * SAMPLE_RATE / HOP_LENGTH) - 2, 0) : round(end * SAMPLE_RATE / HOP_LENGTH) + 3] = False
     energies = [_smooth_energy(mel, outside, cutoff_hz) for mel in (known_mix, *known)]
     gains = np.stack([np.sqrt(energy / np.maximum(energies[0], LOG_MEL_FLOOR**2)) for energy in energies[1:]])
-    gains = np.minimum(gains, _MOST_GAIN) * np.sign(weights)[:, None, None]
+    return torch.from_numpy(np.log(np.clip(gains, LOG_MEL_FLOOR, _MOST_GAIN))).float()
+
+
+def spread(generated: torch.Tensor, differences: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
+    """What was generated for the component, `[samples]`, for each source: `[sources, samples]`.
+
+    `differences` are those of `level_differences`; the sign of each source's weight in the component is its sign.
+    """
+    gains = torch.exp(differences) * torch.from_numpy(np.sign(weights)).to(differences)[:, None, None]
     frames = frames_of(generated)
     index = torch.arange(frames, device=generated.device).clamp(max=gains.shape[1] - 1)
-    in_bins = mel_to_bins(torch.from_numpy(gains).to(generated)[:, index])
+    in_bins = mel_to_bins(gains.to(generated)[:, index])
     return istft_same(aligned_stft(generated, frames) * in_bins)[:, : len(generated)]
 
 

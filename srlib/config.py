@@ -29,8 +29,8 @@ UNCONDITIONAL_LATENT = -11.4981  # AudioSR's constant "no condition" latent, bef
 class ModelSize:
     """Constructor arguments of the parts of one model; the code path is the same for every size.
 
-    `vae`, `unet`, `base` and `vocoder` go to the classes that `srlib.vae`, `srlib.ldm`, `srlib.nvsr` and
-    `srlib.vocoder` choose; an empty `base` means that the diffusion model predicts the latent itself.
+    `vae`, `unet`, `prior` and `vocoder` go to the classes that `srlib.vae`, `srlib.ldm`, `srlib.prior` and
+    `srlib.vocoder` choose; an empty `prior` means that the diffusion model predicts the latent itself, as AudioSR's.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ModelSize:
     unet: dict[str, Any]
     vocoder: dict[str, Any]
     scheduler: dict[str, Any]
-    base: dict[str, Any] = field(default_factory=dict)
+    prior: dict[str, Any] = field(default_factory=dict)
     num_inference_steps: int = 1  # default of a call; one step is the posterior mean, which LSD prefers
     guidance_scale: float = 1.0
 
@@ -85,12 +85,17 @@ _ZERO_SNR_SCHEDULER = {
     "clip_sample": False,
 }
 
+# Conditions of the compact sizes: latents of the degraded log-mel and of the prior's mean, and two maps of how sure
+# the observation and the prior are.
+def _transformer(latent_channels: int, **sizes: Any) -> dict[str, Any]:
+    return {"in_channels": 3 * latent_channels + 2, "out_channels": latent_channels, **sizes}
+
+
 COMPACT = ModelSize(
     name="compact",
-    vae=_vae((8, 16, 32, 64), 1, norm_num_groups=8, mid_block_add_attention=False, scaling_factor=1.0),
-    # 16 noisy + 16 degraded + 16 base channels.
-    unet=_unet((32, 64, 64, 96), (1, 2, 2, 3), 1, in_channels=48),
-    base={"hidden_size": 320, "num_layers": 4, "kernel_size": 7, "expansion": 2, "exemplars": 2048},
+    vae={"latent_channels": 32},
+    unet=_transformer(32, width=256, depth=6, heads=4, mlp_ratio=3, dropout=0.1),
+    prior={"rank": 64},
     vocoder={"hidden_size": 256, "num_layers": 4, "kernel_size": 7, "expansion": 2},
     scheduler=_ZERO_SNR_SCHEDULER,
 )
@@ -98,13 +103,14 @@ COMPACT = ModelSize(
 # Random and small: what tests and the smoke profile run.
 TINY = ModelSize(
     name="tiny",
-    vae=_vae((8, 8, 8, 8), 1, norm_num_groups=4, mid_block_add_attention=False, scaling_factor=1.0),
-    unet=_unet((8, 16, 16, 16), (1, 2, 2, 2), 1, in_channels=48, norm_num_groups=4),
-    base={"hidden_size": 32, "num_layers": 1, "kernel_size": 3, "expansion": 2, "exemplars": 64},
+    vae={"latent_channels": 8},
+    unet=_transformer(8, width=32, depth=1, heads=2, mlp_ratio=2),
+    prior={"rank": 8},
     num_inference_steps=2,
     vocoder={"hidden_size": 32, "num_layers": 1, "kernel_size": 3, "expansion": 2},
     scheduler=_ZERO_SNR_SCHEDULER,
 )
+
 
 def _audiosr(name: str, vae_width: int, unet_width: int, vocoder_width: int) -> ModelSize:
     """AudioSR's topology (audiosr/utils.py:403-524) at a width, in channels of the first layer of each part."""

@@ -16,18 +16,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import fft
 
 from srlib.artifacts import write_atomically, write_text
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.degrade import Degradation, DegradationConfig, sample, zero_phase_response
 from srlib.errors import SrlibError
-from srlib.gaps import interpolate_gaps
-from srlib.mel import band_edges_hz, log_mel
+from srlib.gaps import Gap, interpolate_gaps
+from srlib.mel import log_mel
+from srlib.merge import FULL_BAND, Band
+from srlib.noise import BINS_HZ, WINDOW_POWER
+from srlib.observation import Observation, observe
 
 _MARGIN = 4096  # samples dropped at both ends, where the circular convolution wraps
 _RESPONSE_POINTS = 4097  # of a filter's response, interpolated to the bins of the FFT
-_MIX_PROBABILITY, _TILT_PROBABILITY, _FULL_BAND_PROBABILITY = 0.15, 0.5, 0.06
-PASSED = 10 ** (-3 / 20)  # gain of the filter from which a band is known
+# Augmentation. Chosen by hand, gently: strong equalisers and slower music teach that treble is anyone's guess.
+_MIXES = (0.6, 0.3, 0.1)  # probability of no, one and two further tracks in a crop
+_SPEEDS = (1.0, 1.0, 9 / 8, 6 / 5, 5 / 4)  # lengths that an FFT likes
+_EQUALISER_NAT = 0.25
+_FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
+_FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # amplitude of dither and rounding, powers of ten
+# What detectors get wrong (notebook 02): the edge by 4 %, the transition's width, the noise's level by half a decibel.
+_UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.5, 0.2
+_EDGE_ERROR, _WIDTH_ERROR, _LEVEL_ERROR_DB = 0.04, (0.7, 1.4), 0.5
 
 
 @dataclass
@@ -131,31 +142,35 @@ def _decode(tracks: list, path: Path) -> list[int]:
 
 @dataclass
 class Batch:
-    """`reference`, `filtered` (before noise and gaps) and `degraded` `[batch, samples]` on the device.
+    """`reference` and `degraded` `[batch, samples]` on the device, and what a restoration would know of each.
 
-    `bandwidth_hz` `[batch]`: above it the reference is no target. `response` `[batch, 256]`: the filter's gain at
-    the centres of the mel bands.
+    `bandwidth_hz` `[batch]`: above it the reference is no target. `bands`, `noise_floors` and `tones_hz` are what is
+    told of each sample: the truth, or what a detector would make of it.
     """
 
     reference: torch.Tensor
-    filtered: torch.Tensor
     degraded: torch.Tensor
     bandwidth_hz: torch.Tensor
-    response: torch.Tensor
     degradations: list[Degradation]
+    bands: list[Band]
+    noise_floors: list[np.ndarray | None]
+    tones_hz: list[tuple[float, ...]]
 
     @property
-    def known_bands(self) -> torch.Tensor:
-        """Number of mel bands `[batch]` that the filter passes and the reference has."""
-        centres = torch.from_numpy(band_edges_hz()[1:-1]).to(self.bandwidth_hz)
-        return ((self.response > PASSED) & (centres[None] <= self.bandwidth_hz[:, None])).sum(1)
+    def gaps(self) -> list[tuple[Gap, ...]]:
+        """Of each sample, s."""
+        return [degradation.gaps for degradation in self.degradations]
 
     def degraded_log_mel(self) -> torch.Tensor:
         """`[batch, 1, frames, 256]`, with gaps bridged as they are in a restoration."""
         degraded = log_mel(self.degraded)
-        for row, degradation in enumerate(self.degradations):
-            degraded[row : row + 1] = interpolate_gaps(degraded[row : row + 1], degradation.gaps)
+        for row, gaps in enumerate(self.gaps):
+            degraded[row : row + 1] = interpolate_gaps(degraded[row : row + 1], gaps)
         return degraded
+
+    def observation(self, degraded: torch.Tensor) -> Observation:
+        """What its degraded log-mel says, with what is told of it."""
+        return observe(degraded, self.bands, self.noise_floors, self.gaps, self.tones_hz)
 
 
 def draw(
@@ -168,36 +183,53 @@ def draw(
     augment: bool = True,
     tracks: Sequence[int] | None = None,
 ) -> Batch:
-    """Draw a batch of crops of `frames` mel frames with their degradations, one of each of `tracks` if they are given.
-
-    Noise is added behind the filter: a configuration that asks for noise first is refused.
-
-    A drawn batch is on the device already; nothing in here waits for it.
-    """
-    if config.noise_first:
-        raise SrlibError("Training adds noise behind the filter: leave noise_first out of its degradations.")
+    """A batch of `frames` mel frames a sample, of random tracks or of the given ones."""
     samples = frames * HOP_LENGTH
     length = samples + 2 * _MARGIN
     crops, bandwidths, shapes, degradations = [], [], [], []
     for track in tracks if tracks is not None else [None] * batch_size:
-        wav, bandwidth = corpus.crop(rng, length, track)
-        shape = np.ones(_RESPONSE_POINTS)
-        if augment:
-            wav, bandwidth, shape = _augment(corpus, rng, wav, bandwidth)
+        wav, bandwidth = corpus.crop(rng, length, track) if not augment else _augmented(corpus, rng, length, track)
         crops.append(wav)
         bandwidths.append(bandwidth)
-        shapes.append(shape)
+        shapes.append(_equaliser(rng) if augment else np.ones(_RESPONSE_POINTS))
         degradation = sample(rng, replace(config, segment_seconds=samples / SAMPLE_RATE))
-        full_band = rng.random() < _FULL_BAND_PROBABILITY
-        degradations.append(replace(degradation, cutoff_hz=None) if full_band and augment else degradation)
-    reference, filtered = _filter(np.stack(crops), np.stack(shapes), degradations, device)
-    degraded = filtered.clone()
+        if augment and rng.random() < _FULL_BAND_PROBABILITY:
+            degradation = replace(degradation, cutoff_hz=None)
+        if augment and degradation.noise_type == "white" and rng.random() < _NOISE_FIRST_PROBABILITY:
+            degradation = replace(degradation, noise_first=True)
+        degradations.append(degradation)
+    reference, degraded = _filter(np.stack(crops), np.stack(shapes), degradations, device)
     for row, degradation in enumerate(degradations):
         _add_noise_and_gaps(degraded[row], degradation, samples)
-    centres_hz = band_edges_hz()[1:-1]
-    response = np.stack([zero_phase_response(d, centres_hz, SAMPLE_RATE) for d in degradations])
-    response = torch.from_numpy(response.astype(np.float32)).to(device)
-    return Batch(reference, filtered, degraded, torch.tensor(bandwidths, device=device), response, degradations)
+        if augment and rng.random() < _FAINT_PROBABILITY:
+            faint = 10 ** rng.uniform(*_FAINT_DECADES)
+            degraded[row] += faint * torch.from_numpy(rng.standard_normal(samples).astype(np.float32)).to(device)
+    told = [_told(rng, *pair, augment) for pair in zip(degradations, bandwidths, strict=True)]
+    bands, floors, tones = (list(values) for values in zip(*told, strict=True))
+    return Batch(reference, degraded, torch.tensor(bandwidths, device=device), degradations, bands, floors, tones)
+
+
+def _told(
+    rng: np.random.Generator, degradation: Degradation, bandwidth_hz: float, unsure: bool
+) -> tuple[Band, np.ndarray | None, tuple[float, ...]]:
+    """What a restoration knows of band, noise floor and tones: half of the time with a detector's error."""
+    unsure = unsure and rng.random() < _UNSURE_PROBABILITY
+    band = FULL_BAND
+    if degradation.cutoff_hz is not None:
+        known_hz, missing_hz = degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE)
+        factor = np.exp(_EDGE_ERROR * rng.standard_normal()) if unsure else 1.0
+        width = (missing_hz - known_hz) * (rng.uniform(*_WIDTH_ERROR) if unsure else 1.0)
+        band = Band(factor * known_hz, factor * known_hz + width)
+    if bandwidth_hz < min(band.known_hz, SAMPLE_RATE / 2):
+        band = Band.at(bandwidth_hz)
+    floor = None
+    if degradation.noise_type == "white" and not (unsure and rng.random() < _UNTOLD_PROBABILITY):
+        error = 10 ** (_LEVEL_ERROR_DB * rng.standard_normal() / 10) if unsure else 1.0
+        floor = np.full(len(BINS_HZ), error * degradation.noise_amplitude**2 * WINDOW_POWER)
+        if degradation.noise_first:
+            floor *= zero_phase_response(degradation, BINS_HZ, SAMPLE_RATE) ** 2
+    tonal = degradation.noise_type == "tone" and not unsure
+    return band, floor, (degradation.tone_hz,) if tonal else ()
 
 
 class Prefetcher:
@@ -222,32 +254,92 @@ class Prefetcher:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _augment(
-    corpus: Corpus, rng: np.random.Generator, wav: np.ndarray, bandwidth: float
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """Mix with a second track, change polarity, level and tilt."""
-    if rng.random() < _MIX_PROBABILITY:
-        other, other_bandwidth = corpus.crop(rng, len(wav))
-        wav = wav + rng.uniform(0.3, 1.0) * other
-        bandwidth = min(bandwidth, other_bandwidth)
+class ExamplePool:
+    """Batches of a few fresh examples and many of the last steps': to make one costs more than to train on it.
+
+    Which examples a step sees depends on (seed, step) alone: a run that resumes makes those anew that it needs.
+
+    Args:
+        draw: the fresh examples of a step, `{name: [fresh, ...]}`.
+        batch_size: examples of a batch; `steps`: how many steps an example can be drawn again.
+    """
+
+    def __init__(self, draw: Callable[[int], dict[str, torch.Tensor]], batch_size: int, steps: int, seed: int) -> None:
+        self.draw, self.batch_size, self.steps, self.seed = draw, batch_size, steps, seed
+        self._held: dict[int, dict[str, torch.Tensor]] = {}
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """The batch of a step."""
+        fresh = self._examples(step)
+        count = len(next(iter(fresh.values())))
+        rng = np.random.default_rng([self.seed, 2, step])
+        ages = rng.integers(0 if step == 0 else 1, min(self.steps, step) + 1, size=self.batch_size - count)
+        again = [(self._examples(step - age), int(rng.integers(count))) for age in ages.tolist()]
+        self._held.pop(step - self.steps, None)
+        return {
+            name: torch.cat([values, *(examples[name][row : row + 1] for examples, row in again)]).float()
+            for name, values in fresh.items()
+        }
+
+    def _examples(self, step: int) -> dict[str, torch.Tensor]:
+        if step not in self._held:
+            made = self.draw(step)
+            self._held[step] = {name: values.half() for name, values in made.items()}
+        return self._held[step]
+
+
+def _augmented(
+    corpus: Corpus, rng: np.random.Generator, length: int, track: int | None
+) -> tuple[np.ndarray, float]:
+    """Music that nobody made: one to three crops, faster by up to a quarter, at another level and polarity."""
+    wav, bandwidth = _faster(corpus, rng, length, track)
+    for _ in range(rng.choice(len(_MIXES), p=_MIXES)):
+        other, other_bandwidth = _faster(corpus, rng, length)
+        wav, bandwidth = wav + rng.uniform(0.3, 1.0) * other, min(bandwidth, other_bandwidth)
     gain = rng.choice([-1.0, 1.0]) * 10 ** (rng.uniform(-12, 3) / 20)
     gain *= min(1.0, 1.0 / (np.abs(gain * wav).max() + 1e-9))
-    freqs_hz = np.linspace(0, SAMPLE_RATE / 2, _RESPONSE_POINTS)
-    tilt_db = rng.uniform(-2, 2) * (rng.random() < _TILT_PROBABILITY)  # dB an octave around 1 kHz
-    shape = 10 ** (tilt_db * np.log2(np.maximum(freqs_hz, 50) / 1000) / 20)
-    return (gain * wav).astype(np.float32), bandwidth, shape
+    return (gain * wav).astype(np.float32), bandwidth
+
+
+def _faster(
+    corpus: Corpus, rng: np.random.Generator, length: int, track: int | None = None
+) -> tuple[np.ndarray, float]:
+    """A crop at a random speed from 1 on: slower music would bring the roll-off of its coder into the band."""
+    speed = _SPEEDS[rng.integers(len(_SPEEDS))]
+    wav, bandwidth = corpus.crop(rng, round(speed * length), track)
+    if speed != 1:
+        wav = fft.irfft(fft.rfft(wav)[: length // 2 + 1], length) / speed
+    return wav, min(speed * bandwidth, SAMPLE_RATE / 2)
+
+
+def _equaliser(rng: np.random.Generator) -> np.ndarray:
+    """A smooth random gain `[4097]` over frequency, of up to 0.25 nat (2 dB) rms."""
+    octaves = np.log2(np.maximum(np.linspace(0, SAMPLE_RATE / 2, _RESPONSE_POINTS), 50) / 50) / 9  # 0 to 1
+    waves = np.cos(np.pi * (np.arange(1, 5)[:, None] * octaves + rng.uniform(0, 2, (4, 1))))
+    curve = rng.standard_normal(4) / np.arange(1, 5) @ waves
+    return np.exp(rng.uniform(0, _EQUALISER_NAT) * curve / max(curve.std(), 0.1))
 
 
 def _filter(
     wav: np.ndarray, shapes: np.ndarray, degradations: list[Degradation], device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reference and filtered music `[batch, samples]`; noise that comes before the filter is filtered with it."""
     freqs_hz = np.linspace(0, SAMPLE_RATE / 2, _RESPONSE_POINTS)
     responses = np.stack([zero_phase_response(d, freqs_hz, SAMPLE_RATE) for d in degradations])
     length = wav.shape[1]
     spectrum = torch.fft.rfft(torch.from_numpy(wav).to(device)) * _to_bins(shapes, length, device)
-    filtered = spectrum * _to_bins(responses, length, device)
+    noisy = spectrum
+    if any(degradation.noise_first for degradation in degradations):
+        noise = np.stack([_noise(d, length) if d.noise_first else np.zeros(length, np.float32) for d in degradations])
+        noisy = spectrum + torch.fft.rfft(torch.from_numpy(noise).to(device))
+    filtered = noisy * _to_bins(responses, length, device)
     inner = slice(_MARGIN, length - _MARGIN)
     return torch.fft.irfft(spectrum, length)[:, inner], torch.fft.irfft(filtered, length)[:, inner].contiguous()
+
+
+def _noise(degradation: Degradation, samples: int) -> np.ndarray:
+    noise = np.random.default_rng(degradation.seed).standard_normal(samples)  # drawn as float32 it is another one
+    return (degradation.noise_amplitude * noise).astype(np.float32)
 
 
 def _to_bins(responses: np.ndarray, length: int, device: torch.device | str) -> torch.Tensor:
@@ -257,9 +349,8 @@ def _to_bins(responses: np.ndarray, length: int, device: torch.device | str) -> 
 
 def _add_noise_and_gaps(wav: torch.Tensor, degradation: Degradation, samples: int) -> None:
     """Add the noise and cut the gaps of one crop `[samples]`, in place, as `Degradation.apply` defines them."""
-    if degradation.noise_type == "white":
-        noise = np.random.default_rng(degradation.seed).standard_normal(samples)  # drawn as float32 it is another one
-        wav += torch.from_numpy((degradation.noise_amplitude * noise).astype(np.float32)).to(wav.device)
+    if degradation.noise_type == "white" and not degradation.noise_first:
+        wav += torch.from_numpy(_noise(degradation, samples)).to(wav.device)
     elif degradation.noise_type == "tone":
         time = torch.arange(samples, device=wav.device, dtype=torch.float64) / SAMPLE_RATE
         phase = 2 * np.pi * degradation.tone_hz * time + degradation.tone_phase

@@ -64,10 +64,7 @@ def interpolate_gaps(log_mel: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor
     recording takes from its only side. `gaps` count from frame 0.
     """
     frames = log_mel.shape[2]
-    known = np.ones(frames, bool)
-    for start, end in gaps:
-        first, last = _frames_reached(start, end)
-        known[max(first, 0) : max(last, 0)] = False
+    known = ~gap_frames(gaps, frames)
     if known.all() or not known.any():
         return log_mel
     filled = log_mel.clone()
@@ -78,6 +75,15 @@ def interpolate_gaps(log_mel: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor
         weights = torch.from_numpy(weights / weights.sum(1, keepdims=True)).to(log_mel)
         filled[:, :, first:last] = weights @ log_mel[:, :, near]
     return filled
+
+
+def gap_frames(gaps: Iterable[Gap], frames: int) -> np.ndarray:
+    """`[frames]`, True for frames whose window overlaps a gap."""
+    reached = np.zeros(frames, bool)
+    for start, end in gaps:
+        first, last = _frames_reached(start, end)
+        reached[max(first, 0) : max(last, 0)] = True
+    return reached
 
 
 def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor:

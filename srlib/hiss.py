@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from scipy import ndimage
 
-from srlib.exemplars import WhiteNoise
-from srlib.mel import band_edges_hz
 from srlib.merge import Band
 from srlib.noise import (
     BINS_HZ,
@@ -19,7 +15,6 @@ from srlib.noise import (
     QUIET,
     QUIET_BIAS,
     TOP_HZ,
-    WINDOW_POWER,
     level_above,
 )  # fmt: skip
 
@@ -85,12 +80,3 @@ def _is_noise(quiet: np.ndarray, response: np.ndarray, highest: np.ndarray, band
     flat = np.ptp([part.mean() for part in np.array_split(level_db, _PARTS)]) < _FLAT_DB
     audible = QUIET_BIAS * power[0].mean() > max(_OUTSTANDING * level_above(quiet[0], band), INAUDIBLE)
     return bool(steady and even and flat and audible)
-
-
-def white_noise(power: np.ndarray) -> WhiteNoise | None:
-    """What the regressor has to know of noise with this power `[1025]`; None if there is none."""
-    if not power.any():
-        return None
-    level = torch.tensor(math.log(power.max() / WINDOW_POWER) / 2, dtype=torch.float32)
-    in_bands = np.interp(band_edges_hz()[1:-1], BINS_HZ, power)
-    return WhiteNoise(level, torch.from_numpy(in_bands > power.max() / 2))

@@ -12,12 +12,18 @@ from torch import nn
 from srlib.config import UNCONDITIONAL_LATENT, ModelSize
 from srlib.errors import SrlibError
 from srlib.stopwatch import stage
+from srlib.transformer import LatentTransformer
 
 SCHEDULERS = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
 def build_unet(size: ModelSize) -> nn.Module:
-    """The untrained U-Net of a model size: AudioLDM2's class, which alone has AudioSR's double self-attention."""
+    """The untrained network of a model size: a transformer, or AudioSR's U-Net in AudioLDM2's class.
+
+    That class alone has AudioSR's double self-attention.
+    """
+    if size.prior:
+        return LatentTransformer(**size.unet)
     from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel  # imports transformers: slow
 
     unet = AudioLDM2UNet2DConditionModel(**size.unet)
@@ -61,29 +67,32 @@ def velocity_loss(
     scheduler: DDIMScheduler,
     latent: torch.Tensor,
     condition: torch.Tensor,
-    channel_weights: torch.Tensor,
-    last_step_share: float = 0.1,
+    weights: torch.Tensor,
+    last_step_share: float = 0.5,
     min_snr_gamma: float | None = 5.0,
 ) -> torch.Tensor:
     """Mean squared error of the velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022).
 
     Args:
-        latent: what is generated, `[batch, 16, frames / 8, 32]`, unit variance.
+        latent: what is generated, `[batch, channels, frames / 8, 32]`, unit variance.
         condition: concatenated on channels, `[batch, C, frames / 8, 32]`.
-        channel_weights: `[16]`, mean one: how much a channel's error shows in the log-mel.
-        last_step_share: share of the batch trained at the last timestep, where a zero terminal SNR makes the
-            prediction the posterior mean, so that one sampling step works.
+        weights: of each error, broadcast to the latent: how much it shows in the log-mel; zero where nothing is known.
+        last_step_share: share of the batch trained at the last timestep with zeros in place of the noise: a zero
+            terminal SNR makes the prediction the posterior mean there, which is what one sampling step asks for.
         min_snr_gamma: clip of the weighting (min(snr, gamma) + 1) / (snr + 1), after Hang et al. (2023); None weights
             velocities equally.
     """
     batch, steps = len(latent), scheduler.config.num_train_timesteps
     noise = torch.randn_like(latent)
     timestep = torch.randint(steps, (batch,), device=latent.device)
-    timestep = torch.where(torch.rand(batch, device=latent.device) < last_step_share, steps - 1, timestep)
+    last = torch.rand(batch, device=latent.device) < last_step_share
+    timestep = torch.where(last, steps - 1, timestep)
+    noise = noise * ~last[:, None, None, None]
     noisy = scheduler.add_noise(latent, noise, timestep)
     velocity = scheduler.get_velocity(latent, noise, timestep)
     predicted = unet(torch.cat([noisy, condition], dim=1), timestep, encoder_hidden_states=None).sample
-    error = ((predicted - velocity) ** 2 * channel_weights[None, :, None, None]).mean(dim=(1, 2, 3))
+    weights = weights.expand_as(latent)
+    error = ((predicted.float() - velocity) ** 2 * weights).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3))
     if min_snr_gamma is not None:
         abar = scheduler.alphas_cumprod.to(latent.device)[timestep]
         snr = abar / (1 - abar).clamp(min=1e-8)
@@ -108,7 +117,7 @@ def denoise(
     callback: Callable[[torch.Tensor], None] | None = None,
     step_noise: Iterable[torch.Tensor] = (),
 ) -> torch.Tensor:
-    """Sample a latent from `noise` `[batch, 16, frames / 8, 32]` given `condition` `[batch, C, frames / 8, 32]`.
+    """Sample a latent from `noise` `[batch, channels, frames / 8, 32]` given `condition` `[batch, C, frames / 8, 32]`.
 
     Guidance mixes the velocity with that of the unconditional latent, in one batch: u + g (c - u). `eta` (0 DDIM,
     1 DDPM-like) acts with the DDIM scheduler; what it adds in a step comes from `generator`, or is `step_noise`, one

@@ -127,6 +127,13 @@ def _equalised(
     return kept * boost * known + lacking * made
 
 
+def scaled(wav: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
+    """`[samples]` with its STFT times `gain` `[frames, 1025]`; as it is without one."""
+    if gain is None:
+        return wav
+    return wav + istft_same(((gain - 1) * aligned_stft(wav, frames_of(wav)))[None])[0, : len(wav)]
+
+
 def frames_of(wav: torch.Tensor) -> int:
     """Frames that cover all of `[samples]`."""
     return -(-wav.shape[-1] // HOP_LENGTH) + 1

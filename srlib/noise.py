@@ -12,7 +12,6 @@ from scipy import ndimage
 from scipy.special import exp1
 
 from srlib.config import F_MAX, HOP_LENGTH, N_FFT
-from srlib.mel import band_edges_hz
 from srlib.merge import FULL_BAND, Band, aligned_stft, fit_frames, frames_of
 from srlib.vocoder import envelope
 
@@ -26,8 +25,6 @@ _SMOOTHED_FRAMES, QUIET = 9, 0.1
 QUIET_BIAS, LOWEST_BIAS = 2.05, 2.29  # mean power of white noise over that decile, and over that of both; measured
 _LEVEL_STEP_DB, _LOWEST_DB, _LEVELS = 0.5, -140.0, 400  # the histogram of levels
 _CLEAR_HZ = 1.05  # above the missing band's edge times this only noise is left
-_OUTSTANDING, _NEIGHBOURS = 10.0, 41  # power of a tone over the median of that many bins, of noise over what is above
-_SURE = 0.9  # steady music in the highest octave is taken for noise with up to 0.87
 _MEMORY = 0.7  # of the a-priori SNR: the share of the frame before; best on the valid split of the demo set
 _LEAST_SNR = 1e-5
 # Expected power over that of an expected log-mel: of errors of 0.5 nat, about the model's. Best on the same split.
@@ -60,25 +57,15 @@ class NoiseFloor:
         cell = np.arange(len(BINS_HZ)) * _LEVELS + level.clip(0, _LEVELS - 1).astype(np.int64)
         self._counts += np.bincount(cell.ravel(), minlength=self._counts.size).reshape(self._counts.shape)
 
-    def result(self, band: Band, noisy: np.ndarray | None = None, hiss: np.ndarray | None = None) -> np.ndarray:
+    def result(self, band: Band, hiss: np.ndarray | None = None) -> np.ndarray:
         """Expected noise power of every bin, `[1025]`; zero where there is no noise to be heard.
 
         White noise is measured above the band, where nothing else is left; `hiss` `[1025]` is the power of what does
-        not reach there (`srlib.hiss`). `noisy` `[256]`, the model's probability that a band holds noise, speaks for
-        what neither shows: noise has the level of the quietest bins in such bands, and a tone is a bin whose quiet
-        moments stand out from its neighbours'.
+        not reach there (`srlib.hiss`).
         """
         quiet = self._quiet_moments()
         white = level_above(quiet, band)
         floor = np.minimum(np.maximum(white, 0.0 if hiss is None else hiss), QUIET_BIAS * quiet)
-        if noisy is not None:
-            heard = np.interp(BINS_HZ, band_edges_hz()[1:-1], noisy) > _SURE
-            heard &= min(band.known_hz, TOP_HZ) >= BINS_HZ
-            inside = LOWEST_BIAS * np.quantile(quiet[heard], QUIET) if heard.any() else 0.0
-            if inside > _OUTSTANDING * white:
-                floor[heard] = np.maximum(floor, np.minimum(inside, QUIET_BIAS * quiet))[heard]
-            tone = heard & (quiet > _OUTSTANDING * ndimage.median_filter(quiet, _NEIGHBOURS, mode="nearest"))
-            floor[tone] = QUIET_BIAS * quiet[tone]
         return np.where(floor > INAUDIBLE, floor, 0.0)
 
     def _quiet_moments(self) -> np.ndarray:

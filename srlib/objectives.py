@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import islice
 
@@ -12,18 +12,15 @@ from torch import nn
 
 from srlib import ldm, vae
 from srlib.adversary import Adversary
-from srlib.corpus import PASSED, Batch
+from srlib.config import LATENT_FACTOR
+from srlib.corpus import Batch
 from srlib.errors import SrlibError
-from srlib.fitting import fit_regressor, kinds_of_noise
 from srlib.mel import band_edges_hz, band_widths_hz, log_mel
-from srlib.nvsr import MelRegressor
 from srlib.pipeline import RestorationPipeline
 from srlib.recipe import TrainConfig
 from srlib.vocoder import vocode
 
-# Fine structure that no mel predicts adds about 0.79 (log10 power) of LSD, 0.91 nat of log magnitude: errors of the
-# mel add to it in squares, so that small ones hardly matter and large ones count once.
-_FINE_STRUCTURE_NAT = 0.91
+_FULL_BANDWIDTH_HZ = 18_900.0  # crops that end lower say nothing of the upper bands: the prior is not fitted to them
 _FEW = 8  # batches that principal components and spreads are measured on
 
 
@@ -38,13 +35,6 @@ def band_mask(bandwidth_hz: torch.Tensor) -> torch.Tensor:
     """`[batch, 1, 1, 256]`: one for bands wholly inside a track's bandwidth, zero above it."""
     upper = torch.from_numpy(band_edges_hz()[2:]).to(bandwidth_hz)
     return (upper[None] <= bandwidth_hz[:, None]).float()[:, None, None]
-
-
-def mel_distance(estimate: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor) -> torch.Tensor:
-    """Distance of log-mels as LSD will see it: mean over frames of the root of the mean square over hertz."""
-    weights = band_mask(bandwidth_hz) * band_weights().to(estimate.device)
-    square = ((estimate - reference) ** 2 * weights).sum(-1) / weights.sum(-1)
-    return torch.sqrt(square + _FINE_STRUCTURE_NAT**2).mean()
 
 
 class Objective(ABC):
@@ -64,15 +54,22 @@ class Objective(ABC):
         """The part of the pipeline that this stage trains."""
 
     @abstractmethod
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean loss of a batch."""
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What a loss needs of a batch, `{name: [batch, ...]}`; whatever has no gradient is computed here."""
+
+    @abstractmethod
+    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Mean loss of a batch of examples."""
 
     def prepare(self, batches: Iterator[Batch]) -> None:  # noqa: B027  some stages have nothing to fit
         """Fit what has a closed form to batches of crops before the first step of a run."""
 
 
 class VaeObjective(Objective):
-    """Mean absolute log-mel error and a small Kullback-Leibler term, on references and degraded inputs alike."""
+    """Mean absolute log-mel error and a small Kullback-Leibler term, on references and degraded inputs alike.
+
+    The linear autoencoder has its optimum in closed form, and nothing is left to train.
+    """
 
     kl_weight = 1e-4
 
@@ -80,13 +77,16 @@ class VaeObjective(Objective):
         return self.pipeline.vae
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        if isinstance(self.module, vae.PatchAutoencoderKL):
-            pairs = [(batch.reference, batch.degraded) for batch in islice(batches, _FEW)]
-            self.module.fit_patches(log_mel(torch.cat([wav for pair in pairs for wav in pair])))
+        if isinstance(self.module, vae.PatchVAE):
+            self.module.fit(torch.cat([self.examples(batch)["log_mel"] for batch in islice(batches, _FEW)]))
 
-    def loss(self, batch: Batch) -> torch.Tensor:
+    @torch.no_grad()
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
         half = len(batch.reference) // 2
-        target = log_mel(torch.cat([batch.reference[half:], batch.degraded[:half]]))
+        return {"log_mel": log_mel(torch.cat([batch.reference[half:], batch.degraded[:half]]))}
+
+    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        target = examples["log_mel"]
         posterior = self.module.encode(target).latent_dist
         restored = self.module.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -102,13 +102,17 @@ class VocoderObjective(Objective):
     def trainable(self) -> nn.Module:
         return self.pipeline.vocoder
 
-    def loss(self, batch: Batch) -> torch.Tensor:
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"reference": batch.reference, "bandwidth_hz": batch.bandwidth_hz}
+
+    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        reference, bandwidth_hz = examples["reference"], examples["bandwidth_hz"]
         first_frame = int(torch.randint(1024, ()))
-        wav = vocode(self.module, log_mel(batch.reference), first_frame)
-        distances = [self._distance(wav, batch.reference, batch.bandwidth_hz, n_fft) for n_fft in self.n_ffts]
+        wav = vocode(self.module, log_mel(reference), first_frame)
+        distances = [self._distance(wav, reference, bandwidth_hz, n_fft) for n_fft in self.n_ffts]
         loss = torch.stack(distances).mean()
         if self.adversary is not None and self.adversary.active and self.module.training:
-            loss = loss + self.adversary.generator_loss(wav, batch.reference, batch.bandwidth_hz)
+            loss = loss + self.adversary.generator_loss(wav, reference, bandwidth_hz)
         return loss
 
     def _distance(self, wav: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor, n_fft: int):
@@ -123,88 +127,62 @@ class VocoderObjective(Objective):
         return torch.sqrt(square + 1e-6).mean() / 2.302585  # nat of power to log10, the unit of LSD
 
 
-class NvsrObjective(Objective):
-    """Distance of the regressed log-mel from the reference's, and the evidence of what was done, by cross entropy."""
-
-    noise_weight = 0.1
-    evidence_weight = 0.1
-
-    def trainable(self) -> nn.Module:
-        if self.pipeline.base is None:
-            raise SrlibError("This model has no base mean to train: start from one of the compact kind.")
-        return self.pipeline.base
-
-    def prepare(self, batches: Iterator[Batch]) -> None:
-        if isinstance(self.module, MelRegressor):
-            fit_regressor(self.module, batches)
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        degraded = batch.degraded_log_mel()
-        estimate = self.module(degraded, _uncertain(batch.known_bands))
-        distance = mel_distance(estimate.log_mel.float(), log_mel(batch.reference), batch.bandwidth_hz)
-        if estimate.evidence is None:
-            return distance
-        raised, kinds = kinds_of_noise(batch, degraded)
-        inside = band_mask(batch.bandwidth_hz)[:, 0, 0] > 0
-        passed, present = (batch.response > PASSED) & inside, (batch.response > 10 ** (-20 / 20)) & inside
-        truth = torch.stack([passed, present, raised, passed], dim=1).float()
-        logits = torch.cat([estimate.evidence, estimate.passed[:, None]], dim=1).float()
-        evidence = nn.functional.binary_cross_entropy_with_logits(logits, truth)
-        noise = nn.functional.cross_entropy(estimate.noise.float(), kinds)
-        return distance + self.evidence_weight * evidence + self.noise_weight * noise
-
-
-def _uncertain(known_bands: torch.Tensor) -> torch.Tensor:
-    """Counts of known bands `[batch]` as a detector would give them: mostly right, sometimes some bands off."""
-    error = torch.randint(-2, 3, known_bands.shape, device=known_bands.device)
-    far = torch.rand(known_bands.shape, device=known_bands.device) < 0.1
-    return (known_bands + torch.where(far, 4 * error, error)).clamp(1, 256)
-
-
 class LdmObjective(Objective):
-    """The velocity of the residual to the base latent, its condition dropped for some of the samples."""
+    """The velocity of the residual to the prior's mean, its condition dropped for some of the samples."""
 
     def trainable(self) -> nn.Module:
         return self.pipeline.unet
 
     @torch.no_grad()
     def prepare(self, batches: Iterator[Batch]) -> None:
-        if self.pipeline.base is not None:
-            self.pipeline.base.residual_std.fill_(1.0)
-            residual = torch.cat([self._target_and_condition(batch)[0] for batch in islice(batches, _FEW)])
-            self.pipeline.base.residual_std.copy_(residual.std(dim=(0, 2, 3)))
+        """Fit a prior that is still untrained, and the spread of what it leaves over."""
+        prior = self.pipeline.prior
+        if prior is None or bool(prior.fast_factors.any()):
+            return
+        clean, held = [], []
+        for batch in batches:
+            clean.append(log_mel(batch.reference)[batch.bandwidth_hz >= _FULL_BANDWIDTH_HZ])
+            held = [*held, batch][:_FEW]
+        if not any(map(len, clean)):
+            limit = f"{_FULL_BANDWIDTH_HZ / 1000:g} kHz"
+            raise SrlibError(f"No crop holds sound up to {limit}: the prior has to be fitted to full-band music.")
+        prior.fit(clean)
+        residual = torch.cat([self._residual_and_condition(batch)[0] for batch in held])
+        prior.residual_std.copy_(residual.std(dim=(0, 2, 3)))
 
-    @torch.no_grad()
-    def _target_and_condition(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The normalised residual; where the reference is no target (`bandwidth_hz`), the base's own mel is."""
-        degraded, reference, base = batch.degraded_log_mel(), log_mel(batch.reference), None
-        if self.pipeline.base is not None:
-            base = self.pipeline.base(degraded, batch.known_bands).log_mel
+    def _residual_and_condition(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalised residual; where the reference is no target (`bandwidth_hz`), the prior's mean is."""
+        degraded, reference, posterior = batch.degraded_log_mel(), log_mel(batch.reference), None
+        if self.pipeline.prior is not None:
+            observed = batch.observation(degraded)
+            posterior = self.pipeline.prior(observed.log_mel, observed.variance)
             mask = band_mask(batch.bandwidth_hz)
-            reference = mask * reference + (1 - mask) * base
-        condition, base_latent = self.pipeline.encode_pair(degraded, base)
-        latent = vae.encode(self.pipeline.vae, reference)
-        return self.pipeline.to_residual(latent, base_latent), condition
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        target, condition = self._target_and_condition(batch)
-        factor = self.pipeline.vae.config.scaling_factor
-        condition = ldm.drop_condition(condition, factor, self.config.condition_dropout)
-        weights = self._channel_weights(target)
-        shares = {"last_step_share": self.config.last_step_share, "min_snr_gamma": self.config.min_snr_gamma or None}
-        return ldm.velocity_loss(self.module, self.pipeline.scheduler, target, condition, weights, **shares)
+            reference = mask * reference + (1 - mask) * posterior.mean
+        condition, mean_latent = self.pipeline.encode_condition(degraded, posterior)
+        return self.pipeline.to_residual(vae.encode(self.pipeline.vae, reference), mean_latent), condition
 
     @torch.no_grad()
-    def _channel_weights(self, latent: torch.Tensor) -> torch.Tensor:
-        """How much one unit of each channel moves the log-mel, squared, mean one."""
-        if not hasattr(self, "_weights"):
-            decoder = getattr(self.pipeline.vae, "patch_decoder", None)
-            if decoder is None:
-                self._weights = torch.ones(latent.shape[1])
-            else:
-                gain = decoder.weight.flatten(1).norm(dim=1).cpu() * self.pipeline.residual_spread().flatten().cpu()
-                self._weights = gain**2 / (gain**2).mean()
-        return self._weights.to(latent.device)
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+        residual, condition = self._residual_and_condition(batch)
+        bands = band_mask(batch.bandwidth_hz) * band_weights().to(residual.device)  # [batch, 1, 1, 256]
+        weights = bands.unflatten(-1, (-1, LATENT_FACTOR)).mean(-1)
+        return {"residual": residual, "condition": condition, "weights": weights}
+
+    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        factor = self.pipeline.vae.config.scaling_factor
+        condition = ldm.drop_condition(examples["condition"], factor, self.config.condition_dropout)
+        weights = examples["weights"] * self._channel_weights()[None, :, None, None]
+        shares = {"last_step_share": self.config.last_step_share, "min_snr_gamma": self.config.min_snr_gamma or None}
+        return ldm.velocity_loss(
+            self.module, self.pipeline.scheduler, examples["residual"], condition, weights, **shares
+        )
+
+    def _channel_weights(self) -> torch.Tensor:
+        """How much one unit of each latent channel moves the log-mel, squared, mean one: `[channels]`."""
+        if not isinstance(self.pipeline.vae, vae.PatchVAE):
+            return torch.ones(self.pipeline.vae.config.latent_channels, device=self.pipeline.device)
+        gain = self.pipeline.vae.spread * self.pipeline.residual_spread().flatten()
+        return gain**2 / (gain**2).mean()
 
 
-STAGES = {"vae": VaeObjective, "vocoder": VocoderObjective, "nvsr": NvsrObjective, "ldm": LdmObjective}
+STAGES = {"vae": VaeObjective, "vocoder": VocoderObjective, "ldm": LdmObjective}

@@ -1,4 +1,4 @@
-"""The restoration pipeline: log-mel, base mean, latent diffusion, vocoder, merge, in one diffusers pipeline."""
+"""The restoration pipeline: log-mel, prior, latent diffusion, vocoder, merge, in one diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from safetensors import SafetensorError, safe_open
@@ -23,17 +24,16 @@ from srlib import ldm, vae
 from srlib.audio import open_output
 from srlib.checks import check_audio, check_sampling, check_seed
 from srlib.chunks import join
-from srlib.config import LATENT_FACTOR, LEVEL_REACH, SAMPLE_RATE, SIZES
+from srlib.config import LATENT_FACTOR, SAMPLE_RATE, SIZES
 from srlib.errors import SrlibError
-from srlib.exemplars import moving_mean
+from srlib.excitation import EXCITATIONS
 from srlib.gaps import Gap
 from srlib.mel import log_mel
 from srlib.merge import MERGES
-from srlib.nvsr import MelRegressor
+from srlib.prior import GaussianPrior, Posterior
 from srlib.recording import Recording, open_recording
 from srlib.restoration import Options, Restoration, Sampling, pad_to_frames
 from srlib.tones import Tone
-from srlib.variant import apply_difference
 from srlib.vocoder import build_vocoder, vocode
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -52,8 +52,8 @@ class RestorationOutput(BaseOutput):
     `generated` is the vocoder's output before the merge, `log_mel` `[1, 1, frames, 256]` the restored log-mel of the
     channels' component (frames are a multiple of 64, none for silence), `cutoff_hz` the cutoff that was used (None:
     full band), `trajectory` the predicted log-mels of each step of the first chunk if they were asked for, `tones` the
-    stationary tones that were subtracted from that chunk before all else, `hiss_found` whether white noise was found
-    that ends where the band ends.
+    stationary tones that were subtracted from that chunk before all else, `noise_found` whether stationary noise was
+    found in the known band.
     """
 
     audio: np.ndarray
@@ -62,19 +62,19 @@ class RestorationOutput(BaseOutput):
     cutoff_hz: float | None
     trajectory: list[torch.Tensor] = field(default_factory=list)
     tones: list[Tone] = field(default_factory=list)
-    hiss_found: bool = False
+    noise_found: bool = False
 
 
 class RestorationPipeline(DiffusionPipeline):
-    """AudioSR's chain with a base mean. Without `base` the diffusion model generates the latent itself, as AudioSR.
+    """AudioSR's chain with a prior. Without `prior` the diffusion model generates the latent itself, as AudioSR's.
 
     Args:
-        vae, unet, vocoder, scheduler, base: the parts (`srlib.vae`, `srlib.ldm`, `srlib.vocoder`, `srlib.nvsr`).
+        vae, unet, vocoder, scheduler, prior: the parts (`srlib.vae`, `srlib.ldm`, `srlib.vocoder`, `srlib.prior`).
         num_inference_steps, guidance_scale: what a call uses unless told otherwise.
     """
 
-    _optional_components: ClassVar[list[str]] = ["base"]
-    model_cpu_offload_seq = "base->vae->unet->vocoder"
+    _optional_components: ClassVar[list[str]] = ["prior"]
+    model_cpu_offload_seq = "prior->vae->unet->vocoder"
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class RestorationPipeline(DiffusionPipeline):
         unet: nn.Module,
         vocoder: nn.Module,
         scheduler: SchedulerMixin,
-        base: nn.Module | None = None,
+        prior: nn.Module | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
     ) -> None:
@@ -92,7 +92,7 @@ class RestorationPipeline(DiffusionPipeline):
             raise TypeError(f"num_inference_steps is {num_inference_steps!r} and no whole number")
         if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
             raise TypeError(f"guidance_scale is {guidance_scale!r} and no number")
-        self.register_modules(vae=vae, unet=unet, vocoder=vocoder, scheduler=scheduler, base=base)
+        self.register_modules(vae=vae, unet=unet, vocoder=vocoder, scheduler=scheduler, prior=prior)
         self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
     @classmethod
@@ -110,17 +110,12 @@ class RestorationPipeline(DiffusionPipeline):
             raise SrlibError(f"There is no model in {name_or_path}: give {given}, or compact.")
         options = {"local_files_only": True, "use_safetensors": True, "dtype": _precision(path)}
         options["low_cpu_mem_usage"] = False  # or a missing key ends in an error that does not name it
-        difference = path / f"{kwargs.get('variant')}.safetensors"
-        if difference.is_file():
-            kwargs.pop("variant")
         try:
             pipeline = super().from_pretrained(str(path), **{**options, **kwargs})
         except _BROKEN as error:
             why = _reason(error)
             raise SrlibError(f"The model in {name_or_path} does not load ({why}): write it again.") from error
         _check_weights(pipeline, path, kwargs.get("variant"))
-        if difference.is_file():
-            apply_difference(pipeline.components, difference)
         pipeline.set_progress_bar_config(disable=True)
         if pipeline.dtype == torch.bfloat16:  # a tenth faster; no gain in float32
             pipeline.vae.to(memory_format=torch.channels_last)
@@ -129,65 +124,58 @@ class RestorationPipeline(DiffusionPipeline):
 
     def modules(self) -> list[nn.Module]:
         """The parts that have weights."""
-        return [part for part in (self.vae, self.unet, self.vocoder, self.base) if part is not None]
+        return [part for part in (self.vae, self.unet, self.vocoder, self.prior) if part is not None]
 
-    # The latent side: what is generated is the residual to the base latent, in units of its spread.
+    # The latent side: what is generated is the residual to the latent of the prior's mean, in units of its spread.
 
     def residual_spread(self) -> torch.Tensor:
-        """`[1, 16, 1, 1]`, by channel; one without a base."""
-        if self.base is None:
+        """`[1, channels, 1, 1]`; one without a prior."""
+        if self.prior is None:
             return torch.ones(1, self.vae.config.latent_channels, 1, 1, device=self.device)
-        return self.base.residual_std[None, :, None, None]
+        return self.prior.residual_std[None, :, None, None]
 
-    def encode_pair(
-        self, degraded: torch.Tensor, base: torch.Tensor | None
+    def encode_condition(
+        self, degraded: torch.Tensor, posterior: Posterior | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Condition and base latent of a degraded log-mel and its base mean, both `[batch, 1, frames, 256]`.
+        """What is concatenated to the noisy latent, and the latent that the generated residual is added to.
 
-        The condition, concatenated to the noisy latent, is the degraded latent and, if there is one, the base
-        latent; without a base the second result is zero.
+        Of the degraded log-mel `[batch, 1, frames, 256]`: its latent and, with a prior, the latent of the posterior
+        mean and two maps of how sure the observation (0 to 1) and the prior (its standard deviation, nat) are.
         """
         cond_latent = vae.encode(self.vae, degraded)
-        if base is None:
+        if posterior is None:
             return cond_latent, torch.zeros((), device=degraded.device)
-        base_latent = vae.encode(self.vae, base)
-        return torch.cat([cond_latent, base_latent], dim=1), base_latent
+        mean_latent = vae.encode(self.vae, posterior.mean)
+        maps = torch.cat([1 / (1 + posterior.observed), posterior.variance.sqrt()], dim=1)
+        return torch.cat([cond_latent, mean_latent, F.avg_pool2d(maps, LATENT_FACTOR)], dim=1), mean_latent
 
-    def to_residual(self, latent: torch.Tensor, base_latent: torch.Tensor) -> torch.Tensor:
-        """Latent to what the diffusion model generates: the residual to a base, less its moving mean.
+    def to_residual(self, latent: torch.Tensor, mean_latent: torch.Tensor) -> torch.Tensor:
+        """Latent to what the diffusion model generates."""
+        return (latent - mean_latent) / self.residual_spread()
 
-        As the network of `MelRegressor` does, the model corrects motion alone.
-        """
-        residual = (latent - base_latent) / self.residual_spread()
-        if self.base is None:
-            return residual
-        frames = residual.permute(0, 2, 1, 3).flatten(2)
-        motion = frames - moving_mean(frames, LEVEL_REACH // LATENT_FACTOR)
-        return motion.unflatten(2, (residual.shape[1], -1)).permute(0, 2, 1, 3)
-
-    def from_residual(self, residual: torch.Tensor, base_latent: torch.Tensor) -> torch.Tensor:
+    def from_residual(self, residual: torch.Tensor, mean_latent: torch.Tensor) -> torch.Tensor:
         """What the diffusion model generates to a latent."""
-        return residual * self.residual_spread() + base_latent
+        return residual * self.residual_spread() + mean_latent
 
     def generate(
         self,
         degraded: torch.Tensor,
-        base: torch.Tensor | None,
+        posterior: Posterior | None,
         noise: torch.Tensor,
         sampling: Sampling,
         trajectory: list[torch.Tensor] | None = None,
         step_noise: Iterable[torch.Tensor] = (),
     ) -> torch.Tensor:
-        """Restored log-mel of a degraded one and its base, `[1, 1, frames, 256]`, frames a multiple of 64.
+        """Restored log-mel of a degraded one `[1, 1, frames, 256]` and its posterior, frames a multiple of 64.
 
-        `noise` `[samples, 16, frames / 8, 32]` starts the sampler, and `step_noise`, of the same shape, is what each
+        `noise` `[samples, channels, frames / 8, 32]` starts the sampler, and `step_noise`, of the same shape, is what each
         step adds, if `eta` asks for any; the samples are averaged.
         """
-        condition, base_latent = self.encode_pair(degraded, base)
+        condition, mean_latent = self.encode_condition(degraded, posterior)
 
         def keep(residual: torch.Tensor) -> None:
             if trajectory is not None:
-                trajectory.append(vae.decode(self.vae, self.from_residual(residual[:1], base_latent)))
+                trajectory.append(vae.decode(self.vae, self.from_residual(residual[:1], mean_latent)))
 
         residual = ldm.denoise(
             self.unet,
@@ -201,14 +189,14 @@ class RestorationPipeline(DiffusionPipeline):
             callback=keep,
             step_noise=step_noise,
         )
-        return vae.decode(self.vae, self.from_residual(residual.mean(0, keepdim=True), base_latent))
+        return vae.decode(self.vae, self.from_residual(residual.mean(0, keepdim=True), mean_latent))
 
     def sampling(self, options: Options) -> Sampling:
         """What the options say of the sampler, checked and filled up with this model's defaults."""
         steps = self.config.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
         most_steps = self.scheduler.config.num_train_timesteps
         guidance = self.config.guidance_scale if options.guidance_scale is None else options.guidance_scale
-        check_sampling(steps, options.num_samples, guidance, options.eta, most_steps, self.base is not None)
+        check_sampling(steps, options.num_samples, guidance, options.eta, most_steps, self.prior is not None)
         if options.merge not in MERGES:
             raise SrlibError(f"There is no merge {options.merge!r}: choose one of {', '.join(MERGES)}.")
         scheduler = ldm.use_scheduler(self.scheduler, options.scheduler)
@@ -226,6 +214,14 @@ class RestorationPipeline(DiffusionPipeline):
             options.generator if seeded else torch.Generator().manual_seed(int(options.generator or 0)),
         )
 
+    def excitation(self, options: Options) -> str:
+        """The source of fine structure that the options choose, or this model's default."""
+        default = "vocoder" if self.prior is None else EXCITATIONS[0]
+        chosen = options.excitation or default
+        if chosen not in (*EXCITATIONS, "vocoder"):
+            raise SrlibError(f"There is no excitation {chosen!r}: choose one of {', '.join(EXCITATIONS)}, vocoder.")
+        return chosen
+
     @torch.no_grad()
     def __call__(
         self,
@@ -241,7 +237,8 @@ class RestorationPipeline(DiffusionPipeline):
         f_20db: float | None = None,
         merge: str = "gain",
         gaps: Sequence[Gap] | str = (),
-        lift: bool = True,
+        denoise: bool = True,
+        excitation: str | None = None,
         return_trajectory: bool = False,
     ) -> RestorationOutput:
         """Restore a recording.
@@ -249,7 +246,7 @@ class RestorationPipeline(DiffusionPipeline):
         Args:
             wav: `[samples]` or `[channels, samples]` float32, one to eight channels.
             sample_rate: of `wav`, Hz; the output has 48 kHz.
-            num_inference_steps: steps of the sampler; None takes the model's default, 0 the base mean alone.
+            num_inference_steps: steps of the sampler; None takes the model's default, 0 the prior's mean alone.
             num_samples: samples of the latent that are averaged.
             generator: or a seed; None is seed 0, so that a call can be repeated.
             guidance_scale: weight of the condition; 1 is no guidance, None the model's default.
@@ -260,8 +257,9 @@ class RestorationPipeline(DiffusionPipeline):
             merge: `gain` (tones are subtracted, noise is removed from the known band), `replace` (the known band is
                 kept, as in AudioSR) or `none`.
             gaps: (start, end) in seconds, to be filled; `auto` finds runs of digital silence.
-            lift: raise the loudest of what is generated, so that it has the power that music has and not that of a mean
-                of logarithms (`srlib.loudness`); False scores a slightly lower distance.
+            denoise: find stationary noise and tones; False takes the recording for noiseless, as AudioSR does.
+            excitation: `copied` (the music's own fine structure moved up), `noise` or `vocoder` (the trained network);
+                None is copied, or the vocoder for models without a prior.
             return_trajectory: keep the predicted log-mel of every step.
 
         Raises:
@@ -269,7 +267,7 @@ class RestorationPipeline(DiffusionPipeline):
         """
         recording = Recording.from_array(check_audio(wav, sample_rate), sample_rate)
         sampling = (num_inference_steps, num_samples, generator, guidance_scale, eta, scheduler)
-        options = Options(*sampling, cutoff_hz, f_20db, merge, gaps, lift)
+        options = Options(*sampling, cutoff_hz, f_20db, merge, gaps, denoise, excitation)
         trajectory: list[torch.Tensor] = []
         job = Restoration(self, recording, options, trajectory if return_trajectory else None)
         planned, parts = job.analysis.chunks, list(job.chunks())
@@ -284,7 +282,7 @@ class RestorationPipeline(DiffusionPipeline):
         )
         shape = (-1,) if np.ndim(wav) == 1 else (recording.channels, -1)
         mel, audio, generated = torch.cat(mels, dim=2), audio.reshape(shape), generated.reshape(shape)
-        return RestorationOutput(audio, generated, mel, job.cutoff_hz, trajectory, job.tones, job.hiss_found)
+        return RestorationOutput(audio, generated, mel, job.cutoff_hz, trajectory, job.tones, job.noise_found)
 
     @torch.no_grad()
     def restore_file(
@@ -358,7 +356,7 @@ def build(size: str = "compact", seed: int = 0) -> RestorationPipeline:
         unet=ldm.build_unet(model),
         vocoder=build_vocoder(model),
         scheduler=ldm.build_scheduler(model),
-        base=MelRegressor(**model.base) if model.base else None,
+        prior=GaussianPrior(**model.prior, latent_channels=model.vae["latent_channels"]) if model.prior else None,
         num_inference_steps=model.num_inference_steps,
         guidance_scale=model.guidance_scale,
     )

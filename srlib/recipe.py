@@ -28,6 +28,12 @@ def _is_band(value: Any) -> bool:
     return pair and 0 < value[0] <= value[1] < SAMPLE_RATE / 2
 
 
+def _is_range(value: Any) -> bool:
+    """A pair (low, high) of amplitudes."""
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+    return pair and 0 <= value[0] <= value[1] <= 1
+
+
 def _are_weights(value: Any) -> bool:
     """A table {noise: weight}."""
     known = isinstance(value, Mapping) and set(value) <= set(NOISE_TYPES) and all(map(_is_number, value.values()))
@@ -37,7 +43,6 @@ def _are_weights(value: Any) -> bool:
 # Names of settings, what each of them has to be, and whether a value is that; TOML has lists where these are tuples.
 _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("size", "a name", lambda v: isinstance(v, str)),
-    ("base", "regressor or resunet", lambda v: v in ("regressor", "resunet")),
     ("precision", "no or bf16", lambda v: v in ("no", "bf16")),
     ("one_crop_a_track augment constant_rate", "true or false", lambda v: isinstance(v, bool)),
     ("seed", "a whole number from 0 to 4294967295", lambda v: _is_whole(v) and 0 <= v < 2**32),
@@ -48,7 +53,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         lambda v: _is_whole(v) and v > 0,
     ),
     (
-        "epochs warmup_steps prefetch adversarial_start",
+        "epochs warmup_steps prefetch adversarial_start fresh_examples pool_steps",
         "a whole number, zero or more",
         lambda v: _is_whole(v) and v >= 0,
     ),
@@ -65,6 +70,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         lambda v: _is_number(v) and 0 <= v <= 1,
     ),
     ("noise_weights", f"weights for {', '.join(NOISE_TYPES)}, not all zero", _are_weights),
+    ("white_amplitude", "two amplitudes, the lower first, from 0 to 1", _is_range),
     ("cutoff_hz", f"two frequencies, the lower first, below {SAMPLE_RATE // 2} Hz", _is_band),
 )
 
@@ -74,9 +80,10 @@ class TrainConfig:
     """Settings of one run; a recipe file (TOML) holds the ones that differ from these."""
 
     size: str = "compact"  # model size, unless the run starts from a folder
-    base: str = "regressor"  # what the stage nvsr trains: regressor, or resunet (the baseline NVSR-ResUNet)
     seed: int = 0
     batch_size: int = 16  # of all processes together
+    fresh_examples: int = 0  # of a batch; the others come from the steps before it. 0: all of them
+    pool_steps: int = 256  # how long an example can be drawn again
     frames: int = 256  # mel frames of a crop, 10 ms each
     max_steps: int = 2000
     epochs: int = 0  # if not 0: the length of the run instead of max_steps, one crop of each track an epoch
@@ -88,7 +95,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
-    fit_batches: int = 100  # batches for what is fitted or stored before the first step (vae, ldm: 8 at most)
+    fit_batches: int = 100  # batches for what is fitted before the first step (vae: 8 at most)
     precision: str = "no"  # or bf16
     prefetch: int = 0  # threads that draw the batches of the next steps
     log_every: int = 20  # steps
@@ -97,9 +104,10 @@ class TrainConfig:
     noise_weights: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0, "tone": 1.0, "white": 1.0})
     gap_probability: float = 0.0
     cutoff_hz: tuple[float, float] = (1800.0, 18000.0)  # a little beyond the 2 to 16 kHz that are restored
+    white_amplitude: tuple[float, float] = (0.0005, 0.022)  # a little beyond the report's 0.001 to 0.02
     condition_dropout: float = 0.1  # ldm: share of samples trained without their condition
     min_snr_gamma: float = 5.0  # ldm: clip of the weighting by signal-to-noise ratio; 0 weights velocities equally
-    last_step_share: float = 0.1  # ldm: share of samples trained at the last timestep, where one step sampling starts
+    last_step_share: float = 0.5  # ldm: share of samples trained at the last timestep without noise: one step sampling
     adversarial_weight: float = 0.0  # vocoder: of the loss against discriminators of spectra; 0 has none
     adversarial_start: int = 0  # step from which they take part
     adversarial_frames: int = 64  # length of the crop that they see of each sample, 10 ms each
@@ -124,7 +132,10 @@ class TrainConfig:
         """What the crops of this run suffer."""
         low, high = self.cutoff_hz
         return DegradationConfig(
-            cutoff_hz=(low, high), noise_weights=self.noise_weights, gap_probability=self.gap_probability
+            cutoff_hz=(low, high),
+            white_amplitude=tuple(self.white_amplitude),
+            noise_weights=self.noise_weights,
+            gap_probability=self.gap_probability,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,22 +12,23 @@ import torch
 from diffusers import SchedulerMixin
 
 from srlib.analysis import Measured, Prepared, measure, prepare, survey, with_component
-from srlib.channels import spread
+from srlib.channels import level_differences, spread
 from srlib.checks import check_edges, check_recording
 from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
+from srlib.excitation import copied, noise, synthesise
 from srlib.gaps import Gap, interpolate_gaps
-from srlib.loudness import lift
-from srlib.mel import band_of_hz, log_mel
-from srlib.merge import FULL_BAND, Band, merge, replace_mel
+from srlib.mel import log_mel
+from srlib.merge import FULL_BAND, Band, frames_of, merge, replace_mel, scaled
 from srlib.noise import noise_gain
-from srlib.nvsr import RegressorOutput
+from srlib.observation import observe
 from srlib.recording import Recording
 from srlib.tones import Tone
 from srlib.vocoder import vocode
 
 if TYPE_CHECKING:
     from srlib.pipeline import RestorationPipeline
+    from srlib.prior import Posterior
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Options:
     f_20db: float | None = None
     merge: str = "gain"
     gaps: Sequence[Gap] | str = ()
-    lift: bool = True
+    denoise: bool = True
+    excitation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,10 @@ class Restoration:
         self.sampling = pipe.sampling(options)
         self.tones: list[Tone] = []  # of the first chunk
         self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
-        self._lift = options.lift
-        self.analysis = survey(recording, options.gaps, find_tones=options.merge == "gain")
+        self._excitation = pipe.excitation(options)
+        gain = options.merge == "gain"
+        find_tones = options.denoise and (gain or pipe.prior is not None)
+        self.analysis = survey(recording, options.gaps, find_tones, subtract_tones=gain)
         self._measured = self._measure(options)
 
     @property
@@ -108,9 +113,9 @@ class Restoration:
         return self._measured.band
 
     @property
-    def hiss_found(self) -> bool:
-        """Whether there is white noise that ends where the band ends, in any channel."""
-        return any(hiss is not None for hiss in self._measured.hisses)
+    def noise_found(self) -> bool:
+        """Whether there is stationary noise in the known band, in any channel."""
+        return bool(self._measured.floors.any())
 
     @property
     def cutoff_hz(self) -> float | None:
@@ -142,17 +147,10 @@ class Restoration:
         elif options.cutoff_hz != "auto":
             known_hz = float(options.cutoff_hz)
             band = Band(known_hz, options.f_20db) if options.f_20db else Band.at(known_hz)
-        nobody_asks = self._merge != "gain" and self._pipe.base is None
-        if band is not None and (nobody_asks or not sources):
+        find_noise = options.denoise and (self._merge == "gain" or self._pipe.prior is not None)
+        if not sources or (band is not None and not find_noise):
             return Measured.noiseless(band, sources)
-        return measure(self._recording, self.analysis, band, self._evidence if self._merge == "gain" else None)
-
-    def _evidence(self, wav: torch.Tensor, gaps: list[Gap]) -> torch.Tensor | None:
-        if self._pipe.base is None:
-            return None
-        padded = torch.from_numpy(pad_to_frames(wav.numpy())).to(self._pipe.device)
-        evidence = self._pipe.base(interpolate_gaps(log_mel(padded), gaps)).evidence
-        return None if evidence is None else evidence[0]
+        return measure(self._recording, self.analysis, band, find_noise)
 
     def _silence(self, chunk: Chunk) -> RestoredChunk:
         last = min(chunk.stop * HOP_LENGTH, self._recording.samples_at(SAMPLE_RATE))
@@ -160,54 +158,71 @@ class Restoration:
         return RestoredChunk(chunk, nothing, nothing, torch.zeros(1, 1, 0, 256))
 
     def _restore(self, prepared: Prepared, noises: Sequence[torch.Tensor]) -> RestoredChunk:
-        chunk, (sources, samples) = prepared.chunk, prepared.wav.shape
-        level, layout = np.float32(self.analysis.level), self.analysis.layout
+        chunk, samples = prepared.chunk, prepared.wav.shape[1]
+        level, layout, band = np.float32(self.analysis.level), self.analysis.layout, self.band
         gaps = chunk.local(self.analysis.gaps)
         wav = torch.from_numpy(pad_to_frames(prepared.wav * level)).to(self._pipe.device)
-        # 1. Log-mels and regression: of the component that the model runs on and, if there are several, every source
-        mixed = layout.mix(wav)
-        degraded = interpolate_gaps(log_mel(with_component(mixed, wav)), gaps)
-        regressed = self._regress(degraded)
-        # 2. Restore the component's log-mel and vocode it; AudioSR's merge replaces its known band before that too
-        restored = self._restore_log_mel(chunk, degraded[:1], regressed, noises)
-        restored = interpolate_gaps(self._lifted(restored, regressed), gaps)
-        voiced = replace_mel(restored, degraded[:1], self.band) if self._merge == "replace" else restored
-        generated = vocode(self._pipe.vocoder, voiced, chunk.start)[:1, :samples]
-        # 3. Join each source's share of it with what was given
-        # Sources beside the component are judged by their own regression: their noise is their own.
-        clean = torch.cat([restored, (degraded if regressed is None else regressed.log_mel)[1:]])[:, 0]
-        if sources > 1:
-            known = torch.minimum(degraded[:, 0], clean) if self._measured.floors.any() else degraded[:, 0]
-            generated = spread(generated[0], known[1:], known[0], layout.weights, self.band.known_hz, gaps)
-        wav = wav[:, :samples]
-        gains = [noise_gain(*row, self.band) for row in zip(wav, clean[-sources:], self._measured.floors, strict=True)]
-        rows = zip(generated, wav, gains, strict=True)
-        joined = torch.stack([merge(*pair, self.band, self._merge, gain, gaps) for *pair, gain in rows])
-        # 4. The level it came with; what nothing was done to comes back to the bit
+        # 1. Log-mels of the component that the model runs on and, if there are several, of every source
+        rows = with_component(layout.mix(wav), wav)
+        degraded = interpolate_gaps(log_mel(rows), gaps)
+        posterior = self._posterior(degraded, gaps)
+        # 2. Restore the component's log-mel; AudioSR's merge replaces its known band before it is vocoded
+        restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], posterior, noises), gaps)
+        clean = torch.cat([restored, (degraded if posterior is None else posterior.mean)[1:]])[:, 0]
+        voiced = replace_mel(restored, degraded[:1], band) if self._merge == "replace" else restored
+        # 3. The gain that takes noise out, and waveforms with what was restored
+        gains = [noise_gain(*row, band) for row in zip(rows, clean, self._measured.floors, strict=True)]
+        known = degraded if posterior is None else torch.minimum(degraded, posterior.mean)
+        generated = self._generate(chunk, rows, gains, voiced, known[:, 0], gaps)[:, :samples]
+        # 4. Join each source's share of it with what was given
+        wav, gains = wav[:, :samples], gains[-len(wav) :]
+        gains = [None if gain is None else gain[: frames_of(wav)] for gain in gains]
+        joined = torch.stack(
+            [merge(*pair, band, self._merge, gain, gaps) for *pair, gain in zip(generated, wav, gains, strict=True)]
+        )
+        # 5. The level it came with; what nothing was done to comes back to the bit
         audio = np.where((joined == wav).cpu().numpy(), prepared.wav, joined.float().cpu().numpy() / level)
         return RestoredChunk(chunk, audio, generated.float().cpu().numpy() / level, restored.cpu())
 
-    def _regress(self, degraded: torch.Tensor) -> RegressorOutput | None:
-        if self._pipe.base is None:
+    def _posterior(self, degraded: torch.Tensor, gaps: list[Gap]) -> Posterior | None:
+        """What the prior makes of log-mels `[rows, 1, frames, 256]`; None without a prior."""
+        if self._pipe.prior is None:
             return None
-        known_bands = torch.full((len(degraded),), band_of_hz(self.band.known_hz), device=degraded.device)
-        return self._pipe.base(degraded, known_bands, self._measured.hisses, with_deficit=self._lift)
+        tones = () if self.analysis.subtract_tones else tuple(itertools.chain(*self.analysis.tones_hz))
+        count = len(degraded)
+        observed = observe(degraded, [self.band] * count, self._measured.floors, [gaps] * count, [tones] * count)
+        return self._pipe.prior(observed.log_mel, observed.variance)
 
     def _restore_log_mel(
-        self, chunk: Chunk, degraded: torch.Tensor, regressed: RegressorOutput | None, noises: Sequence[torch.Tensor]
+        self, chunk: Chunk, degraded: torch.Tensor, posterior: Posterior | None, noises: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        base = None if regressed is None else regressed.log_mel[:1]
         if not self.sampling.steps:
-            return base
+            return posterior.mean[:1]
         trajectory = self._trajectory if chunk.start == 0 else None
-        return self._pipe.generate(degraded, base, noises[0], self.sampling, trajectory, noises[1:])
+        first = None if posterior is None else posterior[:1]
+        return self._pipe.generate(degraded, first, noises[0], self.sampling, trajectory, noises[1:])
 
-    def _lifted(self, restored: torch.Tensor, regressed: RegressorOutput | None) -> torch.Tensor:
-        """As loud above the low-pass as music is, where the base knows what its estimate lacks."""
-        if not self._lift or regressed is None or regressed.deficit_db is None:
-            return restored
-        first_band = band_of_hz(self.band.missing_hz)
-        return lift(restored, regressed.log_mel[:1], regressed.deficit_db[:1], first_band)
+    def _generate(
+        self,
+        chunk: Chunk,
+        rows: torch.Tensor,
+        gains: list[torch.Tensor | None],
+        restored: torch.Tensor,
+        known: torch.Tensor,
+        gaps: list[Gap],
+    ) -> torch.Tensor:
+        """Waveforms `[sources, samples]` with the restored log-mel; each source copies its own fine structure."""
+        sources, layout = len(self.analysis.layout.sources), self.analysis.layout
+        differences = None if sources == 1 else level_differences(known[1:], known[0], self.band.known_hz, gaps)
+        if self._excitation == "copied":
+            heard = [scaled(row, gain) for row, gain in zip(rows[-sources:], gains[-sources:], strict=True)]
+            fine = copied(torch.stack(heard), self.band.known_hz, chunk.start * HOP_LENGTH)
+            return synthesise(restored if differences is None else restored + differences[:, None].to(restored), fine)
+        if self._excitation == "noise":
+            generated = synthesise(restored, noise(rows.shape[1], chunk.start * HOP_LENGTH)[None].to(rows))
+        else:
+            generated = vocode(self._pipe.vocoder, restored, chunk.start)[:1]
+        return generated if differences is None else spread(generated[0], differences, layout.weights)
 
 
 def pad_to_frames(wav: np.ndarray) -> np.ndarray:

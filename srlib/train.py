@@ -23,16 +23,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
+from srlib import perceptual
 from srlib.adversary import Adversary
 from srlib.artifacts import write_atomically, write_text
 from srlib.audio import write
 from srlib.config import SAMPLE_RATE
-from srlib.corpus import Batch, Corpus, Prefetcher, draw
+from srlib.corpus import Batch, Corpus, ExamplePool, Prefetcher, draw
 from srlib.data import load_dataset
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.metrics import HEADLINE_HZ, lsd, texture_high
-from srlib.nvsr import MelResUNet
 from srlib.objectives import STAGES, Objective
 from srlib.pipeline import RestorationPipeline, build
 from srlib.processes import Processes
@@ -44,8 +44,14 @@ _SNAPSHOT_MERGE = "none"  # what the model makes of a clip, with nothing taken f
 _LENGTH = ("max_steps", "epochs")  # settings that may change when a run is resumed
 _VALIDATION_SEED = 1_000_003  # validation draws nothing that training draws
 _APART = 7_000_000_007  # between the random numbers of two processes
-# What validation restores: (cutoff in Hz, noise, amplitude, tone in Hz), one a clip in turn.
-_VALIDATION_CONDITIONS = ((4000, "none", 0.0, None), (8000, "tone", 0.1, 3000.0), (8000, "white", 0.02, None))
+# What validation restores of every clip: (cutoff in Hz, noise, amplitude, tone in Hz).
+_VALIDATION_CONDITIONS = (
+    (4000, "none", 0.0, None),
+    (8000, "none", 0.0, None),
+    (8000, "tone", 0.1, 3000.0),
+    (8000, "white", 0.02, None),
+)
+_MOST_CLIPS, _CLIP_SECONDS = 6, 5.12
 
 
 def train(
@@ -61,7 +67,7 @@ def train(
     """Train one part of the pipeline and return the run folder.
 
     Args:
-        stage: `vae`, `vocoder`, `nvsr` (the base mean) or `ldm`.
+        stage: `vae`, `vocoder` or `ldm`.
         config: settings that differ from `TrainConfig`, or a TOML file of them.
         data: a folder of audio, or the name of a data set (`demo`, `musdb`).
         out: the run folder; its name is the run's id.
@@ -89,6 +95,7 @@ class Run:
     def __init__(self, stage: str, config: TrainConfig, folder: Path, time_budget: float | None) -> None:
         self.stage, self.config, self.folder, self.time_budget = stage, config, folder, time_budget
         self.step, self.elapsed, self.waited, self.spent_before = 0, 0.0, 0.0, 0.0
+        self.best = math.inf  # validation score of the pipeline that is kept
 
     def open(self, init: str | Path | None, data: str | Path, resume: bool) -> None:
         """Load data and model, and the checkpoint if there is one."""
@@ -116,8 +123,6 @@ class Run:
             if init
             else build(self.config.size, self.config.seed)
         )
-        if self.config.base == "resunet" and not isinstance(self.pipeline.base, MelResUNet):
-            self.pipeline.register_modules(base=MelResUNet())
         self.pipeline.to(self.accelerator.device)
         self.objective: Objective = STAGES[self.stage](self.pipeline, self.config)
         if self.config.adversarial_weight:
@@ -128,7 +133,7 @@ class Run:
                 self.config.learning_rate,
             )
         optimizer = torch.optim.AdamW(
-            self.objective.module.parameters(),
+            [{"params": list(self.objective.module.parameters())}],  # none where all has a closed form
             lr=self.config.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=self.config.weight_decay,
@@ -162,12 +167,13 @@ class Run:
         """Step until the steps or the time are used up; losses stay on the device until they are logged."""
         started = time.monotonic()
         losses: list[dict[str, torch.Tensor]] = []
-        batches = Prefetcher(self._share, self.config.prefetch)
+        fresh = Prefetcher(self._share, self.config.prefetch)
+        batches = ExamplePool(fresh, self._share_size(), self.config.pool_steps, self.config.seed)
         while not self._finished():
             step_started = time.monotonic()
-            batch = batches(self.step)
+            examples = batches(self.step)
             self.waited += time.monotonic() - step_started
-            losses.append(self._update(batch))
+            losses.append(self._update(examples))
             self.step += 1
             self.elapsed = self.processes.agreed(self.spent_before + time.monotonic() - started)
             validate = self.step % self.config.validate_every == 0 or self._finished()
@@ -175,21 +181,28 @@ class Run:
                 means = self._means(losses)
                 losses = []
                 if self.processes.first:
-                    self._write_log(means, self._validate() if validate else {})
+                    scores = self._validate() if validate else {}
+                    self._write_log(means, scores)
             steps = self.config.snapshot_steps
             snapshot = self.step in steps or (steps and self.step < min(steps) and self._finished())  # or the clock
             if snapshot and self.processes.first:
                 self._snapshot()
             if validate and self.processes.first:
-                self._save()
+                self._save(scores)
             if validate:
                 self.processes.wait()
-        batches.close()
+        if not self.step and self.processes.first:  # all was fitted in closed form
+            scores = self._validate()
+            self._write_log({}, scores)
+            self._save(scores)
+        fresh.close()
 
     def _finished(self) -> bool:
-        return self.step >= self.config.max_steps or (self.time_budget is not None and self.elapsed >= self.time_budget)
+        nothing_to_train = not any(True for _ in self.objective.module.parameters())
+        out_of_time = self.time_budget is not None and self.elapsed >= self.time_budget
+        return nothing_to_train or self.step >= self.config.max_steps or out_of_time
 
-    def _update(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _update(self, examples: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step + _APART * self.processes.index)
         rate, adversary = self._learning_rate(), self.objective.adversary
         if adversary is not None:
@@ -197,7 +210,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.accelerator.autocast():
-            loss = self.objective.loss(batch)
+            loss = self.objective.loss(examples)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.processes.average_gradients(self.objective.module)
@@ -220,26 +233,26 @@ class Run:
         return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def _batches_to_fit(self) -> Iterator[Batch]:
-        """What is fitted before the first step sees so many batches, or what a quarter of the time allows.
-
-        All tracks come equally often: a store is looked up and learns no collection by heart.
-        """
+        """What is fitted before the first step sees so many batches, or what a quarter of the time allows."""
         started, config = time.monotonic(), self.config
         for index in range(config.fit_batches):
-            tracks = self.corpus.tracks_of_step(config.seed, index, config.batch_size)
-            yield self._batch((_VALIDATION_SEED + 1000 + index,), self.corpus, tracks=tracks)
+            yield self._batch((_VALIDATION_SEED + 1000 + index,), self.corpus)
             if self.time_budget is not None and time.monotonic() - started > self.time_budget / 4:
                 break
 
-    def _share(self, step: int) -> Batch:
-        """This process's part of the batch of a step."""
+    def _share_size(self) -> int:
+        """Examples of this process in a step."""
+        return self.config.batch_size // self.processes.count
+
+    def _share(self, step: int) -> dict[str, torch.Tensor]:
+        """This process's fresh examples of a step."""
         config, index, count = self.config, self.processes.index, self.processes.count
-        tracks = None
+        tracks, size = None, min(config.fresh_examples or self._share_size(), self._share_size())
         if config.one_crop_a_track:
             tracks = self.corpus.tracks_of_step(config.seed, step, config.batch_size)
             tracks = tracks[index::count] or tracks[:1]  # an epoch may end with fewer tracks than processes
         own = (index,) if index else ()
-        return self._batch((step, *own), self.corpus, tracks=tracks, size=config.batch_size // count)
+        return self.objective.examples(self._batch((step, *own), self.corpus, tracks=tracks, size=size))
 
     def _batch(
         self,
@@ -267,58 +280,65 @@ class Run:
             self.objective.module.train()
 
     def _validate(self) -> dict[str, float]:
-        """Scores of the EMA's weights, which are published, and loss and LSD of the raw ones beside them."""
+        """Scores of the EMA's weights, which are published, and the loss of the raw ones beside them."""
         self.objective.module.eval()
-        raw = self._scores()
+        raw = self._validation_loss()
         self.objective.module.train()
         with self._ema_weights():
-            return self._scores() | {f"{name}_raw": raw[name] for name in ("val/loss", "val/lsd")}
+            return {"val/loss": self._validation_loss(), "val/loss_raw": raw} | self._scores()
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """Mean loss of fixed validation crops."""
+        torch.manual_seed(_VALIDATION_SEED)
+        batches = (self._batch((_VALIDATION_SEED + 2 + i,), self.validation, augment=False) for i in range(2))
+        return float(np.mean([self.objective.loss(self.objective.examples(batch)).item() for batch in batches]))
 
     @torch.no_grad()
     def _scores(self) -> dict[str, float]:
-        """Loss on fixed validation crops; LSD (plain, to 19 kHz) and texture above the cutoff of fixed restorations."""
-        torch.manual_seed(_VALIDATION_SEED)
-        losses = [
-            self.objective.loss(self._batch((_VALIDATION_SEED + 2 + i,), self.validation, augment=False)).item()
-            for i in range(2)
-        ]
-        pairs = [(example, self._restore_example(*example)) for example in self._examples()]
-        distances = [lsd(example[0], wav, convention="plain", f_high=HEADLINE_HZ) for example, wav in pairs]
-        textures = [texture_high(example[0], wav, example[2].f_20db(SAMPLE_RATE)) for example, wav in pairs]
-        values = {"val/loss": losses, "val/lsd": distances, "val/texture_high": textures}
+        """Distances (LSD to 19 kHz, Zimtohrli) and texture of fixed restorations."""
+        values: dict[str, list[float]] = {}
+        for reference, degraded, degradation in self._examples():
+            restored = self._restore_example(reference, degraded, degradation)
+            scores = {
+                "val/lsd": lsd(reference, restored, convention="plain", f_high=HEADLINE_HZ),
+                "val/texture_high": texture_high(reference, restored, degradation.f_20db(SAMPLE_RATE)),
+            }
+            if perceptual.is_installed("zimtohrli"):
+                scores["val/zimtohrli"] = perceptual.zimtohrli(reference, restored)
+            for name, value in scores.items():
+                values.setdefault(name, []).append(value)
         return {name: float(np.mean(value)) for name, value in values.items()}
 
-    def _examples(self, seconds: float = 2.56) -> Iterator[tuple[np.ndarray, np.ndarray, Degradation]]:
-        """Fixed validation clips: reference, degraded, and what was done to them."""
-        for index, (cutoff, noise, amplitude, tone) in enumerate(_VALIDATION_CONDITIONS):
-            reference = self.validation.middle(index % len(self.validation.names), round(seconds * SAMPLE_RATE))
-            degradation = Degradation(cutoff, noise_type=noise, noise_amplitude=amplitude, tone_hz=tone)
-            if not self.config.noise_weights.get(noise, 0):  # judge a run by what it is trained for
-                degradation = Degradation(cutoff)
-            yield reference, degradation.apply(reference, SAMPLE_RATE), degradation
+    def _examples(self, clips: int = _MOST_CLIPS) -> Iterator[tuple[np.ndarray, np.ndarray, Degradation]]:
+        """Fixed validation clips: reference, degraded, and what was done to them; each under every condition."""
+        for track in range(min(clips, len(self.validation.names))):
+            reference = self.validation.middle(track, round(_CLIP_SECONDS * SAMPLE_RATE))
+            for cutoff, noise, amplitude, tone in _VALIDATION_CONDITIONS:
+                if noise == "none" or self.config.noise_weights.get(noise, 0):  # judge a run by what it trains for
+                    degradation = Degradation(cutoff, noise_type=noise, noise_amplitude=amplitude, tone_hz=tone)
+                    yield reference, degradation.apply(reference, SAMPLE_RATE), degradation
 
     def _restore_example(
         self, reference: np.ndarray, degraded: np.ndarray, degradation: Degradation, merge: str = "gain"
     ) -> np.ndarray:
         if self.stage in ("vae", "vocoder"):  # judged on the true log-mel, decoded and vocoded
             return self.pipeline.vocode_truth(reference)
-        merge = "replace" if self.config.base == "resunet" else merge  # the baseline finds no noise
-        f_3db, f_20db = degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE)
-        steps = None if self.stage == "ldm" else 0
-        return self.pipeline(degraded, SAMPLE_RATE, steps, cutoff_hz=f_3db, f_20db=f_20db, merge=merge).audio
+        edges = {"cutoff_hz": degradation.f_3db(SAMPLE_RATE), "f_20db": degradation.f_20db(SAMPLE_RATE)}
+        return self.pipeline(degraded, SAMPLE_RATE, **edges, merge=merge).audio
 
     def _snapshot(self) -> None:
         """Keep what the model makes of the validation clips at this step, with their records."""
         folder = self.folder / "snapshots"
         folder.mkdir(exist_ok=True)
         with self._ema_weights():
-            for index, (reference, degraded, degradation) in enumerate(self._examples(5.12)):
+            for reference, degraded, degradation in self._examples(clips=1):
                 stem = f"{degradation.noise_type}-{self.step:06d}"
                 write(folder / f"{stem}-reference.flac", reference, SAMPLE_RATE, "PCM_16")
                 restored = self._restore_example(reference, degraded, degradation, _SNAPSHOT_MERGE)
                 write(folder / f"{stem}-restored.flac", restored, SAMPLE_RATE, "PCM_16")
                 record = {
-                    "track": self.validation.names[index % len(self.validation.names)],
+                    "track": self.validation.names[0],
                     "run_id": self.folder.name,
                     "global_step": self.step,
                     "merge": _SNAPSHOT_MERGE,
@@ -339,14 +359,17 @@ class Run:
         row |= {"wall_time": self.elapsed, "learning_rate": self._learning_rate(), "samples_per_second": rate}
         self.log.write(row | validation | {"data_wait_share": self.waited / elapsed})
 
-    def _save(self) -> None:
-        """The EMA weights as a pipeline folder, and then the checkpoint by write and rename.
+    def _save(self, scores: Mapping[str, float]) -> None:
+        """The EMA weights as a pipeline folder, if none scored better, and then the checkpoint by write and rename.
 
         A run is where its checkpoint says: were that written first, a run killed in between would count as finished
         with the pipeline of an earlier step, or without one.
         """
-        with self._ema_weights():
-            self.pipeline.save_pretrained(self.folder / "pipeline")
+        score = scores.get("val/zimtohrli", scores["val/lsd"])
+        if score < self.best:
+            self.best = score
+            with self._ema_weights():
+                self.pipeline.save_pretrained(self.folder / "pipeline")
         state = {
             "module": self.objective.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -354,7 +377,8 @@ class Run:
             "step": self.step,
             "elapsed": self.elapsed,
             "waited": self.waited,
-            "residual_std": self.pipeline.residual_spread().flatten(),
+            "best": self.best,
+            "prior": None if self.pipeline.prior is None else self.pipeline.prior.state_dict(),
         }
         if self.objective.adversary is not None:
             state["adversary"] = self.objective.adversary.state_dict()
@@ -371,8 +395,9 @@ class Run:
         self.ema.to(self.accelerator.device)
         self.step, self.elapsed, self.waited = state["step"], state["elapsed"], state["waited"]
         self.spent_before = self.elapsed
-        if self.pipeline.base is not None:
-            self.pipeline.base.residual_std.copy_(state["residual_std"])
+        self.best = state["best"]
+        if self.pipeline.prior is not None:
+            self.pipeline.prior.load_state_dict(state["prior"])
         if self.objective.adversary is not None:
             self.objective.adversary.load_state_dict(state["adversary"])
 

@@ -1,68 +1,67 @@
-"""The autoencoder of log-mels: diffusers' AutoencoderKL, and a compact one that starts from principal components."""
+"""The autoencoder of log-mels: diffusers' AutoencoderKL for AudioSR's size, a linear one for the compact sizes."""
 
 from __future__ import annotations
 
-import functools
-
 import torch
-from diffusers import AutoencoderKL, ModelMixin  # noqa: F401  diffusers looks here for the base of what it loads
-from diffusers.models.autoencoders.vae import DecoderOutput
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import nn
 
 from srlib.config import LATENT_FACTOR, ModelSize
 from srlib.stopwatch import stage
 
 
-class PatchAutoencoderKL(AutoencoderKL):
-    """AutoencoderKL beside a linear path of 8 x 8 patches, which the convolutions correct.
+class PatchVAE(ModelMixin, ConfigMixin):
+    """A linear variational autoencoder of 8 x 8 patches, whose optimum is probabilistic principal component analysis.
 
-    The linear path alone is a principal component analysis of log-mel patches (`fit_patches`): it is fitted in
-    seconds, its latents have unit variance, and convolutions that start at zero can only improve on it.
+    Lucas et al. (2019) show that a linear VAE trained to its optimum is that of Tipping and Bishop (1999), which has a
+    closed form: `fit` sets it. Latents have about unit variance. It has the interface of diffusers' `AutoencoderKL`.
     """
 
-    @functools.wraps(AutoencoderKL.__init__)
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        channels = self.config.latent_channels
-        self.patch_encoder = nn.Conv2d(1, channels, LATENT_FACTOR, LATENT_FACTOR)
-        self.patch_decoder = nn.ConvTranspose2d(channels, 1, LATENT_FACTOR, LATENT_FACTOR)
-        for layer in (self.quant_conv, self.decoder.conv_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.quant_conv.bias[channels:], -6.0)  # log-variance: a posterior near its mode
+    @register_to_config
+    def __init__(self, latent_channels: int = 32, patch: int = LATENT_FACTOR, scaling_factor: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(patch * patch))  # nat, of a patch
+        self.register_buffer("components", torch.eye(patch * patch)[:latent_channels])  # orthonormal rows
+        self.register_buffer("spread", torch.ones(latent_channels))  # nat: what one unit of a latent moves a patch by
+        self.register_buffer("log_variance", torch.full((latent_channels,), -6.0))  # of the posterior
 
-    def _encode(self, x: torch.Tensor) -> torch.Tensor:
-        mean = self.patch_encoder(x)
-        return super()._encode(x) + torch.cat([mean, torch.zeros_like(mean)], dim=1)
+    def encode(self, log_mel: torch.Tensor) -> AutoencoderKLOutput:
+        """Posterior of the latent `[batch, channels, frames / 8, 32]` of `[batch, 1, frames, 256]`."""
+        patches = F.pixel_unshuffle(log_mel, self.config.patch).permute(0, 2, 3, 1)  # (B, T/8, 32, 64)
+        latent = (((patches - self.mean) @ self.components.T) / self.spread).permute(0, 3, 1, 2)
+        log_variance = self.log_variance[None, :, None, None].expand_as(latent)
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(torch.cat([latent, log_variance], dim=1)))
 
-    def _decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
-        sample = super()._decode(z, return_dict=False)[0] + self.patch_decoder(z)
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
+    def decode(self, latent: torch.Tensor) -> DecoderOutput:
+        """Log-mel `[batch, 1, frames, 256]` of a latent."""
+        patches = (latent.permute(0, 2, 3, 1) * self.spread) @ self.components + self.mean
+        return DecoderOutput(sample=F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.config.patch))
 
     @torch.no_grad()
-    def fit_patches(self, log_mel: torch.Tensor) -> None:
-        """Set the linear path to the whitened principal components of the patches of `[batch, 1, frames, 256]`."""
-        side, channels = LATENT_FACTOR, self.config.latent_channels
-        patches = nn.functional.unfold(log_mel, side, stride=side).transpose(1, 2).reshape(-1, side * side)
-        centre = patches.mean(0)
-        variances, components = torch.linalg.eigh(torch.cov((patches - centre).T.double()))
-        components = components.flip(1)[:, :channels].T.float()  # [channels, 64], largest variance first
-        spread = variances.flip(0)[:channels].sqrt().float()[:, None]
-        self.patch_encoder.weight.copy_((components / spread).view(channels, 1, side, side))
-        self.patch_encoder.bias.copy_(-(components / spread) @ centre)
-        self.patch_decoder.weight.copy_((components * spread).view(channels, 1, side, side))
-        # A transposed convolution has one bias: what the mean patch varies by inside is left to the convolutions.
-        self.patch_decoder.bias.fill_(centre.mean())
+    def fit(self, log_mel: torch.Tensor) -> None:
+        """The maximum-likelihood patch model of log-mels `[batch, 1, frames, 256]`."""
+        patches = F.pixel_unshuffle(log_mel, self.config.patch).permute(0, 2, 3, 1).flatten(0, 2).double()
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+        kept = self.config.latent_channels
+        noise = values[:-kept].mean().clamp(min=1e-6)  # the variance of what is left out
+        self.mean.copy_(patches.mean(0))
+        self.components.copy_(vectors[:, -kept:].flip(1).T)
+        self.spread.copy_(values[-kept:].flip(0).sqrt())
+        self.log_variance.copy_(torch.log(noise / values[-kept:].flip(0)))
 
 
-def build_vae(size: ModelSize) -> AutoencoderKL:
-    """The untrained autoencoder of a model size: plain for AudioSR, with the patch path for the others."""
-    return (AutoencoderKL if not size.base else PatchAutoencoderKL)(**size.vae)
+def build_vae(size: ModelSize) -> nn.Module:
+    """The untrained autoencoder of a model size: AudioSR's, or the linear one of the compact sizes."""
+    return (PatchVAE if size.prior else AutoencoderKL)(**size.vae)
 
 
 @stage("encode")
-def encode(vae: AutoencoderKL, log_mel: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Scaled latent `[batch, 16, frames / 8, 32]` of a log-mel `[batch, 1, frames, 256]`.
+def encode(vae: nn.Module, log_mel: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Scaled latent `[batch, channels, frames / 8, 32]` of a log-mel `[batch, 1, frames, 256]`.
 
     The posterior's mode, so that the same input has one latent; with a generator a sample of it, as AudioSR takes.
     Float32 whatever the weights are.
@@ -73,6 +72,6 @@ def encode(vae: AutoencoderKL, log_mel: torch.Tensor, generator: torch.Generator
 
 
 @stage("decode")
-def decode(vae: AutoencoderKL, latent: torch.Tensor) -> torch.Tensor:
-    """Log-mel `[batch, 1, frames, 256]`, float32, of a scaled latent `[batch, 16, frames / 8, 32]`."""
+def decode(vae: nn.Module, latent: torch.Tensor) -> torch.Tensor:
+    """Log-mel `[batch, 1, frames, 256]`, float32, of a scaled latent `[batch, channels, frames / 8, 32]`."""
     return vae.decode((latent / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample.float()

@@ -15,10 +15,26 @@ from torch import nn
 
 from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, N_MELS, ModelSize
 from srlib.mel import mel_filters, mel_to_bins, normalise
-from srlib.nvsr import ConvNeXtBlock
 from srlib.stopwatch import stage
 
 _BINS = N_FFT // 2 + 1
+
+
+class ConvNeXtBlock(nn.Module):
+    """One-dimensional ConvNeXt block over frames, `[batch, channels, frames]` (Liu et al. 2022; as in Vocos)."""
+
+    def __init__(self, channels: int, kernel_size: int, expansion: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.expand = nn.Linear(channels, expansion * channels)
+        self.project = nn.Linear(expansion * channels, channels)
+        self.scale = nn.Parameter(torch.full((channels,), 0.1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(self.depthwise(x).transpose(1, 2))  # (B, C, T) -> (B, T, C)
+        hidden = self.project(nn.functional.gelu(self.expand(hidden)))
+        return x + (self.scale * hidden).transpose(1, 2)
 
 
 class IstftVocoder(ModelMixin, ConfigMixin):
@@ -134,7 +150,7 @@ def flat_noise(samples: int, iterations: int, seed: int = 0) -> torch.Tensor:
 
 def build_vocoder(size: ModelSize) -> nn.Module:
     """The untrained vocoder of a model size."""
-    if size.base:
+    if size.prior:
         return IstftVocoder(**size.vocoder)
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig  # slow to import, and only AudioSR needs it
 

@@ -26,8 +26,8 @@ from srlib.machine import hardware
 from srlib.publish import publish, training_record
 from srlib.recipe import TrainConfig, read_toml
 
-# What a run of a stage leaves for those after it; a diffusion run measures the spread that lies with its base.
-PARTS = {"vae": ("vae",), "vocoder": ("vocoder",), "nvsr": ("base",), "ldm": ("base", "unet")}
+# What a run of a stage leaves for those after it; the first diffusion run fits the prior.
+PARTS = {"vae": ("vae",), "vocoder": ("vocoder",), "ldm": ("prior", "unet")}
 _NO_LIMIT = 10**9  # steps, where the clock ends a run
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
