@@ -8,50 +8,35 @@ from pathlib import Path
 
 from srlib.artifacts import replace_folder, write_text
 from srlib.errors import SrlibError
-from srlib.nvsr import MelResUNet
 from srlib.pipeline import RestorationPipeline
 from srlib.trainlog import run_order
-from srlib.variant import save_difference
 
 _SHARD_SIZE = "15MB"
-RESUNET = "resunet"  # folder of the baseline's weights; no part of the pipeline
 LOWPASS = "lowpass"  # variant of the weights that never met noise
 
 
-def publish(runs: str | Path, out: str | Path, num_inference_steps: int | None = None) -> Path:
+def publish(runs: str | Path, out: str | Path) -> Path:
     """Write the pipeline of a folder of runs (named as in `recipes/`) to `out`, in half precision.
 
-    Autoencoder and vocoder come from the last of their runs; base and U-Net from the last `ldm-*` run, which holds the
-    base that it was trained on, and those of `ldm-1-lowpass` become the variant `lowpass`, as a difference to them. The
-    run `nvsr-resunet`, if there is one, becomes a folder of its own. Each run's log goes to `logs/`, its settings and
+    Autoencoder and vocoder come from the last of their runs, prior and diffusion model from the last `ldm-*` run; the
+    diffusion model of `ldm-1-lowpass` becomes the variant `lowpass`. Each run's log goes to `logs/`, its settings and
     what was really run to `training.json`. What stood in `out` is replaced as a whole, or not at all.
     """
     runs, out = Path(runs), Path(out)
-    replace_folder(out, lambda part: _write(runs, part, num_inference_steps))
+    replace_folder(out, lambda part: _write(runs, part))
     return out
 
 
-def _write(runs: Path, out: Path, num_inference_steps: int | None) -> None:
+def _write(runs: Path, out: Path) -> None:
     newest = {stage: _newest(runs, stage) for stage in ("ldm", "vae", "vocoder")}
     pipeline = RestorationPipeline.from_pretrained(newest["ldm"])
     for part in ("vae", "vocoder"):
         setattr(pipeline, part, type(getattr(pipeline, part)).from_pretrained(newest[part] / part))
-    if num_inference_steps is not None:
-        pipeline.register_to_config(num_inference_steps=num_inference_steps)
-    for part in pipeline.modules():
+    for part in (pipeline.unet, pipeline.vocoder):  # the others are small, and closed forms want their digits
         part.half()
     pipeline.save_pretrained(out, max_shard_size=_SHARD_SIZE)
-    lowpass = RestorationPipeline.from_pretrained(runs / "ldm-1-lowpass" / "pipeline")
-    parts = ("base", "unet")
-    save_difference(
-        {name: getattr(lowpass, name) for name in parts},
-        {name: getattr(pipeline, name) for name in parts},
-        out / f"{LOWPASS}.safetensors",
-        shared=["base.store.log_mel"],  # another draw of the same corpus
-    )
-    resunet = runs / "nvsr-resunet" / "pipeline" / "base"
-    if resunet.is_dir():
-        MelResUNet.from_pretrained(resunet).half().save_pretrained(out / RESUNET)
+    lowpass = RestorationPipeline.from_pretrained(runs / "ldm-1-lowpass" / "pipeline").unet
+    lowpass.half().save_pretrained(out / "unet", variant=LOWPASS, max_shard_size=_SHARD_SIZE)
     _forget_origin(out)
     _copy_records(runs, out)
     _copy_early(runs, out / "early")
@@ -79,12 +64,12 @@ def _forget_origin(out: Path) -> None:
 
 
 def _copy_early(runs: Path, folder: Path) -> None:
-    """Keep the first snapshot of each noise, of the run of the base's curriculum that met it first."""
+    """Keep the first snapshot of each noise, of the run that met it first."""
     folder.mkdir(exist_ok=True)
     for noise in ("tone", "white"):
-        records = sorted(runs.glob(f"nvsr-*/snapshots/{noise}-*.json"), key=_in_order)
+        records = sorted(runs.glob(f"ldm-*/snapshots/{noise}-*.json"), key=_in_order)
         if not records:
-            raise SrlibError(f"{runs} holds no snapshot with {noise} noise: set snapshot_steps in the nvsr recipes.")
+            raise SrlibError(f"{runs} holds no snapshot with {noise} noise: set snapshot_steps in the ldm recipes.")
         first = records[0]
         shutil.copyfile(first, folder / f"{noise}.json")
         for kind in ("reference", "restored"):
