@@ -28,12 +28,35 @@ def zimtohrli(reference: np.ndarray, estimate: np.ndarray) -> float:
     return 1000 * float(_zimtohrli().distance(*(np.asarray(wav, np.float32) for wav in (reference, estimate))))
 
 
+def two_f(reference: np.ndarray, estimate: np.ndarray) -> float:
+    """The 2f model's mean MUSHRA score, 0 to 100: higher is better. The first call of a process compiles for minutes."""
+    model = _package("two_f", "core.models.mms")
+    pair = (np.asarray(wav, np.float64)[None] for wav in (estimate, reference))
+    return float(model.estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
+
+
+def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
+    """ViSQOL's mean opinion score in audio mode, 1 to 5: higher is better."""
+    pair = (np.asarray(wav, np.float64) for wav in (reference, estimate))
+    return float(_visqol().measure_from_arrays(*pair, SAMPLE_RATE).moslqo)
+
+
+MEASURES = {"zimtohrli": zimtohrli, "visqol": visqol, "two_f": two_f}
+
+
 @cache
 def _zimtohrli():
     return _package("zimtohrli").Pyohrli()
 
 
-def _package(measure: str):
+@cache
+def _visqol():
+    api = _package("visqol").VisqolApi()
+    api.create(mode="audio")
+    return api
+
+
+def _package(measure: str, module: str = ""):
     if not is_installed(measure):
         raise SrlibError(f"The measure {measure} is not installed: pip install 'srlib[perceptual]'.")
-    return importlib.import_module(PACKAGES[measure])
+    return importlib.import_module(".".join(filter(None, [PACKAGES[measure], module])))
