@@ -18,7 +18,7 @@ NOISE_TYPES = ("none", "tone", "white")
 MERGES = ("gain", "replace", "none")
 SCHEDULERS = ("dpm", "ddim", "unipc")
 DTYPES = ("fp32", "bf16", "fp16")
-STAGES = ("vae", "vocoder", "nvsr", "ldm")
+STAGES = ("vae", "vocoder", "ldm")
 
 
 class _Parser(argparse.ArgumentParser):

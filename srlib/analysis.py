@@ -63,9 +63,7 @@ class Prepared:
     tones: list[Tone]
 
 
-def survey(
-    recording: Recording, gaps: Sequence[Gap] | str, find_tones: bool, subtract_tones: bool = True
-) -> Analysis:
+def survey(recording: Recording, gaps: Sequence[Gap] | str, find_tones: bool, subtract_tones: bool = True) -> Analysis:
     """Levels, channels, stationary tones and, for `gaps="auto"`, runs of digital silence, in one pass."""
     channels = ChannelSurvey(recording.channels)
     gap_finder = GapFinder(recording.sample_rate)

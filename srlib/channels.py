@@ -85,9 +85,7 @@ class ChannelSurvey:
         return (principal / np.abs(principal).sum()).astype(np.float32)
 
 
-def level_differences(
-    known: torch.Tensor, known_mix: torch.Tensor, cutoff_hz: float, gaps: list[Gap]
-) -> torch.Tensor:
+def level_differences(known: torch.Tensor, known_mix: torch.Tensor, cutoff_hz: float, gaps: list[Gap]) -> torch.Tensor:
     """Log of how much louder each source is than the component, nat, `[sources, frames, 256]`, smooth.
 
     Args:

@@ -85,6 +85,7 @@ _ZERO_SNR_SCHEDULER = {
     "clip_sample": False,
 }
 
+
 # Conditions of the compact sizes: latents of the degraded log-mel and of the prior's mean, and two maps of how sure
 # the observation and the prior are.
 def _transformer(latent_channels: int, **sizes: Any) -> dict[str, Any]:

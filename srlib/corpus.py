@@ -29,8 +29,8 @@ from srlib.observation import Observation, observe
 
 _MARGIN = 4096  # samples dropped at both ends, where the circular convolution wraps
 _RESPONSE_POINTS = 4097  # of a filter's response, interpolated to the bins of the FFT
-# Augmentation, gentle: strong equalisers and other speeds teach that treble is anyone's guess. A prior fitted to music at
-# 1 to 1.25 times its speed scores an LSD of 1.36 instead of 1.24 at 4 kHz (validation tracks).
+# Gentle augmentation: strong equalisers and other speeds teach that treble is anyone's guess. A prior fitted to music
+# at 1 to 1.25 times its speed scores an LSD of 1.36 instead of 1.24 at 4 kHz (validation tracks).
 _MIXES = (0.6, 0.3, 0.1)  # probability of no, one and two further tracks in a crop
 _EQUALISER_NAT = 0.25
 _FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
@@ -139,6 +139,10 @@ def _decode(tracks: list, path: Path) -> list[int]:
     return lengths
 
 
+Examples = dict[str, torch.Tensor]  # {name: [batch, ...]}
+Draw = Callable[[int], Examples]  # of a step
+
+
 @dataclass
 class Batch:
     """`reference` and `degraded` `[batch, samples]` on the device, and what a restoration would know of each.
@@ -232,14 +236,14 @@ def _told(
 
 
 class Prefetcher:
-    """Batches by step, drawn ahead by threads; a batch depends on its step alone, so nothing changes but the wait."""
+    """Examples by step, drawn ahead by threads; they depend on the step alone, so nothing changes but the wait."""
 
-    def __init__(self, draw: Callable[[int], Batch], threads: int) -> None:
+    def __init__(self, draw: Draw, threads: int) -> None:
         self.draw, self.threads = draw, threads
         self._pool = ThreadPoolExecutor(threads) if threads else None
-        self._pending: dict[int, Future[Batch]] = {}
+        self._pending: dict[int, Future[Examples]] = {}
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> Examples:
         if self._pool is None:
             return self.draw(step)
         for ahead in range(step, step + self.threads + 1):
@@ -259,37 +263,38 @@ class ExamplePool:
     Which examples a step sees depends on (seed, step) alone: a run that resumes makes those anew that it needs.
 
     Args:
-        draw: the fresh examples of a step, `{name: [fresh, ...]}`.
-        batch_size: examples of a batch; `steps`: how many steps an example can be drawn again.
+        draw: the fresh examples of a step, `{name: [fresh, ...]}`; `ahead` gives the same, perhaps drawn already.
+        batch_size: examples of a batch.
+        steps: how many steps long an example can be drawn again.
     """
 
-    def __init__(self, draw: Callable[[int], dict[str, torch.Tensor]], batch_size: int, steps: int, seed: int) -> None:
-        self.draw, self.batch_size, self.steps, self.seed = draw, batch_size, steps, seed
-        self._held: dict[int, dict[str, torch.Tensor]] = {}
+    def __init__(self, draw: Draw, ahead: Draw, batch_size: int, steps: int, seed: int) -> None:
+        self.draw, self.ahead, self.batch_size, self.steps, self.seed = draw, ahead, batch_size, steps, seed
+        self._held: dict[int, Examples] = {}
 
-    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+    def __call__(self, step: int) -> Examples:
         """The batch of a step."""
-        fresh = self._examples(step)
+        fresh = self.ahead(step)
         count = len(next(iter(fresh.values())))
+        if count >= self.batch_size or not self.steps:
+            return fresh
+        self._held[step] = {name: values.half() for name, values in fresh.items()}
         rng = np.random.default_rng([self.seed, 2, step])
-        ages = rng.integers(0 if step == 0 else 1, min(self.steps, step) + 1, size=self.batch_size - count)
-        again = [(self._examples(step - age), int(rng.integers(count))) for age in ages.tolist()]
+        ages = rng.integers(min(step, 1), min(self.steps, step) + 1, size=self.batch_size - count)
+        again = [(self._made(step - age), int(rng.integers(count))) for age in ages.tolist()]
         self._held.pop(step - self.steps, None)
         return {
-            name: torch.cat([values, *(examples[name][row : row + 1] for examples, row in again)]).float()
+            name: torch.cat([values, *(examples[name][row : row + 1].to(values) for examples, row in again)])
             for name, values in fresh.items()
         }
 
-    def _examples(self, step: int) -> dict[str, torch.Tensor]:
+    def _made(self, step: int) -> Examples:
         if step not in self._held:
-            made = self.draw(step)
-            self._held[step] = {name: values.half() for name, values in made.items()}
+            self._held[step] = {name: values.half() for name, values in self.draw(step).items()}
         return self._held[step]
 
 
-def _augmented(
-    corpus: Corpus, rng: np.random.Generator, length: int, track: int | None
-) -> tuple[np.ndarray, float]:
+def _augmented(corpus: Corpus, rng: np.random.Generator, length: int, track: int | None) -> tuple[np.ndarray, float]:
     """Music that nobody made: one to three crops together, at another level and polarity."""
     wav, bandwidth = corpus.crop(rng, length, track)
     for _ in range(rng.choice(len(_MIXES), p=_MIXES)):

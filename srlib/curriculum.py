@@ -16,7 +16,7 @@ from srlib.errors import SrlibError
 from srlib.metrics import evaluate
 from srlib.trainlog import run_order
 
-STAGES = ("vae", "vocoder", "nvsr", "ldm")  # in the order of their training
+STAGES = ("vae", "vocoder", "ldm")  # in the order of their training
 SHIPPED = Path(__file__).parent / "assets" / "compact"
 
 
@@ -73,19 +73,6 @@ def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def average_against_raw(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Mean validation LSD of the moving average of the weights and of the raw ones, in the columns of the ablations.
-
-    Over all validations of `runs` but the last of each, where the learning rate has gone to zero and nothing is left to
-    average. Runs that did not log the raw weights are left out.
-    """
-    logged = [log.dropna(subset=["val/lsd", "val/lsd_raw"])[:-1] for log in runs.values() if "val/lsd_raw" in log]
-    validations = pd.concat(logged)
-    row = {"condition": "while training", "varied": "weights"}
-    columns = {"moving average": "val/lsd", "raw": "val/lsd_raw"}
-    return pd.DataFrame([{**row, "setting": name, "lsd_19k": validations[key].mean()} for name, key in columns.items()])
-
-
 def thinned(runs: dict[str, pd.DataFrame], rows: int = 25) -> pd.DataFrame:
     """The logs of all runs in one table: some `rows` of each, evenly spaced, and every validation."""
     kept = []
@@ -118,8 +105,6 @@ def score_examples(early: dict[str, Example], late: dict[str, dict[str, np.ndarr
     rows = []
     for (noise, stage, merge), wav in restored.items():
         example = early[noise]
-        measures = evaluate(
-            example.reference, wav, SAMPLE_RATE, example.degraded, degradation=example.degradation
-        )
+        measures = evaluate(example.reference, wav, SAMPLE_RATE, example.degraded, degradation=example.degradation)
         rows.append({"noise": noise, "stage": stage, "merge": merge, **measures})
     return pd.DataFrame(rows)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from srlib import baselines, data
+from srlib import baselines, data, perceptual
 from srlib.config import SAMPLE_RATE, Profile
 from srlib.degrade import Degradation, DegradationConfig
 from srlib.metrics import HEADLINE_HZ, Reference, bootstrap_ci, evaluate, level_high_db, lsd, texture_high
@@ -31,17 +31,21 @@ if TYPE_CHECKING:
 
 NOISES = {"clean": 0.0, "tone": 0.2, "white": 0.02}  # amplitudes: the loudest of the training ranges
 # System -> the weights it uses and how it is called; all others are in `baselines`.
+_AUDIOSR = {"merge": "replace", "excitation": "vocoder"}  # AudioSR's own: the known band copied, a trained vocoder
 MODELS = {
-    "nvsr_dnn": (None, {"num_inference_steps": 0, "merge": "replace"}),  # the regression alone, as NVSR
-    "nvsr_resunet": ("resunet", {"num_inference_steps": 0, "merge": "replace"}),  # where its weights are shipped
-    "audiosr_lowpass": ("lowpass", {"merge": "replace"}),  # AudioSR: no noise in training, replacement
-    "ours_replace": (None, {"merge": "replace"}),  # the source report: noise in training, replacement
-    "ours": (None, {"merge": "gain"}),
+    "prior": (None, {"num_inference_steps": 0}),  # the simplest thing that could work
+    "audiosr_lowpass": ("lowpass", {"denoise": False, **_AUDIOSR}),  # no noise in training
+    "ours_replace": (None, _AUDIOSR),  # the source report: noise in training, replacement
+    "ours_sample": (None, {"num_inference_steps": 8}),
+    "ours": (None, {}),
 }
 SYSTEMS = ("gt_mel", "oracle", "unprocessed", "band_replication", "ridge", "wiener", "notch", *MODELS)
+# ViSQOL and the 2f model take seconds a clip: they judge the conditions that the prose quotes, and these systems.
+JUDGED = ("gt_mel", "unprocessed", "band_replication", "ridge", *MODELS)
+PERCEPTUAL = ("zimtohrli", "visqol", "two_f")
 SUMMARY_METRICS = (
     "lsd", "lsd_ssr_eval", "lsd_low", "lsd_high", "snr_db", "si_sdr_db", "snr_low_db", "snr_known_db", "level_high_db",
-    "texture_high", "log_mel_l1", "tone_suppression_db",
+    "texture_high", "log_mel_l1", "tone_suppression_db", *PERCEPTUAL,
 )  # fmt: skip
 SETTINGS = {
     "lsd, lsd_19k, lsd_low, lsd_high": "plain: n_fft 2048, hop 512, periodic Hann, power floor 1e-8; no gain alignment",
@@ -50,6 +54,8 @@ SETTINGS = {
     "filter": "Chebyshev I, order 8, forwards and backwards, then noise",
     "noise": "tone of amplitude 0.2 at a seeded frequency of 100 Hz to 15 kHz; white noise of standard deviation 0.02",
     "cutoff": "known to every system",
+    "zimtohrli": "Zimtohrli's distance times 1000, lower is better",
+    "two_f, visqol": "2f model (0 to 100) and ViSQOL (1 to 5), higher is better; at the quoted conditions",
     "interval": "95 % percentile bootstrap over tracks",
 }
 
@@ -92,29 +98,12 @@ def conditions(profile: Profile) -> list[Condition]:
 
 
 def load_pipeline(profile: Profile, variant: str | None = None, device: str = "cpu") -> RestorationPipeline:
-    """The profile's model on a device.
-
-    `variant="lowpass"` is the one trained without noise, `variant="resunet"` has the baseline's U-Net as its base.
-    """
-    import torch
-
-    from srlib.nvsr import MelResUNet
-    from srlib.pipeline import RestorationPipeline, build, model_folder
+    """The profile's model on a device; `variant="lowpass"` is the one trained without noise."""
+    from srlib.pipeline import RestorationPipeline, build
 
     if profile.model == "tiny":
         return build("tiny").to(device)
-    if variant != "resunet":
-        return RestorationPipeline.from_pretrained(profile.model, variant=variant).to(device)
-    pipe = RestorationPipeline.from_pretrained(profile.model)
-    pipe.register_modules(base=MelResUNet.from_pretrained(model_folder(profile.model) / variant, dtype=torch.float32))
-    return pipe.to(device)
-
-
-def systems(profile: Profile) -> list[str]:
-    """The rows of a profile's table: all SYSTEMS but the baseline whose weights its model lacks."""
-    from srlib.pipeline import model_folder
-
-    return [name for name in SYSTEMS if name != "nvsr_resunet" or (model_folder(profile.model) / "resunet").is_dir()]
+    return RestorationPipeline.from_pretrained(profile.model, variant=variant).to(device)
 
 
 def restore(
@@ -175,7 +164,7 @@ class Evaluator:
 
     @cached_property
     def pipelines(self) -> dict[str | None, RestorationPipeline]:
-        variants = {MODELS[name][0] for name in systems(self.profile) if name in MODELS}
+        variants = {variant for variant, _ in MODELS.values()}
         return {variant: load_pipeline(self.profile, variant, self.device) for variant in variants}
 
     def fit_ridge(self, condition: Condition) -> baselines.Ridge:
@@ -197,11 +186,14 @@ class Evaluator:
             degradation = condition.degradation(name, self.seed)
             degraded = degradation.apply(reference, SAMPLE_RATE)
             restored = {"gt_mel": gt_mel, **dict(self._restorations(condition, degradation, reference, degraded))}
-            for system in systems(self.profile):
-                merge = MODELS[system][1]["merge"] if system in MODELS else None
+            for system in SYSTEMS:
+                merge = MODELS[system][1].get("merge", "gain") if system in MODELS else None
                 key = {"track": name, "condition": condition.name, "cutoff_hz": condition.cutoff_hz}
                 key |= {"noise": condition.noise, "tone_hz": degradation.tone_hz, "system": system, "merge": merge}
-                rows.append(key | evaluate(known, restored[system], degradation=degradation))
+                scores = evaluate(known, restored[system], degradation=degradation)
+                quoted = condition.name in LSD_NUMBER_CONDITIONS and system in JUDGED
+                measures = PERCEPTUAL if quoted and self.profile.model != "tiny" else PERCEPTUAL[:1]
+                rows.append(key | scores | perceptual.measure(reference, restored[system], measures))
         return rows
 
     def _restorations(
@@ -212,10 +204,7 @@ class Evaluator:
         for system in ("unprocessed", "band_replication", "wiener", "notch"):
             yield system, baselines.BLIND[system](degraded, SAMPLE_RATE, degradation.f_3db(SAMPLE_RATE), self.seed)
         steps = {"num_inference_steps": self.profile.num_inference_steps}
-        for system in systems(self.profile):
-            if system not in MODELS:
-                continue
-            variant, options = MODELS[system]
+        for system, (variant, options) in MODELS.items():
             yield system, restore(self.pipelines[variant], degraded, degradation, self.seed, **steps | options).audio
 
 
@@ -317,8 +306,9 @@ def paired_difference(
 
 def quality(summary: pd.DataFrame) -> pd.DataFrame:
     """Condition by system: the headline, its ratio to the oracle, and what stands beside it against blur."""
-    measures = ["lsd_19k", "ratio", "level_high_db", "texture_high", "log_mel_l1"]
-    return summary[["condition", "system", "merge", "tracks", *measures]]
+    measures = ["lsd_19k", "ratio", "level_high_db", "texture_high", "log_mel_l1", *PERCEPTUAL]
+    kept = [name for name in measures if name in summary]
+    return summary[["condition", "system", "merge", "tracks", *kept]]
 
 
 def published() -> pd.DataFrame:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from srlib import ldm, vae
-from srlib.adversary import Adversary
 from srlib.config import LATENT_FACTOR
 from srlib.corpus import Batch
 from srlib.errors import SrlibError
@@ -39,8 +38,6 @@ def band_mask(bandwidth_hz: torch.Tensor) -> torch.Tensor:
 
 class Objective(ABC):
     """One training stage: `module` learns, the other parts of the pipeline stay as they are."""
-
-    adversary: Adversary | None = None  # where a stage can have one
 
     def __init__(self, pipeline: RestorationPipeline, config: TrainConfig) -> None:
         self.pipeline, self.config = pipeline, config
@@ -94,7 +91,7 @@ class VaeObjective(Objective):
 
 
 class VocoderObjective(Objective):
-    """Log-spectral distance at several resolutions, on the true log-mel; in training also against an adversary."""
+    """Log-spectral distance at several resolutions, on the true log-mel."""
 
     n_ffts = (512, 1024, 2048, 4096)  # samples
     power_floor = 1e-9  # of unnormalised spectra: below 16-bit noise, so that quiet music counts
@@ -110,10 +107,7 @@ class VocoderObjective(Objective):
         first_frame = int(torch.randint(1024, ()))
         wav = vocode(self.module, log_mel(reference), first_frame)
         distances = [self._distance(wav, reference, bandwidth_hz, n_fft) for n_fft in self.n_ffts]
-        loss = torch.stack(distances).mean()
-        if self.adversary is not None and self.adversary.active and self.module.training:
-            loss = loss + self.adversary.generator_loss(wav, reference, bandwidth_hz)
-        return loss
+        return torch.stack(distances).mean()
 
     def _distance(self, wav: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor, n_fft: int):
         window = torch.hann_window(n_fft, device=wav.device)

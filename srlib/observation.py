@@ -62,7 +62,7 @@ def observe(
 
 
 def _touched(tones_hz: Iterable[float]) -> torch.Tensor:
-    """`[256]`, True for bands that a sinusoid reaches: its own, and what Hann's main lobe and first side lobes touch."""
+    """`[256]`, True for bands that sinusoids reach with the main lobe and first side lobes of Hann's window."""
     lower, upper = band_edges_hz()[:-2], band_edges_hz()[2:]
     reach_hz = 4 * SAMPLE_RATE / N_FFT
     touched = np.zeros(N_MELS, bool)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -29,7 +30,7 @@ def zimtohrli(reference: np.ndarray, estimate: np.ndarray) -> float:
 
 
 def two_f(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """The 2f model's mean MUSHRA score, 0 to 100: higher is better. The first call of a process compiles for minutes."""
+    """The 2f model's MUSHRA score, 0 to 100: higher is better. The first call of a process compiles for a minute."""
     model = _package("two_f", "core.models.mms")
     pair = (np.asarray(wav, np.float64)[None] for wav in (estimate, reference))
     return float(model.estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
@@ -42,6 +43,11 @@ def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
 
 
 MEASURES = {"zimtohrli": zimtohrli, "visqol": visqol, "two_f": two_f}
+
+
+def measure(reference: np.ndarray, estimate: np.ndarray, names: Iterable[str] = tuple(MEASURES)) -> dict[str, float]:
+    """{name: value} of those measures whose packages are installed."""
+    return {name: MEASURES[name](reference, estimate) for name in names if is_installed(name)}
 
 
 @cache

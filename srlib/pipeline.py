@@ -168,8 +168,8 @@ class RestorationPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Restored log-mel of a degraded one `[1, 1, frames, 256]` and its posterior, frames a multiple of 64.
 
-        `noise` `[samples, channels, frames / 8, 32]` starts the sampler, and `step_noise`, of the same shape, is what each
-        step adds, if `eta` asks for any; the samples are averaged.
+        `noise` `[samples, channels, frames / 8, 32]` starts the sampler, and `step_noise`, of the same shape, is what
+        each step adds, if `eta` asks for any; the samples are averaged.
         """
         condition, mean_latent = self.encode_condition(degraded, posterior)
 

@@ -48,12 +48,12 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("seed", "a whole number from 0 to 4294967295", lambda v: _is_whole(v) and 0 <= v < 2**32),
     ("frames", "a multiple of 64", lambda v: _is_whole(v) and v > 0 and v % 64 == 0),
     (
-        "batch_size max_steps log_every validate_every fit_batches adversarial_frames",
+        "batch_size max_steps log_every validate_every fit_batches",
         "a whole number above zero",
         lambda v: _is_whole(v) and v > 0,
     ),
     (
-        "epochs warmup_steps prefetch adversarial_start fresh_examples pool_steps",
+        "epochs warmup_steps prefetch fresh_examples pool_steps",
         "a whole number, zero or more",
         lambda v: _is_whole(v) and v >= 0,
     ),
@@ -63,7 +63,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         lambda v: isinstance(v, list | tuple) and all(_is_whole(step) and step > 0 for step in v),
     ),
     ("learning_rate clip_norm", "a number above zero", lambda v: _is_number(v) and v > 0),
-    ("weight_decay min_snr_gamma adversarial_weight", "a number, zero or more", lambda v: _is_number(v) and v >= 0),
+    ("weight_decay min_snr_gamma", "a number, zero or more", lambda v: _is_number(v) and v >= 0),
     (
         "ema_decay gap_probability condition_dropout last_step_share",
         "a number from 0 to 1",
@@ -108,9 +108,6 @@ class TrainConfig:
     condition_dropout: float = 0.1  # ldm: share of samples trained without their condition
     min_snr_gamma: float = 5.0  # ldm: clip of the weighting by signal-to-noise ratio; 0 weights velocities equally
     last_step_share: float = 0.5  # ldm: share of samples trained at the last timestep without noise: one step sampling
-    adversarial_weight: float = 0.0  # vocoder: of the loss against discriminators of spectra; 0 has none
-    adversarial_start: int = 0  # step from which they take part
-    adversarial_frames: int = 64  # length of the crop that they see of each sample, 10 ms each
 
     @classmethod
     def load(cls, config: Mapping[str, Any] | str | Path) -> TrainConfig:

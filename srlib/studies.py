@@ -30,7 +30,7 @@ MERGE_SETTINGS = {
 HISS_AMPLITUDES = (0.002, 0.02)
 HISS_SETTINGS = {
     "cutoff_hz": "of the filter that music and noise go through together; nothing: full band",
-    "found_share": "of the clips: in these the noise is measured without the model's word",
+    "found_share": "of the clips: in these the noise is found",
     "snr_gain_db": "below f_3db against the reference as the filter left it, over the input; full band: to 19 kHz",
 }
 GAP_SECONDS = (0.05, 0.1, 0.25, 0.5)
@@ -54,7 +54,7 @@ def compare_merges(
 ) -> pd.DataFrame:
     """One row per noise, amplitude, cutoff and merge: means over `references`, {track: [samples]}.
 
-    The base estimate alone is merged: the merges differ, and what is sampled does not matter to that.
+    The prior's mean alone is merged: the merges differ, and what is sampled does not matter to that.
     """
     rows = []
     for noise, amplitude in MERGE_NOISES:
@@ -83,7 +83,7 @@ def compare_hisses(
 ) -> pd.DataFrame:
     """One row per cutoff, or none, and amplitude of white noise that the filter cut off too: means over `references`.
 
-    {track: [samples]}; the base estimate alone. `snr_gain_db` and `lsd_19k` of the input and of ours.
+    {track: [samples]}; the prior's mean alone. `snr_gain_db` and `lsd_19k` of the input and of ours.
     """
     rows = []
     for cutoff_hz in cutoffs_hz:
@@ -96,7 +96,7 @@ def compare_hisses(
                 output = restore(pipe, degraded, degradation, seed, num_inference_steps=0)
                 edge_hz = degradation.f_3db(SAMPLE_RATE) or HEADLINE_HZ
                 before_db, after_db = (snr_low_db(known, wav, edge_hz) for wav in (degraded, output.audio))
-                row = {"cutoff_hz": cutoff_hz, "amplitude": amplitude, "found_share": output.hiss_found}
+                row = {"cutoff_hz": cutoff_hz, "amplitude": amplitude, "found_share": output.noise_found}
                 lsds = (lsd(reference, wav, convention="plain", f_high=HEADLINE_HZ) for wav in (degraded, output.audio))
                 row |= dict(zip(("lsd_19k_input", "lsd_19k"), lsds, strict=True))
                 rows.append(row | {"snr_gain_db": after_db - before_db})

@@ -24,7 +24,6 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
 from srlib import perceptual
-from srlib.adversary import Adversary
 from srlib.artifacts import write_atomically, write_text
 from srlib.audio import write
 from srlib.config import SAMPLE_RATE
@@ -125,13 +124,6 @@ class Run:
         )
         self.pipeline.to(self.accelerator.device)
         self.objective: Objective = STAGES[self.stage](self.pipeline, self.config)
-        if self.config.adversarial_weight:
-            self.objective.adversary = Adversary(
-                self.processes,
-                self.config.adversarial_weight,
-                self.config.adversarial_frames,
-                self.config.learning_rate,
-            )
         optimizer = torch.optim.AdamW(
             [{"params": list(self.objective.module.parameters())}],  # none where all has a closed form
             lr=self.config.learning_rate,
@@ -166,9 +158,9 @@ class Run:
     def fit(self) -> None:
         """Step until the steps or the time are used up; losses stay on the device until they are logged."""
         started = time.monotonic()
-        losses: list[dict[str, torch.Tensor]] = []
+        losses: list[torch.Tensor] = []
         fresh = Prefetcher(self._share, self.config.prefetch)
-        batches = ExamplePool(fresh, self._share_size(), self.config.pool_steps, self.config.seed)
+        batches = ExamplePool(self._share, fresh, self._share_size(), self.config.pool_steps, self.config.seed)
         while not self._finished():
             step_started = time.monotonic()
             examples = batches(self.step)
@@ -178,11 +170,11 @@ class Run:
             self.elapsed = self.processes.agreed(self.spent_before + time.monotonic() - started)
             validate = self.step % self.config.validate_every == 0 or self._finished()
             if validate or self.step % self.config.log_every == 0:
-                means = self._means(losses)
+                loss = self.processes.mean(torch.stack(losses).mean()).item()
                 losses = []
                 if self.processes.first:
                     scores = self._validate() if validate else {}
-                    self._write_log(means, scores)
+                    self._write_log({"train/loss": loss} | scores)
             steps = self.config.snapshot_steps
             snapshot = self.step in steps or (steps and self.step < min(steps) and self._finished())  # or the clock
             if snapshot and self.processes.first:
@@ -193,7 +185,7 @@ class Run:
                 self.processes.wait()
         if not self.step and self.processes.first:  # all was fitted in closed form
             scores = self._validate()
-            self._write_log({}, scores)
+            self._write_log(scores)
             self._save(scores)
         fresh.close()
 
@@ -202,13 +194,10 @@ class Run:
         out_of_time = self.time_budget is not None and self.elapsed >= self.time_budget
         return nothing_to_train or self.step >= self.config.max_steps or out_of_time
 
-    def _update(self, examples: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _update(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step + _APART * self.processes.index)
-        rate, adversary = self._learning_rate(), self.objective.adversary
-        if adversary is not None:
-            adversary.active = self.step >= self.config.adversarial_start
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._learning_rate()
         with self.accelerator.autocast():
             loss = self.objective.loss(examples)
         self.optimizer.zero_grad()
@@ -217,10 +206,7 @@ class Run:
         self.accelerator.clip_grad_norm_(self.objective.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.ema.step(self.objective.module.parameters())
-        losses = {"train/loss": loss.detach()}
-        if adversary is not None and adversary.active:
-            losses["train/discriminator"] = adversary.update(rate)
-        return losses
+        return loss.detach()
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then constant or a cosine to zero over the steps or, with a budget, over the time."""
@@ -346,18 +332,12 @@ class Run:
                 }
                 write_text(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
 
-    def _means(self, losses: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Means over steps and processes."""
-        names = [name for name in ("train/loss", "train/discriminator") if any(name in step for step in losses)]
-        stacks = {name: torch.stack([step[name] for step in losses if name in step]) for name in names}
-        return {name: self.processes.mean(stack.mean()).item() for name, stack in stacks.items()}
-
-    def _write_log(self, means: dict[str, float], validation: dict[str, float]) -> None:
-        row: dict[str, Any] = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step} | means
+    def _write_log(self, values: Mapping[str, float]) -> None:
+        row: dict[str, Any] = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step} | values
         elapsed = max(self.elapsed, 1e-9)
         rate = self.step * self.config.batch_size / elapsed
         row |= {"wall_time": self.elapsed, "learning_rate": self._learning_rate(), "samples_per_second": rate}
-        self.log.write(row | validation | {"data_wait_share": self.waited / elapsed})
+        self.log.write(row | {"data_wait_share": self.waited / elapsed})
 
     def _save(self, scores: Mapping[str, float]) -> None:
         """The EMA weights as a pipeline folder, if none scored better, and then the checkpoint by write and rename.
@@ -380,8 +360,6 @@ class Run:
             "best": self.best,
             "prior": None if self.pipeline.prior is None else self.pipeline.prior.state_dict(),
         }
-        if self.objective.adversary is not None:
-            state["adversary"] = self.objective.adversary.state_dict()
         write_atomically(self.folder / CHECKPOINT, lambda partial: torch.save(state, partial))
 
     def _restore(self, checkpoint: Path) -> None:
@@ -398,8 +376,6 @@ class Run:
         self.best = state["best"]
         if self.pipeline.prior is not None:
             self.pipeline.prior.load_state_dict(state["prior"])
-        if self.objective.adversary is not None:
-            self.objective.adversary.load_state_dict(state["adversary"])
 
 
 def _corpus(data: str | Path, split: str, folder: Path) -> Corpus:

@@ -10,7 +10,7 @@ from pathlib import Path
 from srlib.artifacts import write_atomically
 
 LOG_COLUMNS = (
-    "run_id", "stage", "global_step", "wall_time", "train/loss", "train/discriminator", "val/loss", "val/lsd",
+    "run_id", "stage", "global_step", "wall_time", "train/loss", "val/loss", "val/lsd",
     "val/zimtohrli", "val/texture_high", "val/loss_raw", "learning_rate", "samples_per_second", "data_wait_share",
 )  # fmt: skip
 _FORMATS = {"wall_time": ".1f", "learning_rate": ".3g", "samples_per_second": ".2f", "data_wait_share": ".3f"}

@@ -158,9 +158,7 @@ def build_vocoder(size: ModelSize) -> nn.Module:
 
 
 @stage("vocoder")
-def vocode(
-    vocoder: nn.Module, log_mel: torch.Tensor, first_frame: int = 0, tile_frames: int = 256
-) -> torch.Tensor:
+def vocode(vocoder: nn.Module, log_mel: torch.Tensor, first_frame: int = 0, tile_frames: int = 256) -> torch.Tensor:
     """Waveform `[batch, 480 * frames]`, float32, of a log-mel `[batch, 1, frames, 256]` with either vocoder.
 
     HiFi-GAN holds hundreds of values a sample: it runs over tiles of `tile_frames` with all the context that its
