@@ -47,11 +47,12 @@ def copied(known: torch.Tensor, edge_hz: float, first_sample: int = 0) -> torch.
     analytic = torch.fft.ifft(2 * octave, samples)  # negative frequencies are zero
     cycles = (torch.arange(samples, dtype=torch.float64) + first_sample) * (width_hz / SAMPLE_RATE) % 1.0
     step = torch.polar(torch.ones_like(cycles), 2 * math.pi * cycles).to(analytic)
-    total, carrier = torch.zeros_like(known), torch.ones_like(step)
+    total, carrier = torch.zeros_like(analytic), torch.ones_like(step)
     for _ in range(math.ceil((SAMPLE_RATE / 2 - edge_hz) / width_hz)):
         carrier = carrier * step
-        total = total + (analytic * carrier).real
-    above = torch.fft.rfft(total) * (freqs_hz >= edge_hz)  # what the last copy folds back at 24 kHz goes
+        total = total + analytic * carrier
+    # What passes 24 kHz comes out at negative frequencies, and goes: its mirror image would lie below 24 kHz.
+    above = torch.fft.fft(total)[..., : len(freqs_hz)] * (freqs_hz >= edge_hz) / 2
     return torch.fft.irfft(above, samples) + _FLOOR_AMPLITUDE * noise(samples, first_sample).to(known)
 
 
