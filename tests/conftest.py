@@ -21,6 +21,18 @@ def music() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def train_log_mels():
+    """Log-mels of all training tracks of the demo set, 10.28 s of each, float32 [tracks, 1, 1028, 256]."""
+    import torch
+
+    from srlib.data import load_dataset
+    from srlib.mel import log_mel
+
+    clips = [np.resize(track.mixture(seconds=10.28), 1028 * 480) for track in load_dataset("demo", "train")]
+    return torch.cat([log_mel(torch.from_numpy(clip)) for clip in clips])
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline():
     """The whole restoration pipeline in its smallest size, with random weights."""
     from srlib.pipeline import build
