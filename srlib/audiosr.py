@@ -117,9 +117,9 @@ def restore_as_audiosr(
         filter_type: one of `FILTERS`; None draws it from the seed, as AudioSR does.
 
     Raises:
-        SrlibError: for a pipeline with a base, and for audio that AudioSR gives up on (cutoff under 1 kHz).
+        SrlibError: for a pipeline with a prior, and for audio that AudioSR gives up on (cutoff under 1 kHz).
     """
-    if pipe.base is not None:
+    if pipe.prior is not None:
         raise SrlibError("This model is not of AudioSR's kind: give one that srlib import-audiosr wrote.")
     first = check_audio(wav, sample_rate)[0]
     audio = torchaudio.functional.resample(torch.from_numpy(first).float(), sample_rate, SAMPLE_RATE).numpy()

@@ -63,10 +63,10 @@ def check_edges(
 
 
 def check_sampling(
-    steps: int, num_samples: int, guidance_scale: float, eta: float, most_steps: int, has_base: bool
+    steps: int, num_samples: int, guidance_scale: float, eta: float, most_steps: int, has_prior: bool
 ) -> None:
-    """Sampler settings that the schedule allows; without a base model at least one step is needed."""
-    fewest = 0 if has_base else 1
+    """Sampler settings that the schedule allows; without a prior at least one step is needed."""
+    fewest = 0 if has_prior else 1
     if not isinstance(steps, Integral) or not fewest <= steps <= most_steps:
         raise SrlibError(f"{steps} steps cannot be taken: give a whole number from {fewest} to {most_steps}.")
     if not isinstance(num_samples, Integral) or num_samples < 1:

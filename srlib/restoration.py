@@ -140,7 +140,7 @@ class Restoration:
         return [PositionalNoise(*shape, generator) for generator in generators]
 
     def _measure(self, options: Options) -> Measured:
-        """The band, the noise that the base is told of, and what of it the gain merge takes out."""
+        """The band, the noise that the prior is told of, and what of it the gain merge takes out."""
         band, sources = None, len(self.analysis.layout.sources)
         if options.cutoff_hz is None or not sources:
             band = FULL_BAND
