@@ -22,6 +22,7 @@ from srlib.evaluation import Condition, load_pipeline, restore, single_threaded,
 from srlib.metrics import HEADLINE_HZ, level_high_db, log_mel_l1, lsd, texture_high
 
 _SEEDS = 3  # samples that diversity is measured over
+_DISTANCES = ("lsd_19k", "level_high_db", "texture_high", "log_mel_l1")
 SETTINGS = {
     "c2st": "share of upper-band patches that a classifier, fitted to other tracks, tells from real ones; 0.5: none",
     "diversity": f"standard deviation of the log-mel above the band over {_SEEDS} seeds, nat",
@@ -40,6 +41,8 @@ def compare(
     workers: int | None = None,
 ) -> pd.DataFrame:
     """One row per condition and variation: means over the first `tracks` validation tracks (all with None).
+
+    Every measure has its column; one that was not taken is NaN.
 
     Args:
         variations: {name: options of `evaluation.restore`}.
@@ -64,7 +67,7 @@ def compare(
     if len(names) > 1:
         accuracy = {key: _accuracy(group) for key, group in table.groupby(keys)}
         means["c2st"] = [accuracy[tuple(row)] for row in means[keys].itertuples(index=False)]
-    return means
+    return means.reindex(columns=[*keys, *perceptual.MEASURES, *_DISTANCES, "diversity", "c2st"])
 
 
 def _accuracy(group: pd.DataFrame) -> float:

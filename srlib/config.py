@@ -162,12 +162,13 @@ class Profile:
     cutoffs_hz: tuple[int, ...]  # columns of the LSD table, Hz
     num_inference_steps: int | None  # None: the pipeline's default
     train_steps: int | None = None  # optimiser steps of notebook 05's own training; None: the notebook's parameter
+    grid: int | None = None  # entries of each axis of notebook 07's grids that are tried, the first; None: all
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", "demo", "tiny", 1.28, {"train": 2, "valid": 1, "test": 1}, (8000,), 2, train_steps=2),
+        Profile("smoke", "demo", "tiny", 1.28, {"train": 2, "valid": 1, "test": 1}, (8000,), 2, train_steps=2, grid=2),
         Profile("demo", "demo", "compact", 5.12, {}, (2000, 4000, 8000, 12_000, 16_000), None),
         Profile("paper", "musdb", "compact", 10.24, {}, (2000, 4000, 8000, 12_000, 16_000), None),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from srlib.trainlog import run_order
 
 STAGES = ("vae", "vocoder", "ldm")  # in the order of their training
 SHIPPED = Path(__file__).parent / "assets" / "compact"
+_BY_HOURS = re.compile(r"hours-(\d+)")  # runs on so many hours of music, which no shipped weights come from
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class Example:
 
 def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataFrame]:
     """{run: its log} of the runs whose stage is `stage` (all without one), in the order of their training."""
-    paths = sorted(folder.glob("*.csv"), key=lambda path: run_order(path.stem))
-    found = {path.stem: pd.read_csv(path) for path in paths}
+    found = {name: log for name, log in _read(folder).items() if not _BY_HOURS.fullmatch(name)}
     found = {
         name: log for one in STAGES for name, log in found.items() if one == log["stage"].iloc[0] and stage in ("", one)
     }
@@ -48,26 +49,62 @@ def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataF
     return found
 
 
-def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per run: steps, minutes, mean loss over its first and last tenth of steps, last validation LSD.
+def learning_curve(folder: Path = SHIPPED / "logs", needed: bool = True) -> pd.DataFrame:
+    """Validations of the runs named `hours-N`, which differ in hours of music: hours, step, val_lsd, val_zimtohrli.
 
-    A row of a log is a mean over the steps since the one before: it counts for as many.
+    Args:
+        needed: raise SrlibError where there is no such run; else the table is one row of NaN.
+    """
+    runs = {int(match[1]): log for name, log in _read(folder).items() if (match := _BY_HOURS.fullmatch(name))}
+    if needed and not runs:
+        raise SrlibError(f"{folder} holds no log of a run hours-N (such as hours-3.csv): train on parts of the music.")
+    columns = {"global_step": "step", "val/lsd": "val_lsd", "val/zimtohrli": "val_zimtohrli"}
+    pieces = [
+        log.dropna(subset="val/lsd")[[*columns]].rename(columns=columns).assign(hours=hours)
+        for hours, log in runs.items()
+    ]
+    curve = pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(index=[0])
+    return curve.reindex(columns=["hours", *columns.values()])
+
+
+def training_music(folder: Path = SHIPPED) -> tuple[float, int]:
+    """Hours and number of the tracks that the last run of the diffusion model learned from."""
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    last = max((name for name in record["runs"] if name.startswith("ldm")), key=run_order)
+    corpus = record["corpora"][record["runs"][last]["run"]["corpus"]]
+    return corpus["train_minutes"] / 60.0, len(corpus["train"])
+
+
+def _read(folder: Path) -> dict[str, pd.DataFrame]:
+    """{run: its log}, by name."""
+    paths = sorted(folder.glob("*.csv"), key=lambda path: run_order(path.stem))
+    return {path.stem: pd.read_csv(path) for path in paths}
+
+
+def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per run: steps, minutes, mean loss over its first and last tenth of steps, scores of the weights kept.
+
+    A row of a log is a mean over the steps since the one before: it counts for as many. What has a closed form takes no
+    steps and has no losses.
     """
     rows = []
     for name, log in runs.items():
-        logged, lsd = log.dropna(subset=["train/loss"]), log["val/lsd"].dropna()
+        logged = log.dropna(subset=["train/loss"])
+        scores = log.reindex(columns=["val/lsd", "val/zimtohrli"]).dropna(subset="val/lsd").reset_index(drop=True)
+        kept = scores["val/zimtohrli"].fillna(scores["val/lsd"]).argmin() if len(scores) else 0  # as training keeps it
         step, loss = logged["global_step"], logged["train/loss"]
         weight = step.diff().fillna(step)
-        first, last = step <= max(step.iloc[-1] / 10, step.iloc[0]), step > 0.9 * step.iloc[-1]
+        first, last = step <= max(step.max() / 10, step.min()), step > 0.9 * step.max()
         rows.append(
             {
                 "run_id": name,
                 "stage": log["stage"].iloc[0],
                 "steps": int(log["global_step"].iloc[-1]),
                 "minutes": log["wall_time"].iloc[-1] / 60.0,
-                "first_loss": np.average(loss[first], weights=weight[first]),
-                "last_loss": np.average(loss[last], weights=weight[last]),
-                "val_lsd": lsd.iloc[-1] if len(lsd) else np.nan,
+                "first_loss": np.average(loss[first], weights=weight[first]) if len(loss) else np.nan,
+                "last_loss": np.average(loss[last], weights=weight[last]) if len(loss) else np.nan,
+                "val_lsd": scores["val/lsd"].get(kept, np.nan),
+                "val_zimtohrli": scores["val/zimtohrli"].get(kept, np.nan),
             }
         )
     return pd.DataFrame(rows)

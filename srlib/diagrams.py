@@ -14,7 +14,7 @@ _LEGEND = {
     "diffusion model": TRAINED,
 }
 _ADD_NOISE = "add noise\n$z_t=\\sqrt{\\bar\\alpha_t}z_0+\\sqrt{1-\\bar\\alpha_t}\\,\\epsilon$"
-_RESIDUAL = "$r_0=z_0-z_b$, add noise\n$r_t=\\sqrt{\\bar\\alpha_t}r_0+\\sqrt{1-\\bar\\alpha_t}\\,\\epsilon$"
+_RESIDUAL = "$r_0=z_0-\\bar z$, add noise\n$r_t=\\sqrt{\\bar\\alpha_t}r_0+\\sqrt{1-\\bar\\alpha_t}\\,\\epsilon$"
 
 Point = tuple[float, float]
 
@@ -89,7 +89,7 @@ def audioldm() -> Figure:
 
 @styled
 def audiosr_noise() -> Figure:
-    """The model of this report: AudioSR's design, noise in the degraded input, a base estimate, the gain merge."""
+    """The model of this report: AudioSR's design, noise in the degraded input, a Gaussian prior, the gain merge."""
     ax = _canvas(7.4, 4.4)
     top, middle, low, bottom = 5.3, 4.0, 2.6, 1.2
     _box(ax, (0.75, top), "reference $x$", SIGNAL)
@@ -106,10 +106,10 @@ def audiosr_noise() -> Figure:
     _box(ax, (3.3, middle), "subtract\ntones", TRANSFORM, width=0.9)
     _box(ax, (4.75, middle), "STFT + mel", TRANSFORM, width=1.05)
     _box(ax, (6.2, middle), "VAE encoder", FROZEN, width=1.15)
-    _box(ax, (4.75, low), "base estimate\n(stored music)", FROZEN, width=1.35)
+    _box(ax, (4.75, low), "observation,\nGaussian prior", FROZEN, width=1.35)
     _box(ax, (6.35, low), "VAE encoder", FROZEN, width=1.15)
     _box(ax, (7.75, middle), "concat", TRANSFORM, width=0.8)
-    _box(ax, (9.3, middle), "U-Net\n$T$ steps", TRAINED, width=1.0)
+    _box(ax, (9.3, middle), "transformer\n(or U-Net)", TRAINED, width=1.15)
     _arrow(ax, (0.75, top - 0.31), (0.75, middle + 0.31))
     _arrow(ax, (1.375, middle), (1.99, middle))
     _arrow(ax, (2.2, low + 0.31), (2.2, middle - 0.21))
@@ -118,26 +118,27 @@ def audiosr_noise() -> Figure:
     _arrow(ax, (5.275, middle), (5.625, middle), label="$X_l$")
     _arrow(ax, (6.775, middle), (7.35, middle), label="$z_l$")
     _arrow(ax, (4.75, middle - 0.31), (4.75, low + 0.31))
-    _arrow(ax, (5.425, low), (5.775, low), label="$B$")
+    _arrow(ax, (5.425, low), (5.775, low), label="$\\bar X$")
     _arrow(ax, (6.925, low), (7.75, low), (7.75, middle - 0.31))
     _box(ax, (9.3, low), "+", TRANSFORM, width=0.42, height=0.42)
     _arrow(ax, (7.75, low), (9.09, low))
-    ax.text(7.85, (low + middle) / 2 - 0.1, "$z_b$", fontsize=7.5, va="center")
+    ax.text(7.85, (low + middle) / 2 - 0.1, "$\\bar z$, precision", fontsize=7.5, va="center")
     _arrow(ax, (8.5, top - 0.31), (8.5, (top + middle) / 2), (7.75, (top + middle) / 2), (7.75, middle + 0.31))
     ax.text(7.95, (top + middle) / 2 + 0.12, "$r_t$", fontsize=7.5, va="center")
-    _arrow(ax, (8.15, middle), (8.8, middle))
+    _arrow(ax, (8.15, middle), (8.725, middle))
 
-    _box(ax, (9.3, bottom), "VAE decoder,\nlevel", FROZEN, width=1.15)
-    _box(ax, (7.3, bottom), "vocoder", FROZEN, width=1.15)
+    _box(ax, (9.3, bottom), "VAE decoder", FROZEN, width=1.15)
+    _box(ax, (7.3, bottom), "vocoder: copied\nfine structure", TRANSFORM, width=1.45)
     _box(ax, (4.6, bottom), "gain merge", TRANSFORM, width=1.15)
     _box(ax, (1.7, bottom), "restored $\\hat x$", SIGNAL)
     _arrow(ax, (9.3, middle - 0.31), (9.3, low + 0.21))
     ax.text(9.4, (middle + low) / 2, "$\\hat r_0$", fontsize=7.5, va="center")
     _arrow(ax, (9.3, low - 0.21), (9.3, bottom + 0.31))
     ax.text(9.4, (low + bottom) / 2, "$\\hat z_0$", fontsize=7.5, va="center")
-    _arrow(ax, (8.725, bottom), (7.875, bottom), label="$\\hat X$")
-    _arrow(ax, (6.725, bottom), (5.175, bottom), label="generated audio")
+    _arrow(ax, (8.725, bottom), (8.025, bottom), label="$\\hat X$")
+    _arrow(ax, (6.575, bottom), (5.175, bottom), label="generated audio")
     _arrow(ax, (3.95, middle), (3.95, 1.9), (4.6, 1.9), (4.6, bottom + 0.31))
+    _arrow(ax, (4.6, 1.9), (7.3, 1.9), (7.3, bottom + 0.31))
     ax.text(3.85, 2.05, "known band", fontsize=7.5, va="center", ha="right")
     _arrow(ax, (4.025, bottom), (2.325, bottom))
     _legend(ax)

@@ -24,7 +24,13 @@ from srlib import baselines, data, perceptual
 from srlib.config import SAMPLE_RATE, Profile
 from srlib.degrade import Degradation, DegradationConfig
 from srlib.metrics import HEADLINE_HZ, Reference, bootstrap_ci, evaluate, level_high_db, lsd, texture_high
-from srlib.reproduce import LSD_NUMBER_CONDITIONS
+from srlib.reproduce import (
+    LSD_NUMBER_CONDITIONS,
+    LSD_NUMBER_MEASURES,
+    LSD_NUMBER_SYSTEMS,
+    PAIRED_CONDITIONS,
+    PAIRED_SYSTEMS,
+)
 
 if TYPE_CHECKING:
     from srlib.pipeline import RestorationOutput, RestorationPipeline
@@ -278,14 +284,17 @@ def _report(results: Iterator[list[dict]], total: int) -> Iterator[list[dict]]:
 
 
 def summarise(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """One row per condition and system: means over tracks, the interval of `lsd_19k`, and its ratio to the oracle's."""
+    """One row per condition and system: means over tracks, the interval of `lsd_19k`, and its ratio to the oracle's.
+
+    A measure that was not taken is NaN.
+    """
     keys = ["condition", "noise", "cutoff_hz", "system", "merge"]
     rows = []
     for values, group in table.groupby(keys, sort=False, dropna=False):
         low, high = bootstrap_ci(group["lsd_19k"], seed)
         row = dict(zip(keys, values, strict=True)) | {"tracks": len(group), "lsd_19k": group["lsd_19k"].mean()}
         row |= {"ci_low": low, "ci_high": high, "lsd_19k_median": group["lsd_19k"].median()}
-        rows.append(row | {name: group[name].mean() for name in SUMMARY_METRICS if name in group})
+        rows.append(row | {name: group[name].mean() if name in group else np.nan for name in SUMMARY_METRICS})
     summary = pd.DataFrame(rows)
     oracle = summary[summary["system"] == "oracle"].set_index("condition")["lsd_19k"]
     summary.insert(9, "ratio", summary["lsd_19k"] / summary["condition"].map(oracle))
@@ -293,15 +302,31 @@ def summarise(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def paired_difference(
-    table: pd.DataFrame, system: str, other: str, condition: str, seed: int = 0
+    table: pd.DataFrame, system: str, other: str, condition: str, seed: int = 0, measure: str = "lsd_19k"
 ) -> tuple[float, float, float]:
-    """Mean difference in `lsd_19k` of a system from another over the tracks of a condition, and its 95 % interval.
+    """Mean difference in a measure of a system from another over the tracks of a condition, and its 95 % interval.
 
     Tracks differ more from each other than systems do: the interval of a difference says what those of two means hide.
     """
-    scores = table[table["condition"] == condition].pivot(index="track", columns="system", values="lsd_19k")
+    scores = table[table["condition"] == condition].pivot(index="track", columns="system", values=measure)
     difference = scores[system] - scores[other]
     return float(difference.mean()), *bootstrap_ci(difference, seed)
+
+
+def quoted(table: pd.DataFrame, summary: pd.DataFrame, seed: int = 0) -> dict[str, float]:
+    """The numbers that prose quotes of a table and its summary, by name (`srlib.reproduce`)."""
+    cells = summary.set_index(["system", "condition"])
+    numbers = {f"ratio_ours_{name}": cells.loc[("ours", name), "ratio"] for name in LSD_NUMBER_CONDITIONS}
+    for condition in LSD_NUMBER_CONDITIONS:
+        for short, measure in LSD_NUMBER_MEASURES.items():
+            for name, system in LSD_NUMBER_SYSTEMS.items():
+                numbers[f"{short}_{name}_{condition}"] = cells.loc[(system, condition), measure]
+    for system in PAIRED_SYSTEMS:
+        for condition in PAIRED_CONDITIONS:
+            difference = paired_difference(table, "ours", system, condition, seed, "zimtohrli")
+            for end, value in zip(("", "_low", "_high"), difference, strict=True):
+                numbers[f"{system}_difference_{condition}{end}"] = value
+    return numbers
 
 
 def quality(summary: pd.DataFrame) -> pd.DataFrame:

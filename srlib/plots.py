@@ -246,19 +246,26 @@ def loss_curves(panels: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     return figure
 
 
+_VALIDATED = {"val/zimtohrli": "validation Zimtohrli, x 1000", "val/lsd": "validation LSD to 19 kHz"}
+
+
 @styled
-def lsd_vs_step(logs: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Figure:
-    """Validation LSD of each run, {name: log}, against the step of the whole curriculum."""
-    ax = _axes(ax, 7.2, 3.2)
-    offset = 0
-    for (name, log), colour in zip(logs.items(), PALETTE.values(), strict=False):
-        valid = log["val/lsd"].notna()
-        ax.plot(offset + log["global_step"][valid], log["val/lsd"][valid], "o-", color=colour, markersize=4, label=name)
-        ax.axvline(offset, color=PALETTE["grey"], linewidth=0.8, linestyle=":")
-        offset += int(log["global_step"].iloc[-1])
-    ax.set(xlabel="training step, runs end to end", ylabel="validation LSD to 19 kHz")
-    ax.legend(ncols=3)
-    return ax.figure
+def lsd_vs_step(logs: Mapping[str, pd.DataFrame]) -> Figure:
+    """Validation Zimtohrli, where logs hold it, and LSD of each run, {name: log}, over the steps of all runs."""
+    columns = [column for column in _VALIDATED if any(column in log for log in logs.values())]
+    figure = Figure(figsize=(7.2, 2.3 * len(columns) + 0.5), layout="constrained")
+    axes = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, column in zip(axes, columns, strict=True):
+        offset = 0
+        for (name, log), colour in zip(logs.items(), PALETTE.values(), strict=False):
+            valid = log.reindex(columns=["global_step", column]).dropna()
+            ax.plot(offset + valid["global_step"], valid[column], "o-", color=colour, markersize=4, label=name)
+            ax.axvline(offset, color=PALETTE["grey"], linewidth=0.8, linestyle=":")
+            offset += int(log["global_step"].iloc[-1])
+        ax.set_ylabel(_VALIDATED[column])
+    axes[-1].set_xlabel("training step, runs end to end")
+    axes[0].legend(ncols=3)
+    return figure
 
 
 @styled
@@ -279,8 +286,8 @@ def live_training(log: pd.DataFrame, ax: Axes | None = None) -> Figure:
 
 SYSTEM_COLOURS = {
     "gt_mel": "#bbbbbb", "oracle": "#777777", "unprocessed": "#222222", "band_replication": PALETTE["yellow"],
-    "ridge": PALETTE["orange"], "wiener": PALETTE["green"], "notch": PALETTE["sky"], "nvsr_dnn": PALETTE["purple"],
-    "nvsr_resunet": "#8c6bb1", "audiosr_lowpass": "#a6bddb", "ours_replace": PALETTE["blue"], "ours": PALETTE["red"],
+    "ridge": PALETTE["orange"], "wiener": PALETTE["green"], "notch": PALETTE["sky"], "prior": PALETTE["purple"],
+    "audiosr_lowpass": "#a6bddb", "ours_replace": PALETTE["blue"], "ours_sample": "#f4a582", "ours": PALETTE["red"],
 }  # fmt: skip
 
 

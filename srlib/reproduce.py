@@ -39,11 +39,15 @@ class Notebook:
 
 # Notebook 07 saves one number of each kind for each of these conditions.
 LSD_NUMBER_SYSTEMS = {
-    "ours": "ours", "unprocessed": "unprocessed", "ridge": "ridge", "oracle": "oracle", "base": "nvsr_dnn",
-    "replacement": "ours_replace",
+    "ours": "ours", "sample": "ours_sample", "replacement": "ours_replace", "prior": "prior", "ridge": "ridge",
+    "unprocessed": "unprocessed", "gt_mel": "gt_mel", "oracle": "oracle",
 }  # fmt: skip
-LSD_NUMBERS = ("ratio_ours", *(f"lsd19_{name}" for name in LSD_NUMBER_SYSTEMS))
-RIDGE_CONDITIONS = ("clean_4k", "clean_8k", "white_8k")  # of which the difference from ridge is quoted
+LSD_NUMBER_MEASURES = {"lsd19": "lsd_19k", "zimtohrli": "zimtohrli"}
+LSD_NUMBERS = ("ratio_ours", *(f"{short}_{name}" for short in LSD_NUMBER_MEASURES for name in LSD_NUMBER_SYSTEMS))
+# Pairs whose difference in Zimtohrli, track by track, is quoted.
+PAIRED_SYSTEMS, PAIRED_CONDITIONS = ("prior", "ridge"), ("clean_4k", "clean_8k", "white_8k")
+DECISION_NUMBERS = {"prior": "prior alone, copied", "step": "1 step, copied"}  # variations of the decision's grid
+DECISION_CONDITIONS = ("clean_4k", "white_8k")
 DETECTOR_NUMBERS = {
     "filter": "filter", "tone": "filter, then tone", "white": "filter, then white noise", "coder": "coder",
     "sample_rate": "sample rate", "full": "full band",
@@ -75,13 +79,14 @@ CHAIN = (
     ),
     _link(
         "04_latent_diffusion",
-        "models.csv sampling_steps.csv noise_schedule.svg denoising_steps.png",
-        "model_parameters_total sampling_steps_default lsd_lifted lsd_unlifted level_lifted level_unlifted",
+        "models.csv sampling_steps.csv noise_schedule.svg denoising_steps.png prior_posterior.png",
+        "model_parameters_total model_parameters_diffusion sampling_steps_default",
     ),
     _link(
         "05_training",
         "live_training.svg training_runs.csv training_log.csv loss_curve.svg lsd_vs_step.svg",
-        "training_minutes_total training_steps_ldm live_loss_first live_loss_last",
+        "learning_curve.csv learning_curve.svg training_hours_total training_steps_ldm training_music_hours",
+        "training_music_tracks live_loss_first live_loss_last",
     ),
     _link(
         "06_results",
@@ -94,9 +99,15 @@ CHAIN = (
     ),
     _link(
         "07_lsd_tables",
-        "lsd.csv lsd_summary.csv quality.csv ablations.csv lsd_by_condition.svg lsd_published.csv",
+        "lsd.csv lsd_summary.csv quality.csv decision.csv ablations.csv lsd_by_condition.svg lsd_published.csv",
         "test_tracks_evaluated tracks_ablated tones_below_8k",
-        *(f"ridge_difference_{condition}{end}" for condition in RIDGE_CONDITIONS for end in ("", "_low", "_high")),
+        *(
+            f"{system}_difference_{condition}{end}"
+            for system in PAIRED_SYSTEMS
+            for condition in PAIRED_CONDITIONS
+            for end in ("", "_low", "_high")
+        ),
+        *(f"decision_{name}_{condition}" for name in DECISION_NUMBERS for condition in DECISION_CONDITIONS),
         *(f"{prefix}_{condition}" for prefix in LSD_NUMBERS for condition in LSD_NUMBER_CONDITIONS),
     ),
     _link(

@@ -1,4 +1,4 @@
-"""Studies of the report: which merge removes noise without harm, noise that ends with the band, what fills a gap."""
+"""Studies of the report: what the prior expects, which merge removes noise, noise within the band, what fills a gap."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import ndimage
 
 from srlib import baselines
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from srlib.degrade import Degradation, DegradationConfig, istft, stft
 from srlib.evaluation import Condition, restore, restore_each_merge
+from srlib.mel import log_mel
+from srlib.merge import Band
 from srlib.metrics import HEADLINE_HZ, PLAIN, lsd, plain_power, snr_low_db, tone_suppression_db
+from srlib.noise import BINS_HZ, WINDOW_POWER
+from srlib.observation import Observation, observe
 
 if TYPE_CHECKING:
     from srlib.pipeline import RestorationPipeline
+    from srlib.prior import Posterior
 
 MERGE_NOISES = (("clean", 0.0), ("tone", 0.2), ("tone", 0.02), ("white", 0.02), ("white", 0.005))
 MERGE_SETTINGS = {
@@ -41,6 +47,21 @@ GAP_SETTINGS = {
 }
 _NEAR_TONE_HZ = 200.0
 _HIGHEST_TONE = 0.8  # of the cutoff: what lies above it no merge keeps
+
+
+# ---------------------------------------------------------------------------------------------- prior
+
+
+def posterior(
+    pipe: RestorationPipeline, degraded: np.ndarray, degradation: Degradation
+) -> tuple[Observation, Posterior]:
+    """What the record of a low-pass and white noise says of `degraded` [samples], and what the prior makes of that."""
+    band = Band(degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE))
+    level = degradation.noise_amplitude if degradation.noise_type == "white" else 0.0
+    floor = np.full(len(BINS_HZ), level**2 * WINDOW_POWER)
+    mel = log_mel(torch.from_numpy(degraded).to(pipe.device))
+    observation = observe(mel, [band], [floor], [degradation.gaps])
+    return observation, pipe.prior(observation.log_mel, observation.variance)
 
 
 # ---------------------------------------------------------------------------------------------- merges
@@ -189,10 +210,6 @@ def compare_fillings(pipe: RestorationPipeline, references: Mapping[str, np.ndar
 
 def _spectra(wav: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log10 power to 19 kHz `[frames, bins]` of the plain convention, and log-mel `[frames, 256]`."""
-    import torch
-
-    from srlib.mel import log_mel
-
     bins = int(HEADLINE_HZ * PLAIN.n_fft / SAMPLE_RATE) + 1
     return np.log10(np.maximum(plain_power(wav)[:, :bins], PLAIN.eps)), log_mel(torch.from_numpy(wav))[0, 0].numpy()
 
