@@ -26,13 +26,15 @@ def posterior(
     figure = Figure(figsize=(7.2, 1.7 * -(-len(every) // 2) + 0.3), layout="constrained")
     axes = figure.subplots(-(-len(every) // 2), 2, sharex=True, sharey=True, squeeze=False)
     centres = np.asarray(band_edges_hz)[1:-1]
-    meshes = {}
+    meshes: dict[str, list] = {"log-mel": [], "standard deviation": []}
     for ax, (label, values) in zip(axes.flat, every.items(), strict=False):
-        kind, (low, high) = ("log-mel", LOG_MEL_RANGE) if label in panels else ("deviation", (0.0, _DEVIATION_NAT))
+        kind = "log-mel" if label in panels else "standard deviation"
+        low, high = LOG_MEL_RANGE if label in panels else (0.0, _DEVIATION_NAT)
         extent = (0.0, len(values) * HOP_LENGTH / SAMPLE_RATE, 0, values.shape[1])
-        colours = COLOURS if kind == "log-mel" else "viridis"
-        meshes[kind] = ax.imshow(values.T, origin="lower", aspect="auto", extent=extent, cmap=colours, vmin=low,
-                                 vmax=high, interpolation="nearest")  # fmt: skip
+        colours = COLOURS if label in panels else "viridis"
+        mesh = ax.imshow(values.T, origin="lower", aspect="auto", extent=extent, cmap=colours, vmin=low, vmax=high,
+                         interpolation="nearest")  # fmt: skip
+        meshes[kind].append((mesh, ax))
         ax.set_yticks(np.interp((500, 2000, 5000, 15000), centres, np.arange(len(centres))), ["500", "2k", "5k", "15k"])
         ax.set_title(label, loc="left")
         ax.grid(False)
@@ -42,9 +44,9 @@ def posterior(
         ax.set_ylabel("Hz")
     for ax in axes[-1]:
         ax.set_xlabel("time, s")
-    for kind, label in {"log-mel": "log-mel, nat", "deviation": "standard deviation, nat"}.items():
-        if kind in meshes:
-            figure.colorbar(meshes[kind], ax=axes, label=label, shrink=0.8, aspect=35)
+    for kind, drawn in meshes.items():
+        if drawn:
+            figure.colorbar(drawn[0][0], ax=[ax for _, ax in drawn], label=f"{kind}, nat", aspect=9 * len(drawn))
     return figure
 
 
