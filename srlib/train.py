@@ -345,7 +345,7 @@ class Run:
         A run is where its checkpoint says: were that written first, a run killed in between would count as finished
         with the pipeline of an earlier step, or without one.
         """
-        score = scores.get("val/zimtohrli", scores["val/lsd"])
+        score = scores["val/loss"]
         if score < self.best:
             self.best = score
             with self._ema_weights():
