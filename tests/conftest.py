@@ -40,6 +40,14 @@ def tiny_pipeline():
     return build("tiny", seed=0)
 
 
+@pytest.fixture(scope="session")
+def compact_pipeline():
+    """The shipped model, with its trained weights."""
+    from srlib.pipeline import RestorationPipeline
+
+    return RestorationPipeline.from_pretrained("compact")
+
+
 def audiosr_tensor(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """The parity fixture's weight of an AudioSR key; tests/data/README.md has the recipe."""
     name = key.removeprefix("model.").removeprefix("first_stage_model.")

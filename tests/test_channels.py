@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy import signal
 
-from srlib.channels import ChannelSurvey, Layout, spread
+from srlib.channels import ChannelSurvey, Layout, level_differences, spread
 from srlib.config import LOG_MEL_FLOOR, SAMPLE_RATE
-from srlib.mel import log_mel
+from srlib.mel import band_of_hz, log_mel
 
 
 def survey(*channels: np.ndarray, block: int = 1000) -> Layout:
@@ -57,21 +57,27 @@ def test_mixing_is_the_weighted_sum():
     assert torch.equal(Layout((0,), (0,), np.ones(1, np.float32)).mix(single), single[0])
 
 
+def shares_of(generated, known, known_mix, weights, cutoff_hz, gaps=()) -> torch.Tensor:
+    """What is generated, `[samples]`, for each source: `[sources, samples]`."""
+    return spread(generated, level_differences(known, known_mix, cutoff_hz, list(gaps)), weights)
+
+
 def test_each_channel_gets_its_level_and_sign():
     generated = torch.from_numpy(noise(0)).float()
     known = torch.randn(100, 256, generator=torch.Generator().manual_seed(0)) - 4
     sources = torch.stack([known + np.log(0.5), known + np.log(2.0), torch.full_like(known, np.log(LOG_MEL_FLOOR))])
-    shares = spread(generated, sources, known, np.array([0.5, -0.4, 0.1]), 8000.0, [])
+    shares = shares_of(generated, sources, known, np.array([0.5, -0.4, 0.1]), 8000.0)
     torch.testing.assert_close(shares[0], 0.5 * generated, atol=2e-3, rtol=0)
     torch.testing.assert_close(shares[1], -2.0 * generated, atol=8e-3, rtol=0)
-    assert shares[2].abs().max() < 1e-6  # nothing below the cutoff, so nothing above
+    # Nothing below the cutoff, so 100 dB less above.
+    assert shares[2].abs().max() < 1.1e-5 * generated.abs().max()
 
 
 def test_a_channel_without_content_below_the_cutoff_gets_nothing_above():
     bass = signal.sosfilt(signal.butter(8, 120, fs=SAMPLE_RATE, output="sos"), noise(1))
     wavs = [torch.from_numpy(wav).float() for wav in (noise(0), noise(0) + bass, 3 * bass)]
     mix, *known = (log_mel(wav)[0, 0] for wav in wavs)
-    shares = spread(torch.from_numpy(noise(2)).float(), torch.stack(known), mix, np.array([0.9, 0.1]), 8000.0, [])
+    shares = shares_of(torch.from_numpy(noise(2)).float(), torch.stack(known), mix, np.array([0.9, 0.1]), 8000.0)
     above = signal.butter(8, 8000, "high", fs=SAMPLE_RATE, output="sos")
     levels = [10 * np.log10(np.mean(signal.sosfilt(above, share.numpy()) ** 2)) for share in shares]
     assert levels[0] - levels[1] > 60
@@ -84,5 +90,24 @@ def test_levels_are_bridged_across_a_gap(seconds):
     wavs[:, round(gap[0] * SAMPLE_RATE) : round(gap[1] * SAMPLE_RATE)] = 0
     mix, half = log_mel(wavs)[:, 0]
     generated = torch.from_numpy(noise(2, 2.0)).float()
-    share = spread(generated, half[None], mix, np.ones(1), 24_000.0, [gap])[0]
+    share = shares_of(generated, half[None], mix, np.ones(1), 24_000.0, [gap])[0]
     torch.testing.assert_close(share, 0.5 * generated, atol=5e-3, rtol=0)
+
+
+def test_level_differences_are_held_above_the_cutoff_and_smooth():
+    """Half as loud below 2 kHz, as loud up to 8 kHz: above that, what is just below it is held."""
+    mix = torch.randn(300, 256, generator=torch.Generator().manual_seed(0)) / 2 - 4
+    half = mix.clone()
+    half[:, : band_of_hz(2000)] += np.log(0.5)
+    half[:, band_of_hz(8000) :] = -11.0
+    (found,) = level_differences(half[None], mix, 8000.0, [])
+    assert found.shape == (300, 256)
+    torch.testing.assert_close(
+        found[:, : band_of_hz(1500)].mean(), torch.tensor(np.log(0.5)).float(), atol=0.02, rtol=0
+    )
+    torch.testing.assert_close(
+        found[:, band_of_hz(3000) :], torch.zeros(300, 256 - band_of_hz(3000)), atol=0.02, rtol=0
+    )
+    assert found.diff(dim=0).abs().max() < 0.1
+    louder = level_differences(mix[None] + 5, mix, 8000.0, [])
+    torch.testing.assert_close(louder.exp(), torch.full((1, 300, 256), 10.0))  # no channel gets more

@@ -33,6 +33,13 @@ def tiny(monkeypatch, tiny_pipeline):
     monkeypatch.setattr(RestorationPipeline, "from_pretrained", classmethod(lambda *_args, **_kwargs: tiny_pipeline))
 
 
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory, tiny_pipeline) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline.save_pretrained(folder)
+    return folder
+
+
 def run(*argv: str | Path) -> int:
     try:
         return main([str(arg) for arg in argv])
@@ -331,7 +338,8 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )
-def test_restore_refuses(capsys, tmp_path, clip, options, words):
+def test_restore_refuses(capsys, tmp_path, clip, tiny_folder, options, words):
+    options = ["--model", tiny_folder, *options]
     assert words in refusal(capsys, tmp_path, "restore", clip, "-o", tmp_path / "r.wav", *options)
 
 

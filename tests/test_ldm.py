@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from srlib import ldm
-from srlib.config import AUDIOSR, COMPACT, TINY, UNCONDITIONAL_LATENT
+from srlib.config import AUDIOSR, AUDIOSR_NARROW, COMPACT, TINY, UNCONDITIONAL_LATENT
 from srlib.errors import SrlibError
 from srlib.pipeline import build
 
@@ -84,26 +84,61 @@ def test_velocity_in_closed_form():
     torch.testing.assert_close((1 - abar).sqrt() * noisy + abar.sqrt() * velocity, eps, atol=1e-4, rtol=0)
 
 
+class ZeroUnet(torch.nn.Module):
+    def forward(self, stacked, timestep, encoder_hidden_states):
+        return SimpleNamespace(sample=torch.zeros_like(stacked[:, :16]))
+
+
+def channel_weights(values: torch.Tensor) -> torch.Tensor:
+    return values[None, :, None, None]
+
+
 def test_loss_is_zero_for_the_right_velocity_and_known_for_a_wrong_one():
-    scheduler, clean, weights = ldm.build_scheduler(TINY), noise(), torch.ones(16)
+    scheduler, clean, weights = ldm.build_scheduler(TINY), noise(), channel_weights(torch.ones(16))
     perfect = PerfectUnet(clean, scheduler.alphas_cumprod)
     torch.manual_seed(0)
     loss = ldm.velocity_loss(perfect, scheduler, clean, noise(seed=2), weights, last_step_share=1.0)
     assert loss < 1e-6
     assert (perfect.calls[0][1] == 999).all()
+    assert not perfect.calls[0][0][:, :16].any()  # without signal the noise is zero, as one sampling step has it
     assert torch.equal(perfect.calls[0][0][:, 16:], noise(seed=2))  # the condition is concatenated on channels
-
-    class ZeroUnet(torch.nn.Module):
-        def forward(self, stacked, timestep, encoder_hidden_states):
-            return SimpleNamespace(sample=torch.zeros_like(stacked[:, :16]))
+    torch.manual_seed(0)
+    assert ldm.velocity_loss(perfect, scheduler, clean, noise(seed=2), weights, last_step_share=0.0) < 1e-6
+    assert perfect.calls[1][0][:, :16].any()
 
     # At the last timestep the velocity is minus the clean latent, and the weight of that end is one.
     loss = ldm.velocity_loss(ZeroUnet(), scheduler, clean, noise(), weights, last_step_share=1.0)
     assert loss == pytest.approx(float((clean**2).mean()), rel=1e-5)
     only_first = torch.zeros(16)
     only_first[0] = 16.0
-    loss = ldm.velocity_loss(ZeroUnet(), scheduler, clean, noise(), only_first, last_step_share=1.0)
+    loss = ldm.velocity_loss(ZeroUnet(), scheduler, clean, noise(), channel_weights(only_first), last_step_share=1.0)
     assert loss == pytest.approx(float((clean[:, 0] ** 2).mean()), rel=1e-5)
+
+
+def test_loss_is_a_weighted_mean_of_each_sample_by_itself():
+    """Where weights are zero nothing counts, and a sample with few known bands counts as much as any other."""
+    scheduler, clean = ldm.build_scheduler(TINY), noise()
+    weights = torch.zeros(2, 1, 1, 32)
+    weights[0], weights[1, ..., :4] = 1.0, 3.0
+    loss = ldm.velocity_loss(ZeroUnet(), scheduler, clean, noise(), weights, last_step_share=1.0)
+    expected = ((clean[0] ** 2).mean() + (clean[1, ..., :4] ** 2).mean()) / 2
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_loss_weighs_timesteps_by_their_clipped_signal_to_noise_ratio(gamma, monkeypatch):
+    scheduler, clean, eps = ldm.build_scheduler(TINY), noise(), noise(seed=1)
+    timestep = torch.tensor([50, 800])
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: timestep)
+    monkeypatch.setattr(torch, "randn_like", lambda _: eps)
+    weights = channel_weights(torch.ones(16))
+    loss = ldm.velocity_loss(ZeroUnet(), scheduler, clean, noise(), weights, 0.0, gamma)
+    abar = cosine_abar(True)[timestep].float()[:, None, None, None]
+    error = (abar.sqrt() * eps - (1 - abar).sqrt() * clean).square().mean((1, 2, 3))
+    snr = (abar / (1 - abar)).flatten()
+    factor = 1.0 if gamma is None else (snr.clamp(max=gamma) + 1) / (snr + 1)
+    assert snr[0] > 5 > snr[1]
+    assert loss == pytest.approx(float((error * factor).mean()), rel=1e-3)
 
 
 def test_condition_is_dropped_for_each_sample_by_itself():
@@ -171,19 +206,20 @@ def test_eta_one_is_stochastic_and_seeded():
     scheduler = ldm.build_scheduler(TINY)
     torch.manual_seed(0)
     unet = ldm.build_unet(TINY).eval()
-    torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+    torch.nn.init.normal_(unet.head.weight, std=0.1)
+    shape, condition = (2, 8, 8, 32), noise((2, 18, 8, 32))
 
     def sample(eta, seed):
         generator = torch.Generator().manual_seed(seed)
-        return ldm.denoise(unet, scheduler, noise(), noise((2, 32, 8, 32)), 3, eta=eta, generator=generator)
+        return ldm.denoise(unet, scheduler, noise(shape), condition, 3, eta=eta, generator=generator)
 
     assert torch.isfinite(sample(1.0, 0)).all()
     assert torch.equal(sample(1.0, 0), sample(1.0, 0))
     assert not torch.equal(sample(1.0, 0), sample(1.0, 1))
     assert torch.equal(sample(0.0, 0), sample(0.0, 1))
     generator = torch.Generator().manual_seed(0)
-    added = [torch.randn(SHAPE, generator=generator) for _ in range(3)]
-    given = ldm.denoise(unet, scheduler, noise(), noise((2, 32, 8, 32)), 3, eta=1.0, step_noise=added)
+    added = [torch.randn(shape, generator=generator) for _ in range(3)]
+    given = ldm.denoise(unet, scheduler, noise(shape), condition, 3, eta=1.0, step_noise=added)
     assert torch.equal(given, sample(1.0, 0))
 
 
@@ -213,15 +249,15 @@ def test_unknown_scheduler_is_refused_and_known_ones_keep_the_schedule():
 
 
 @torch.no_grad()
-def test_the_untrained_u_net_predicts_zero_and_has_two_self_attentions_a_layer():
+def test_audiosr_s_untrained_u_net_predicts_zero_and_has_two_self_attentions_a_layer():
     torch.manual_seed(0)
-    unet = ldm.build_unet(TINY)
-    output = unet(noise((1, 48, 8, 32)), torch.tensor([5]), encoder_hidden_states=None).sample
+    unet = ldm.build_unet(AUDIOSR_NARROW)
+    output = unet(noise((1, 32, 8, 32)), torch.tensor([5]), encoder_hidden_states=None).sample
     assert output.shape == (1, 16, 8, 32)
     assert output.abs().max() == 0
     block = unet.down_blocks[1]
     assert len(block.attentions) == 2 * len(block.resnets)
-    assert block.attentions[0].transformer_blocks[0].attn2.to_k.in_features == 16  # attends to itself, not to text
+    assert block.attentions[0].transformer_blocks[0].attn2.to_k.in_features == 64  # attends to itself, not to text
 
 
 def test_audiosr_s_u_net_has_its_size():
@@ -230,15 +266,24 @@ def test_audiosr_s_u_net_has_its_size():
     assert sum(p.numel() for p in unet.parameters()) == 258_195_088
 
 
-def test_of_a_bases_residual_the_motion_is_generated():
+def test_a_single_step_starts_from_the_mean_of_the_noise_and_is_not_random():
+    """A schedule that ends in pure noise makes it the posterior mean; one that does not, starts from noise."""
+    for size, random in ((TINY, False), (AUDIOSR, True)):
+        scheduler = ldm.use_scheduler(ldm.build_scheduler(size), None)
+        unet = PerfectUnet(noise(seed=3), scheduler.alphas_cumprod)
+        for seed in (0, 1):
+            ldm.denoise(unet, scheduler, noise(seed=seed), noise(seed=2), 1)
+        first, second = (stacked[:, :16] for stacked, _ in unet.calls)
+        assert torch.equal(first, second) != random
+        assert first.any() == random
+
+
+def test_a_residual_is_in_units_of_its_spread():
     pipeline = build("tiny")
-    pipeline.base.residual_std.copy_(torch.linspace(0.5, 2, 16))
-    base = torch.randn(2, 16, 40, 32, generator=torch.Generator().manual_seed(0))
-    slow = torch.linspace(-1, 1, 32).expand(2, 16, 40, 32)
-    fast = torch.cos(torch.arange(40.0) * torch.pi / 2)[None, None, :, None].expand(2, 16, 40, 32)
-    residual = pipeline.to_residual(base + slow + fast, base)
-    spread = pipeline.base.residual_std[None, :, None, None]
-    torch.testing.assert_close(residual, fast / spread, atol=0.15, rtol=0)  # 17 to 33 frames hold no whole period
-    torch.testing.assert_close(pipeline.from_residual(fast / spread, base), base + fast)
-    pipeline.base = None
-    torch.testing.assert_close(pipeline.to_residual(base + slow, base), slow)
+    pipeline.prior.residual_std.copy_(torch.linspace(0.5, 2, 8))
+    mean, residual = noise((2, 8, 40, 32)), noise((2, 8, 40, 32), seed=1)
+    spread = torch.linspace(0.5, 2, 8)[None, :, None, None]
+    torch.testing.assert_close(pipeline.to_residual(mean + spread * residual, mean), residual, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pipeline.from_residual(residual, mean), mean + spread * residual)
+    pipeline.prior = None
+    assert torch.equal(pipeline.to_residual(mean, torch.zeros(())), mean)

@@ -1,13 +1,11 @@
-"""The vocoders and the regressor: exact inversion, exact lengths, and a network that starts as the identity."""
+"""The vocoders: exact inversion, exact lengths, and a network that starts as the identity."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from srlib.config import AUDIOSR, TINY
 from srlib.mel import log_mel, mel_filters
-from srlib.nvsr import MelRegressor
 from srlib.vocoder import IstftVocoder, build_vocoder, envelope, flat_noise, istft_same, stft, vocode
 
 PAD = 784  # samples that a frame starts before its hop
@@ -120,28 +118,3 @@ def test_flat_noise_gets_flatter_and_keeps_its_mean_magnitude():
 def test_flat_noise_depends_on_the_seed_alone():
     assert torch.equal(flat_noise(4800, 2), flat_noise(4800, 2))
     assert not torch.equal(flat_noise(4800, 2), flat_noise(4800, 2, seed=1))
-
-
-@torch.no_grad()
-def test_the_regressor_starts_as_the_identity():
-    torch.manual_seed(0)
-    regressor = MelRegressor(**TINY.base).eval()
-    log_mels = noise(2, 1, 40, 256) - 5
-    full_band = torch.tensor([256, 256])
-    output = regressor(log_mels, full_band)
-    torch.testing.assert_close(output.log_mel, log_mels, atol=1e-5, rtol=0)
-    assert output.evidence.shape == (2, 3, 256)
-    one = regressor(log_mels[1:], full_band[1:])
-    torch.testing.assert_close(one.evidence, output.evidence[1:], atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
-def test_the_regressor_round_trips_through_its_folder(tmp_path):
-    torch.manual_seed(0)
-    regressor = MelRegressor(**TINY.base).eval()
-    torch.nn.init.normal_(regressor.head.weight)
-    regressor.save_pretrained(tmp_path)
-    loaded = MelRegressor.from_pretrained(tmp_path).eval()
-    log_mels = noise(1, 1, 16, 256) - 5
-    assert torch.equal(loaded(log_mels).log_mel, regressor(log_mels).log_mel)
-    assert np.ptp(loaded(log_mels).log_mel.numpy() - log_mels.numpy()) > 0.1
