@@ -41,6 +41,17 @@ def tiny_pipeline():
 
 
 @pytest.fixture(scope="session")
+def fitted_pipeline(train_log_mels):
+    """A model of the shipped size of which all that has a closed form is fitted; what is trained still says nothing."""
+    from srlib.pipeline import build
+
+    pipe = build("compact", seed=0)
+    pipe.vae.fit(train_log_mels[:, :, :1024])
+    pipe.prior.fit([train_log_mels])
+    return pipe
+
+
+@pytest.fixture(scope="session")
 def compact_pipeline():
     """The shipped model, with its trained weights."""
     from srlib.pipeline import RestorationPipeline

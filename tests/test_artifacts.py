@@ -47,13 +47,8 @@ def test_numbers_merge_by_name_and_sort():
     assert artifacts.save_number("a_tracks", 30, "demo", "01_data", fmt="d") == "30"
     numbers = artifacts.read_numbers("demo")
     assert list(numbers) == ["a_tracks", "b_hz"]
-    assert numbers["b_hz"] == {
-        "value": 8160.4,
-        "unit": "Hz",
-        "text": "8160",
-        "notebook": "02_degradation",
-        "profile": "demo",
-    }
+    assert numbers["b_hz"] == {"value": 8160.4, "unit": "Hz", "text": "8160", "notebook": "02_degradation",
+                               "profile": "demo"}
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
