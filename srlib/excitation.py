@@ -22,6 +22,7 @@ EXCITATIONS = ("copied", "noise")
 _LOOP_SAMPLES = 1024 * HOP_LENGTH  # 10.24 s: of the noise that is repeated
 # Of the noise under the copies, -100 dB of full scale: it takes over where the known band is silent.
 _FLOOR_AMPLITUDE = 1e-5
+_OVERLAP = 0.1  # of a copy's width
 
 
 def noise(samples: int, first_sample: int = 0) -> torch.Tensor:
@@ -38,22 +39,33 @@ def _loop() -> torch.Tensor:
 def copied(known: torch.Tensor, edge_hz: float, first_sample: int = 0) -> torch.Tensor:
     """The top octave below `edge_hz` of `[..., samples]`, repeated upwards to 24 kHz; noise where it is silent.
 
-    The octave moves up in steps of its own width, edge_hz / 2, so that the copies touch. `first_sample` is the position
-    in the recording that the modulation is counted from: chunks agree where they overlap.
+    `first_sample` is the position in the recording that the modulation is counted from: chunks agree where they
+    overlap.
     """
     samples, width_hz = known.shape[-1], edge_hz / 2
     freqs_hz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE, device=known.device)
     octave = torch.fft.rfft(known) * ((freqs_hz >= edge_hz - width_hz) & (freqs_hz < edge_hz))
     analytic = torch.fft.ifft(2 * octave, samples)  # negative frequencies are zero
-    cycles = (torch.arange(samples, dtype=torch.float64) + first_sample) * (width_hz / SAMPLE_RATE) % 1.0
-    step = torch.polar(torch.ones_like(cycles), 2 * math.pi * cycles).to(analytic)
-    total, carrier = torch.zeros_like(analytic), torch.ones_like(step)
-    for _ in range(math.ceil((SAMPLE_RATE / 2 - edge_hz) / width_hz)):
-        carrier = carrier * step
-        total = total + analytic * carrier
-    # What passes 24 kHz comes out at negative frequencies, and goes: its mirror image would lie below 24 kHz.
-    above = torch.fft.fft(total)[..., : len(freqs_hz)] * (freqs_hz >= edge_hz) / 2
+    seconds = (torch.arange(samples, dtype=torch.float64) + first_sample) / SAMPLE_RATE
+    total = torch.zeros_like(known)
+    for shift_hz in shifts_hz(edge_hz):
+        carrier = torch.polar(torch.ones_like(seconds), 2 * math.pi * (shift_hz * seconds % 1))
+        total = total + (analytic * carrier.to(analytic)).real
+    above = torch.fft.rfft(total) * (freqs_hz >= edge_hz)  # what the last copy folds back at 24 kHz goes
     return torch.fft.irfft(above, samples) + _FLOOR_AMPLITUDE * noise(samples, first_sample).to(known)
+
+
+def shifts_hz(edge_hz: float) -> list[float]:
+    """How far each copy moves up, Hz. Copies overlap by a random tenth of their width, edge_hz / 2, at most.
+
+    Copies at equal distances would be a comb: neighbouring ones correlate by 0.9 then, and not at all like this.
+    """
+    rng, width_hz = np.random.default_rng(0), edge_hz / 2
+    shifts, top_hz = [], edge_hz
+    while top_hz < SAMPLE_RATE / 2:
+        shifts.append(float(top_hz - rng.uniform(0, _OVERLAP) * width_hz - (edge_hz - width_hz)))
+        top_hz = shifts[-1] + edge_hz
+    return shifts
 
 
 @stage("vocoder")

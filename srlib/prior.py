@@ -24,6 +24,9 @@ SLOW_FRAMES = 257  # window of the slow part: 2.57 s
 _SLOW_STRIDE = 16  # frames between two solves for the slow part, which hardly changes between them
 _MODEL_VARIANCE = 0.2  # nat^2, added to every observation: what music does that no Gaussian expects (notebook 04)
 _MISSING = 1e6  # nat^2: an infinite variance in arithmetic
+# Of the correction of loud moments, and the power over the mean from which it grows no further; chosen on the
+# validation tracks by Zimtohrli, which falls by a fifth at 4 kHz.
+_EMPHASIS, _MOST_RELATIVE = 0.3, 30.0
 _FIT_STRIDE = 8  # frames between two that are fitted; neighbours overlap by three quarters
 _LOWEST = math.log(LOG_MEL_FLOOR)
 
@@ -114,6 +117,23 @@ def _solve(
     right = (precision * observed) @ factors
     weights = (covariance @ right[..., None])[..., 0] if len(covariance) == rows else right @ covariance[0]
     return weights @ factors.T, (covariance.flatten(1) @ products.T).expand(rows, -1)
+
+
+def emphasised(log_mel: torch.Tensor, first_band: int) -> torch.Tensor:
+    """Estimated log-mels `[batch, 1, frames, 256]` whose loud moments are raised from a band on.
+
+    A mean of logarithms underestimates power (Jensen's inequality), most where music is loud for a moment: an onset
+    that is as likely as not is half a one. The gain grows with the power of a cell over its mean over 2.57 s.
+    """
+    above = log_mel[:, 0, :, first_band:]
+    if not above.shape[-1]:
+        return log_mel
+    power = torch.exp(2 * above).transpose(1, 2)
+    mean = F.avg_pool1d(power, SLOW_FRAMES, 1, SLOW_FRAMES // 2, count_include_pad=False)
+    relative = (power / mean.clamp(min=LOG_MEL_FLOOR**2)).transpose(1, 2)
+    raised = log_mel.clone()
+    raised[:, 0, :, first_band:] += 0.5 * torch.log1p(_EMPHASIS * relative / (1 + relative / _MOST_RELATIVE))
+    return raised
 
 
 def _window_means(frames: torch.Tensor) -> torch.Tensor:

@@ -18,10 +18,11 @@ from srlib.chunks import UNIT_FRAMES, Chunk, PositionalNoise
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.excitation import copied, noise, synthesise
 from srlib.gaps import Gap, interpolate_gaps
-from srlib.mel import log_mel
+from srlib.mel import band_of_hz, log_mel
 from srlib.merge import FULL_BAND, Band, frames_of, merge, replace_mel, scaled
 from srlib.noise import noise_gain
 from srlib.observation import observe
+from srlib.prior import emphasised
 from srlib.recording import Recording
 from srlib.tones import Tone
 from srlib.vocoder import vocode
@@ -59,6 +60,11 @@ class Sampling:
     eta: float
     scheduler: SchedulerMixin
     generator: torch.Generator
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the result is a mean, or near one, and not a sample."""
+        return self.steps <= 1 or self.samples > 1
 
     def step_generators(self) -> list[torch.Generator]:
         """One for what each step adds, if the sampler is stochastic; `generator` stays as it is.
@@ -168,6 +174,8 @@ class Restoration:
         posterior = self._posterior(degraded, gaps)
         # 2. Restore the component's log-mel; AudioSR's merge replaces its known band before it is vocoded
         restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], posterior, noises), gaps)
+        if posterior is not None and self.sampling.is_mean:
+            restored = emphasised(restored, band_of_hz(band.known_hz))
         clean = torch.cat([restored, (degraded if posterior is None else posterior.mean)[1:]])[:, 0]
         voiced = replace_mel(restored, degraded[:1], band) if self._merge == "replace" else restored
         # 3. The gain that takes noise out, and waveforms with what was restored
