@@ -90,8 +90,8 @@ def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for name, log in runs.items():
         logged = log.dropna(subset=["train/loss"])
-        scores = log.reindex(columns=["val/lsd", "val/zimtohrli"]).dropna(subset="val/lsd").reset_index(drop=True)
-        kept = scores["val/zimtohrli"].fillna(scores["val/lsd"]).argmin() if len(scores) else 0  # as training keeps it
+        validated = log.reindex(columns=["val/loss", "val/lsd", "val/zimtohrli"]).dropna(subset="val/lsd")
+        kept = validated.sort_values("val/loss").head(1)  # as training keeps them
         step, loss = logged["global_step"], logged["train/loss"]
         weight = step.diff().fillna(step)
         first, last = step <= max(step.max() / 10, step.min()), step > 0.9 * step.max()
@@ -103,8 +103,8 @@ def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 "minutes": log["wall_time"].iloc[-1] / 60.0,
                 "first_loss": np.average(loss[first], weights=weight[first]) if len(loss) else np.nan,
                 "last_loss": np.average(loss[last], weights=weight[last]) if len(loss) else np.nan,
-                "val_lsd": scores["val/lsd"].get(kept, np.nan),
-                "val_zimtohrli": scores["val/zimtohrli"].get(kept, np.nan),
+                "val_lsd": kept["val/lsd"].max(),
+                "val_zimtohrli": kept["val/zimtohrli"].max(),
             }
         )
     return pd.DataFrame(rows)
