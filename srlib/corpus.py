@@ -92,6 +92,15 @@ class Corpus:
         piece = self.audio[self.starts[track] :][start : min(start + samples, lengths[track])]
         return np.resize(piece, samples).astype(np.float32) / 32768, float(self.bandwidth_hz[track])
 
+    def limited_to(self, hours: float, seed: int) -> Corpus:
+        """The same corpus of which only some random tracks are drawn, as many as last so long together."""
+        lengths, order = np.diff(self.starts), np.random.default_rng([seed, 3]).permutation(len(self.names))
+        before = np.concatenate([[0], lengths[order].cumsum()[:-1]])
+        kept = np.zeros(len(order), bool)
+        kept[order[before < hours * 3600 * SAMPLE_RATE]] = True
+        shares = self.shares * kept
+        return replace(self, shares=shares / shares.sum())
+
     def steps_an_epoch(self, batch_size: int) -> int:
         """Batches in which every track comes once."""
         return -(-len(self.names) // batch_size)

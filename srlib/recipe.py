@@ -63,7 +63,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         lambda v: isinstance(v, list | tuple) and all(_is_whole(step) and step > 0 for step in v),
     ),
     ("learning_rate clip_norm", "a number above zero", lambda v: _is_number(v) and v > 0),
-    ("weight_decay min_snr_gamma", "a number, zero or more", lambda v: _is_number(v) and v >= 0),
+    ("weight_decay min_snr_gamma hours", "a number, zero or more", lambda v: _is_number(v) and v >= 0),
     (
         "ema_decay gap_probability condition_dropout last_step_share",
         "a number from 0 to 1",
@@ -88,6 +88,7 @@ class TrainConfig:
     max_steps: int = 2000
     epochs: int = 0  # if not 0: the length of the run instead of max_steps, one crop of each track an epoch
     one_crop_a_track: bool = False  # each epoch visits every track once; else long tracks are drawn more often
+    hours: float = 0.0  # of music that are drawn from, some of the tracks; 0: all of them
     augment: bool = True  # mixing, level, polarity and tilt of the reference
     learning_rate: float = 5e-4
     warmup_steps: int = 100

@@ -113,6 +113,8 @@ class Run:
             self._check_same(settings)
         with self.accelerator.main_process_first():
             self.corpus, self.validation = (_corpus(data, split, self.folder.parent) for split in ("train", "valid"))
+        if self.config.hours:
+            self.corpus = self.corpus.limited_to(self.config.hours, self.config.seed)
         if self.config.epochs:
             steps = self.config.epochs * self.corpus.steps_an_epoch(self.config.batch_size)
             self.config = replace(self.config, max_steps=steps)
