@@ -19,7 +19,7 @@ from srlib.trainlog import run_order
 
 STAGES = ("vae", "vocoder", "ldm")  # in the order of their training
 SHIPPED = Path(__file__).parent / "assets" / "compact"
-_BY_HOURS = re.compile(r"hours-(\d+)")  # runs on so many hours of music, which no shipped weights come from
+_BY_HOURS = re.compile(r"(?:\w+-)?hours-(\d+)")  # runs on so many hours of music, which no shipped weights come from
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataF
 
 
 def learning_curve(folder: Path = SHIPPED / "logs", needed: bool = True) -> pd.DataFrame:
-    """Validations of the runs named `hours-N`, which differ in hours of music: hours, step, val_lsd, val_zimtohrli.
+    """Validations of the runs named `ldm-hours-N`, which differ in hours of music: hours, step, val_lsd, val_zimtohrli.
 
     Args:
         needed: raise SrlibError where there is no such run; else the table is one row of NaN.
     """
     runs = {int(match[1]): log for name, log in _read(folder).items() if (match := _BY_HOURS.fullmatch(name))}
     if needed and not runs:
-        raise SrlibError(f"{folder} holds no log of a run hours-N (such as hours-3.csv): train on parts of the music.")
+        raise SrlibError(f"{folder} holds no log of a run ldm-hours-N: train those of recipes/compact.")
     columns = {"global_step": "step", "val/lsd": "val_lsd", "val/zimtohrli": "val_zimtohrli"}
     pieces = [
         log.dropna(subset="val/lsd")[[*columns]].rename(columns=columns).assign(hours=hours)
@@ -68,9 +68,10 @@ def learning_curve(folder: Path = SHIPPED / "logs", needed: bool = True) -> pd.D
 
 
 def training_music(folder: Path = SHIPPED) -> tuple[float, int]:
-    """Hours and number of the tracks that the last run of the diffusion model learned from."""
+    """Hours and number of the tracks that the last run of the curriculum learned from."""
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    last = max((name for name in record["runs"] if name.startswith("ldm")), key=run_order)
+    curriculum = [name for name in record["runs"] if name.startswith("ldm") and not _BY_HOURS.fullmatch(name)]
+    last = max(curriculum, key=run_order)
     corpus = record["corpora"][record["runs"][last]["run"]["corpus"]]
     return corpus["train_minutes"] / 60.0, len(corpus["train"])
 
