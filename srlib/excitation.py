@@ -47,11 +47,12 @@ def copied(known: torch.Tensor, edge_hz: float, first_sample: int = 0) -> torch.
     octave = torch.fft.rfft(known) * ((freqs_hz >= edge_hz - width_hz) & (freqs_hz < edge_hz))
     analytic = torch.fft.ifft(2 * octave, samples)  # negative frequencies are zero
     seconds = (torch.arange(samples, dtype=torch.float64) + first_sample) / SAMPLE_RATE
-    total = torch.zeros_like(known)
+    total = torch.zeros_like(analytic)
     for shift_hz in shifts_hz(edge_hz):
         carrier = torch.polar(torch.ones_like(seconds), 2 * math.pi * (shift_hz * seconds % 1))
-        total = total + (analytic * carrier.to(analytic)).real
-    above = torch.fft.rfft(total) * (freqs_hz >= edge_hz)  # what the last copy folds back at 24 kHz goes
+        total = total + analytic * carrier.to(analytic)
+    # What passes 24 kHz comes out at negative frequencies, and goes: its mirror image would lie below 24 kHz.
+    above = torch.fft.fft(total)[..., : len(freqs_hz)] * (freqs_hz >= edge_hz) / 2
     return torch.fft.irfft(above, samples) + _FLOOR_AMPLITUDE * noise(samples, first_sample).to(known)
 
 

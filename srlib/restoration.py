@@ -224,7 +224,8 @@ class Restoration:
         differences = None if sources == 1 else level_differences(known[1:], known[0], self.band.known_hz, gaps)
         if self._excitation == "copied":
             heard = [scaled(row, gain) for row, gain in zip(rows[-sources:], gains[-sources:], strict=True)]
-            fine = copied(torch.stack(heard), self.band.known_hz, chunk.start * HOP_LENGTH)
+            signs = torch.from_numpy(np.where(layout.weights < 0, -1, 1)).to(rows)[:, None]  # of the noise under them
+            fine = signs * copied(signs * torch.stack(heard), self.band.known_hz, chunk.start * HOP_LENGTH)
             return synthesise(restored if differences is None else restored + differences[:, None].to(restored), fine)
         if self._excitation == "noise":
             generated = synthesise(restored, noise(rows.shape[1], chunk.start * HOP_LENGTH)[None].to(rows))
