@@ -12,6 +12,7 @@ from srlib.pipeline import RestorationPipeline
 from srlib.trainlog import run_order
 
 _SHARD_SIZE = "15MB"
+HOURS = "hours"  # in the names of runs on a part of the music, which are not shipped
 LOWPASS = "lowpass"  # variant of the weights that never met noise
 
 
@@ -49,7 +50,8 @@ def _in_order(path: Path) -> list[list[str | int]]:
 
 def _newest(runs: Path, stage: str) -> Path:
     """Pipeline folder of the last run of a stage."""
-    finished = sorted(runs.glob(f"{stage}*/pipeline"), key=_in_order)
+    found = (path for path in runs.glob(f"{stage}*/pipeline") if HOURS not in path.parent.name)
+    finished = sorted(found, key=_in_order)
     if not finished:
         raise SrlibError(f"{runs} holds no finished {stage} run: train the recipes of recipes/ there first.")
     return finished[-1]

@@ -65,7 +65,7 @@ def retrain(
             print(f"{name}: finished before", flush=True)
             continue
         print(f"{name}: {'by its steps' if seconds is None else f'{seconds:.0f} s'}", flush=True)
-        before = order[: order.index(name)] if name in order else order
+        before = order[: order.index(name)] if name in order else [n for n in order if _stage(n) != _stage(name)]
         start = _start(out, name, before, init)
         train(
             _stage(name),
