@@ -85,7 +85,7 @@ CHAIN = (
     _link(
         "05_training",
         "live_training.svg training_runs.csv training_log.csv loss_curve.svg lsd_vs_step.svg",
-        "learning_curve.csv learning_curve.svg training_hours_total training_steps_ldm training_music_hours",
+        "training_hours_total training_steps_ldm training_music_hours",
         "training_music_tracks live_loss_first live_loss_last",
     ),
     _link(
