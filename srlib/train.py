@@ -147,7 +147,7 @@ class Run:
         self.log = None
         if self.processes.first:  # last, so that a call that is refused leaves no run behind
             write_text(self.folder / "config.json", json.dumps(settings, indent=1) + "\n")
-            self.log = TrainingLog(self.folder, self.step)
+            self.log = TrainingLog(self.folder, self.step if checkpoint.exists() else -1)
 
     def _check_same(self, settings: dict[str, Any]) -> None:
         """Refuse to resume a run as another one; only its length may change."""
@@ -162,7 +162,8 @@ class Run:
         started = time.monotonic()
         losses: list[torch.Tensor] = []
         fresh = Prefetcher(self._share, self.config.prefetch)
-        batches = ExamplePool(self._share, fresh, self._share_size(), self.config.pool_steps, self.config.seed)
+        steps_again = self.config.pool_steps if self.config.fresh_examples else 0
+        batches = ExamplePool(self._share, fresh, self._share_size(), steps_again, self.config.seed)
         while not self._finished():
             step_started = time.monotonic()
             examples = batches(self.step)
@@ -185,7 +186,7 @@ class Run:
                 self._save(scores)
             if validate:
                 self.processes.wait()
-        if not self.step and self.processes.first:  # all was fitted in closed form
+        if not self.step and math.isinf(self.best) and self.processes.first:  # all was fitted in closed form, just now
             scores = self._validate()
             self._write_log(scores)
             self._save(scores)
