@@ -208,6 +208,15 @@ def test_pieces_of_less_than_half_a_window_are_not_fitted():
     assert all(torch.equal(value, cut.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
+def test_clips_that_are_all_shorter_are_fitted_as_they_are():
+    clips = torch.from_numpy(draws(prior_of(), 300, 64)).float()[:, None]
+    prior = GaussianPrior(rank=RANK, latent_channels=1, n_mels=BANDS)
+    prior.fit([clips])
+    torch.testing.assert_close(prior.mean, clips.mean((0, 1, 2)), atol=1e-4, rtol=0)
+    found = np.diag(sum(covariances(prior, "fast")))
+    np.testing.assert_allclose(found, (clips - clips.mean(2, keepdim=True))[:, 0, ::8].square().mean((0, 1)), rtol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def fitted(train_log_mels) -> GaussianPrior:
     prior = GaussianPrior()
