@@ -1,6 +1,7 @@
 """Fixtures that several test files share: a few seconds of music, and a model small enough to run in a second."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,22 @@ def music() -> np.ndarray:
     from srlib.data import load_dataset
 
     return load_dataset("demo", "test")[0].mixture(start=2.0, seconds=3.0)
+
+
+@pytest.fixture(scope="session")
+def music_folder(tmp_path_factory) -> Path:
+    """Five training tracks of five seconds and a validation track of two, of the demo set."""
+    from srlib import audio
+    from srlib.data import load_dataset
+
+    folder = tmp_path_factory.mktemp("music")
+    rows = ["file,split"]
+    for split, count, seconds in (("train", 5, 5.0), ("valid", 1, 2.0)):
+        for track in load_dataset("demo", split)[:count]:
+            audio.write(folder / f"{track.name}.flac", track.mixture(2.0, seconds), 48_000, "PCM_16")
+            rows.append(f"{track.name}.flac,{split}")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder
 
 
 @pytest.fixture(scope="session")

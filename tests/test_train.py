@@ -65,19 +65,6 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def music_folder(tmp_path_factory):
-    """Five training tracks of five seconds and a validation track of two, of the demo set."""
-    folder = tmp_path_factory.mktemp("music")
-    rows = ["file,split"]
-    for split, count, seconds in (("train", 5, 5.0), ("valid", 1, 2.0)):
-        for track in data.load_dataset("demo", split)[:count]:
-            audio.write(folder / f"{track.name}.flac", track.mixture(2.0, seconds), SAMPLE_RATE, "PCM_16")
-            rows.append(f"{track.name}.flac,{split}")
-    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def one_step(runs, music_folder):
     """A finished run of one step; tests that would change it must copy it."""
     return train.train("ldm", ONE_STEP, music_folder, runs / "one-step")
