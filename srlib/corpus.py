@@ -35,9 +35,9 @@ _MIXES = (0.6, 0.3, 0.1)  # probability of no, one and two further tracks in a c
 _EQUALISER_NAT = 0.25
 _FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
 _FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # amplitude of dither and rounding, powers of ten
-# What detectors get wrong (notebook 02): the edge by 4 %, the transition's width, the noise's level by half a decibel.
-_UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.5, 0.2
-_EDGE_ERROR, _WIDTH_ERROR, _LEVEL_ERROR_DB = 0.04, (0.7, 1.4), 0.5
+# What detectors get wrong (notebook 02): the edge by 2 %, the transition's width, the noise's level by half a decibel.
+_UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.25, 0.2
+_EDGE_ERROR, _WIDTH_ERROR, _LEVEL_ERROR_DB = 0.02, (0.7, 1.4), 0.5
 
 
 @dataclass
@@ -224,7 +224,7 @@ def draw(
 def _told(
     rng: np.random.Generator, degradation: Degradation, bandwidth_hz: float, unsure: bool
 ) -> tuple[Band, np.ndarray | None, tuple[float, ...]]:
-    """What a restoration knows of band, noise floor and tones: half of the time with a detector's error."""
+    """What a restoration knows of band, noise floor and tones: sometimes with a detector's error."""
     unsure = unsure and rng.random() < _UNSURE_PROBABILITY
     band = FULL_BAND
     if degradation.cutoff_hz is not None:

@@ -167,6 +167,7 @@ class LdmObjective(Objective):
         condition = ldm.drop_condition(examples["condition"], factor, self.config.condition_dropout)
         weights = examples["weights"] * self._channel_weights()[None, :, None, None]
         shares = {"last_step_share": self.config.last_step_share, "min_snr_gamma": self.config.min_snr_gamma or None}
+        shares["level_weight"] = self.config.level_weight
         return ldm.velocity_loss(
             self.module, self.pipeline.scheduler, examples["residual"], condition, weights, **shares
         )

@@ -63,7 +63,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         lambda v: isinstance(v, list | tuple) and all(_is_whole(step) and step > 0 for step in v),
     ),
     ("learning_rate clip_norm", "a number above zero", lambda v: _is_number(v) and v > 0),
-    ("weight_decay min_snr_gamma hours", "a number, zero or more", lambda v: _is_number(v) and v >= 0),
+    ("weight_decay min_snr_gamma hours level_weight", "a number, zero or more", lambda v: _is_number(v) and v >= 0),
     (
         "ema_decay gap_probability condition_dropout last_step_share",
         "a number from 0 to 1",
@@ -108,6 +108,7 @@ class TrainConfig:
     white_amplitude: tuple[float, float] = (0.0005, 0.022)  # a little beyond the report's 0.001 to 0.02
     condition_dropout: float = 0.1  # ldm: share of samples trained without their condition
     min_snr_gamma: float = 5.0  # ldm: clip of the weighting by signal-to-noise ratio; 0 weights velocities equally
+    level_weight: float = 1.0  # ldm: of errors that last for a whole crop, which are soon learnt by heart
     last_step_share: float = 0.5  # ldm: share of samples trained at the last timestep without noise: one step sampling
 
     @classmethod
