@@ -267,7 +267,7 @@ def test_what_is_told_is_the_record_where_nothing_is_augmented(corpus):
 def test_what_is_told_of_augmented_crops_errs_as_detectors_do(corpus):
     weights = {"none": 1.0, "tone": 1.0, "white": 1.0}
     errors, widths, levels, untold, tones = [], [], [], [], []
-    for seed in range(40):
+    for seed in range(60):
         batch = draw_one(corpus, seed, batch_size=8, augment=True, noise_weights=weights, cutoff_hz=(2000, 12_000))
         rows = (batch.degradations, batch.bands, batch.noise_floors, batch.tones_hz)
         for degradation, band, floor, told in zip(*rows, strict=True):
@@ -282,13 +282,14 @@ def test_what_is_told_of_augmented_crops_errs_as_detectors_do(corpus):
             if degradation.noise_type == "tone":
                 assert told in ((), (degradation.tone_hz,))
                 tones.append(bool(told))
-    for values, spread in ((errors, 0.04), (levels, 0.5)):
+    for values, spread in ((errors, 0.02), (levels, 0.5)):
         values = np.array(values)
         wrong = values[np.abs(values) > 1e-9]
-        assert len(wrong) / len(values) == pytest.approx(0.5, abs=0.1)
+        assert len(wrong) / len(values) == pytest.approx(0.25, abs=0.08)
         assert wrong.std() == pytest.approx(spread, rel=0.2) and abs(wrong.mean()) < spread / 3
     assert 0.69 < min(widths) < 0.8 and 1.3 < max(widths) < 1.41
-    assert np.mean(untold) == pytest.approx(0.1, abs=0.06) and np.mean(tones) == pytest.approx(0.5, abs=0.12)
+    assert np.mean(untold) == pytest.approx(0.05, abs=0.04) and np.mean(tones) == pytest.approx(0.75, abs=0.1)
+    assert any(untold)
 
 
 def test_a_batch_s_observation_is_made_of_what_is_told(corpus):

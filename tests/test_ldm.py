@@ -125,6 +125,17 @@ def test_loss_is_a_weighted_mean_of_each_sample_by_itself():
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_an_error_that_lasts_for_the_whole_crop_has_a_weight_of_its_own():
+    """At the last timestep an untrained network errs by the latent: its mean over frames, and the rest."""
+    scheduler, clean, weights = ldm.build_scheduler(TINY), noise() + 2, channel_weights(torch.ones(16))
+    level = clean.mean(2, keepdim=True)
+    parts = float((level**2).mean()), float(((clean - level) ** 2).mean())
+    for level_weight in (0.0, 0.1, 1.0):
+        options = {"last_step_share": 1.0, "level_weight": level_weight}
+        loss = ldm.velocity_loss(ZeroUnet(), scheduler, clean, noise(), weights, **options)
+        assert loss == pytest.approx(level_weight * parts[0] + parts[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("gamma", [None, 5.0])
 def test_loss_weighs_timesteps_by_their_clipped_signal_to_noise_ratio(gamma, monkeypatch):
     scheduler, clean, eps = ldm.build_scheduler(TINY), noise(), noise(seed=1)

@@ -78,7 +78,7 @@ def test_lsd_table_is_complete_and_finite(smoke):
     table = artifacts.read_table("lsd", SMOKE)
     conditions = {condition.name for condition in evaluation.conditions(PROFILES[SMOKE])}
     assert conditions >= set(reproduce.LSD_NUMBER_CONDITIONS)
-    systems = set(evaluation.SYSTEMS) - {"nvsr_resunet"}  # random weights hold no baseline
+    systems = set(evaluation.SYSTEMS)
     assert set(table["system"]) == systems
     assert set(table["condition"]) == conditions
     assert len(table) == table["track"].nunique() * len(conditions) * len(systems)
@@ -118,7 +118,7 @@ def test_rows_are_computed_on_one_thread_in_one_process_as_in_many(monkeypatch):
 
     def rows(*_):
         counted.append(torch.get_num_threads())
-        return [dict.fromkeys(("condition", "varied", "setting"), "x")]
+        return [dict.fromkeys(("condition", "variation", "track", "patches"), "x")]
 
     monkeypatch.setattr(evaluation.Evaluator, "fit_ridge", rows)
     monkeypatch.setattr(evaluation.Evaluator, "rows", rows)
@@ -126,9 +126,9 @@ def test_rows_are_computed_on_one_thread_in_one_process_as_in_many(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        for compute in (evaluation.evaluate_systems, ablations.run):
+        for compute, what in ((evaluation.evaluate_systems, ()), (ablations.compare, ({"x": {}}, ["clean_4k"]))):
             counted.clear()
-            compute(PROFILES[SMOKE], workers=1)
+            compute(PROFILES[SMOKE], *what, workers=1)
             assert set(counted) == {1}
             assert torch.get_num_threads() == 2
     finally:
@@ -137,7 +137,7 @@ def test_rows_are_computed_on_one_thread_in_one_process_as_in_many(monkeypatch):
 
 def test_runs_come_in_the_order_of_their_training():
     names = list(curriculum.logs())
-    assert names[:3] == ["vae", "vocoder", "nvsr-1-lowpass"]
+    assert names[:3] == ["vae", "vocoder", "ldm-1-lowpass"]
     assert [name for name in names if name.startswith("ldm")] == sorted(curriculum.logs("ldm"))
 
 
@@ -147,6 +147,45 @@ def test_losses_of_a_run_are_means_over_its_steps():
     row = curriculum.summarise_runs({"run": log.assign(**{"train/loss": [4.0, 3.0, 2.0, 1.0, 9.0]})}).iloc[0]
     assert row["first_loss"] == 4.0
     assert row["last_loss"] == pytest.approx((13 * 1.0 + 2 * 9.0) / 15)
+
+
+def test_summarise_runs_scores_the_weights_that_are_kept_and_closed_forms_have_no_losses():
+    nan = math.nan
+    log = pd.DataFrame({"stage": "ldm", "global_step": [1, 2, 3], "wall_time": 60.0, "train/loss": [3.0, 2.0, 1.0]})
+    log = log.assign(**{"val/loss": [0.5, 0.2, 0.3], "val/lsd": [1.3, 1.2, 1.1], "val/zimtohrli": [9.0, 8.0, 7.0]})
+    fitted = pd.DataFrame({"stage": "vae", "global_step": [0], "wall_time": 1.2, "train/loss": [nan]})
+    fitted = fitted.assign(**{"val/loss": [0.1], "val/lsd": [0.9], "val/zimtohrli": [nan]})
+    kept, closed = (row for _, row in curriculum.summarise_runs({"ldm": log, "vae": fitted}).iterrows())
+    assert (kept["val_lsd"], kept["val_zimtohrli"]) == (1.2, 8.0)  # of the second validation, the best
+    assert (closed["steps"], closed["val_lsd"]) == (0, 0.9)
+    assert closed[["first_loss", "last_loss", "val_zimtohrli"]].isna().all()
+
+
+def test_the_learning_curve_is_that_of_runs_by_hours(tmp_path):
+    log = pd.DataFrame({"stage": "ldm", "global_step": [10, 20, 30], "val/lsd": [1.3, math.nan, 1.1]})
+    log.assign(**{"val/zimtohrli": [9.0, math.nan, 8.0]}).to_csv(tmp_path / "ldm-hours-12.csv", index=False)
+    log.to_csv(tmp_path / "ldm-4-mixed.csv", index=False)
+    curve = curriculum.learning_curve(tmp_path)
+    assert curve.to_dict("list") == {"hours": [12, 12], "step": [10, 30], "val_lsd": [1.3, 1.1],
+                                     "val_zimtohrli": [9.0, 8.0]}  # fmt: skip
+    assert list(curriculum.logs("ldm", tmp_path)) == ["ldm-4-mixed"]
+    (tmp_path / "ldm-hours-12.csv").unlink()
+    with pytest.raises(SrlibError, match="ldm-hours-N"):
+        curriculum.learning_curve(tmp_path)
+    assert curriculum.learning_curve(tmp_path, needed=False).isna().all(axis=None)
+
+
+def test_differences_are_paired_track_by_track_in_any_measure():
+    """Tracks differ by far more than systems do; the difference is the same on each."""
+    rows = [
+        {"track": track, "condition": "clean_4k", "system": system, "lsd_19k": level + better, "zimtohrli": 3 * better}
+        for track, level in (("a", 1.0), ("b", 2.0), ("c", 5.0))
+        for system, better in (("ours", 0.0), ("ridge", 0.25))
+    ]
+    table = pd.DataFrame([*rows, {**rows[0], "condition": "clean_8k", "lsd_19k": 9.0}])
+    assert evaluation.paired_difference(table, "ours", "ridge", "clean_4k") == pytest.approx((-0.25, -0.25, -0.25))
+    measured = evaluation.paired_difference(table, "ridge", "ours", "clean_4k", measure="zimtohrli")
+    assert measured == pytest.approx((0.75, 0.75, 0.75))
 
 
 def test_summarise_runs_reads_a_log():

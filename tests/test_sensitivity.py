@@ -1,5 +1,7 @@
 """The LSD with its choices spelled out: closed forms, `srlib.metrics`, librosa; what each change does."""
 
+from dataclasses import replace
+
 import librosa
 import numpy as np
 import pandas as pd
@@ -73,19 +75,32 @@ def test_table_holds_every_setting_and_its_figure_every_row(pair):
         np.testing.assert_array_equal(line.get_xdata(), table[column])
 
 
-def test_ablations_vary_one_thing_at_a_time(monkeypatch):
-    few = {("default", ""): {}, ("merge", "none"): {"merge": "none"}, ("vocoder", "excitation alone"): {
-        "vocoder": ablations.NO_NETWORK}}  # fmt: skip
-    everything = ablations.variations()
-    assert {axis for axis, _ in everything} >= {axis for axis, _ in few} | {"steps", "guidance", "averaged samples"}
-    monkeypatch.setattr(ablations, "variations", lambda: few)
-    table = ablations.run(config.profile("smoke"), workers=1)
-    assert list(table["condition"]) == ["clean_4k"] * 3 + ["white_8k"] * 3
-    assert table.notna().all(axis=None)
-    clean = table.set_index(["condition", "varied"])["lsd_19k"]["clean_4k"]
-    assert clean["merge"] != clean["default"]
-    # An untrained vocoder's network adds nothing, so that there is nothing to lose.
-    assert clean["vocoder"] == clean["default"]
+def test_variations_are_compared_on_the_same_degraded_tracks():
+    variations = {
+        "default": {},
+        "again": {"num_inference_steps": None},
+        "not merged": {"merge": "none"},
+        "noise": {"excitation": "noise"},
+        "mean": {"num_inference_steps": 0},
+    }
+    conditions = ["clean_4k", "white_8k"]
+    table = ablations.compare(config.profile("smoke"), variations, conditions, measures=(), workers=1)
+    assert list(table["condition"]) == ["clean_4k"] * 5 + ["white_8k"] * 5
+    assert list(table["variation"]) == 2 * list(variations)
+    measured = table[["lsd_19k", "level_high_db", "texture_high", "log_mel_l1"]]
+    assert np.isfinite(measured).all(axis=None)
+    assert table[["zimtohrli", "diversity", "c2st"]].isna().all(axis=None)  # not asked for, no samples, one track
+    clean = table.set_index(["condition", "variation"])["lsd_19k"]["clean_4k"]
+    assert clean["again"] == clean["default"]
+    assert len({clean[name] for name in ("default", "not merged", "noise", "mean")}) == 4
+
+
+def test_samples_have_a_diversity_and_several_tracks_a_two_sample_test():
+    profile = replace(config.profile("smoke"), max_tracks={"valid": 2}, seconds=2.56)
+    variations = {"mean": {"num_inference_steps": 0}, "sample": {"num_inference_steps": 3}}
+    table = ablations.compare(profile, variations, ["clean_8k"], measures=(), workers=1).set_index("variation")
+    assert np.isnan(table.loc["mean", "diversity"]) and table.loc["sample", "diversity"] > 0
+    assert table.loc["mean", "c2st"] >= 0.5 and 0.6 < table.loc["sample", "c2st"] <= 1  # random weights
 
 
 def test_thinned_logs_keep_every_validation():
@@ -94,15 +109,8 @@ def test_thinned_logs_keep_every_validation():
     assert list(thin["global_step"]) == [*range(1, 101, 10), 99, 100, 1, 2, 3]
 
 
-def test_the_moving_average_is_set_against_the_raw_weights_of_the_same_validations():
-    nan = float("nan")
-    log = pd.DataFrame({"val/lsd": [nan, 1.0, nan, 2.0, 9.0], "val/lsd_raw": [nan, 1.5, nan, 3.0, 9.0]})
-    table = curriculum.average_against_raw({"new": log, "without": log[["val/lsd"]]})
-    assert dict(zip(table["setting"], table["lsd_19k"], strict=True)) == {"moving average": 1.5, "raw": 2.25}
-
-
 def test_quality_is_the_summary_s_headline():
     names = ["condition", "system", "merge", "tracks", "lsd_19k", "ratio", "level_high_db", "texture_high"]
-    names.append("log_mel_l1")
+    names += ["log_mel_l1", "zimtohrli", "visqol", "two_f"]
     summary = pd.DataFrame([dict.fromkeys([*names, "ci_low"], 1.0)])
     assert list(evaluation.quality(summary)) == names

@@ -508,6 +508,7 @@ UNUSABLE = {
     "pool_steps": [-1, "all"],
     "hours": [-1, "all", float("inf")],
     "constant_rate": [1],
+    "level_weight": [-0.1, "a tenth"],
     "snapshot_steps": [3, "3", [0], [1.5]],
     "learning_rate": ["a", -1, 0, float("nan"), 10**400, True],
     "weight_decay": [-1, float("inf")],
