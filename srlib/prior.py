@@ -107,6 +107,7 @@ def _solve(
     factors: torch.Tensor, rest: torch.Tensor, observed: torch.Tensor, variance: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Posterior mean and variance `[n, 256]` of U w under w ~ N(0, 1), observed as U w + N(0, rest + variance)."""
+    factors, rest = factors.float(), rest.float()  # of a pipeline in half precision, too
     rows, rank = len(observed), factors.shape[1]
     if (variance == variance[:1]).all():  # one filter and no noise: one solve for all frames
         variance = variance[:1]
