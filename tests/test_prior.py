@@ -261,3 +261,12 @@ def test_save_and_load_keep_every_bit(tmp_path):
     loaded = GaussianPrior.from_pretrained(tmp_path)
     assert loaded.config.rank == RANK and loaded.config.n_mels == BANDS
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in prior.state_dict().items())
+
+
+def test_in_half_precision_it_computes_in_float32():
+    """A pipeline in bfloat16 rounds what was fitted, and nothing else."""
+    observed, variance = observed_of(), noise_of("noisy")
+    exact, _ = posterior_of(prior_of(), observed, variance)
+    rounded, _ = posterior_of(prior_of().bfloat16(), observed, variance)
+    assert rounded.dtype == np.float32
+    np.testing.assert_allclose(rounded, exact, atol=0.05)
