@@ -12,6 +12,7 @@ from srlib.merge import (
     frames_of,
     merge,
     replace_mel,
+    scaled,
 )
 
 SAMPLE_RATE = 48000
@@ -69,6 +70,18 @@ def test_a_gain_scales_the_known_band_and_nothing_else(degraded):
     halved = merge(generated, degraded, BAND, "gain", torch.full((frames, 1025), 0.5))
     assert band_snr_db(0.5 * degraded, halved, 0, BAND.known_hz - 100) > 60
     assert band_snr_db(generated, halved, LOST_HZ + 100, 24000) > 40
+
+
+def test_a_gain_alone_scales_a_waveform(degraded):
+    frames = frames_of(degraded)
+    assert scaled(degraded, None) is degraded
+    torch.testing.assert_close(scaled(degraded, torch.ones(frames, 1025)), degraded, atol=1e-6, rtol=0)
+    gain = torch.ones(frames, 1025)
+    gain[:, :171] = 0.0  # to 4 kHz
+    quieter = scaled(degraded, gain)
+    assert quieter.shape == degraded.shape
+    assert band_snr_db(degraded, quieter, 4100, 7900) > 40
+    assert band_level(quieter, 0, 3900) < band_level(degraded, 0, 3900) - 40
 
 
 @pytest.mark.parametrize("mode", ["gain", "replace"])

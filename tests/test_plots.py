@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from srlib import diagrams, plots
+from srlib import diagrams, plots, plots_model
 from srlib.errors import SrlibError
 
 RATE = 48000
@@ -35,6 +35,10 @@ def training_log(steps: int = 40, scale: float = 1.0) -> pd.DataFrame:
     })  # fmt: skip
 
 
+def with_zimtohrli(log: pd.DataFrame) -> pd.DataFrame:
+    return log.assign(**{"val/zimtohrli": 10 * log["val/lsd"]})
+
+
 def lsd_summary() -> pd.DataFrame:
     cells = itertools.product(("clean", "tone"), (8000, 4000), ("ours", "oracle", "unprocessed"))
     rows = [(*cell, 1 + i, 0.9 + i, 1.2 + i) for i, cell in enumerate(cells)]
@@ -52,6 +56,11 @@ def gap_table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["noise", "system", "gap_ms", "lsd_19k"])
 
 
+def learning_curve() -> pd.DataFrame:
+    rows = [(hours, step, 1.5 - 0.01 * hours, 20.0 - hours) for hours in (1, 12) for step in (100, 200, 300)]
+    return pd.DataFrame(rows, columns=["hours", "step", "val_lsd", "val_zimtohrli"])
+
+
 CLIPS = {"a": tone(500), "b": tone(900, seconds=0.4), "c": tone(2000)}
 MELS = {label: np.random.default_rng(i).uniform(-9, 2, (20 + i, 256)) for i, label in enumerate("abc")}
 EDGES_HZ = np.geomspace(20, 24000, 258)
@@ -62,6 +71,7 @@ RESPONSES = {
 KHZ = {"train": [19.0, 20.5, 20.7], "test": [16.0]}
 ABAR = np.linspace(0.999, 0.001, 100)
 LOGS = {"one": training_log(), "two": training_log(60, 0.5)}
+DEVIATIONS = {"d": np.random.default_rng(3).uniform(0, 2, (25, 256))}
 FIGURES = {
     "spectrograms": lambda: plots.spectrograms(CLIPS, row_height=1.4),
     "triptych": lambda: plots.triptych(*CLIPS.values(), title="three"),
@@ -72,6 +82,9 @@ FIGURES = {
     "noise_schedule": lambda: plots.noise_schedule(ABAR, [99, 50, 0]),
     "loss_curves": lambda: plots.loss_curves({"loss": LOGS, "other": {"three": training_log(80)}}),
     "lsd_vs_step": lambda: plots.lsd_vs_step(LOGS),
+    "validations": lambda: plots.lsd_vs_step({"old": training_log(), "new": with_zimtohrli(training_log(60))}),
+    "posterior": lambda: plots_model.posterior(MELS, DEVIATIONS, EDGES_HZ),
+    "learning_curve": lambda: plots_model.learning_curve(learning_curve()),
     "live_training": lambda: plots.live_training(training_log()),
     "lsd_bars": lambda: plots.lsd_bars(lsd_summary()),
     "gap_curves": lambda: plots.gap_curves(gap_table()),
@@ -187,6 +200,35 @@ def test_lsd_is_drawn_over_the_steps_of_the_whole_curriculum():
         valid = log.dropna(subset="val/lsd")
         assert line.get_label() == name
         assert_curve(line, start + valid["global_step"], valid["val/lsd"])
+
+
+def test_the_perceptual_distance_leads_where_logs_hold_it():
+    above, below = panels("validations")
+    log = with_zimtohrli(training_log(60)).dropna(subset="val/lsd")
+    old, new = above.lines[::2]
+    assert len(old.get_xdata()) == 0
+    assert_curve(new, 40 + log["global_step"], log["val/zimtohrli"])
+    assert_curve(below.lines[2], 40 + log["global_step"], log["val/lsd"])
+    assert "Zimtohrli" in above.get_ylabel() and "LSD" in below.get_ylabel()
+
+
+def test_a_posterior_shows_log_mels_and_deviations_on_their_own_scales():
+    axes = panels("posterior")
+    assert [ax.get_title(loc="left") for ax in axes] == [*MELS, *DEVIATIONS]
+    for ax, values in zip(axes, [*MELS.values(), *DEVIATIONS.values()], strict=True):
+        (image,) = ax.images
+        np.testing.assert_array_equal(image.get_array(), values.T)
+        assert image.get_extent() == pytest.approx((0, 0.01 * len(values), 0, 256))
+    limits = [ax.images[0].get_clim() for ax in axes]
+    assert len(set(limits[:3])) == 1 and limits[3] == (0, 2)
+
+
+def test_a_learning_curve_has_a_line_for_each_amount_of_music():
+    table = learning_curve()
+    for ax, column in zip(panels("learning_curve"), ("val_zimtohrli", "val_lsd"), strict=True):
+        for line, (hours, rows) in zip(ax.lines, table.groupby("hours"), strict=True):
+            assert line.get_label() == f"{hours} h"
+            assert_curve(line, rows["step"], rows[column])
 
 
 def test_live_training_shows_every_record():

@@ -9,7 +9,7 @@ from srlib.config import LOG_MEL_FLOOR
 from srlib.data import load_dataset
 from srlib.mel import band_of_hz, log_mel
 from srlib.metrics import HEADLINE_HZ
-from srlib.prior import SLOW_FRAMES, GaussianPrior
+from srlib.prior import SLOW_FRAMES, GaussianPrior, emphasised
 
 BANDS, RANK, FRAMES = 6, 2, 96  # shorter than half a window: the slow part is one for all frames
 MISSING = 1e6
@@ -270,3 +270,33 @@ def test_in_half_precision_it_computes_in_float32():
     rounded, _ = posterior_of(prior_of().bfloat16(), observed, variance)
     assert rounded.dtype == np.float32
     np.testing.assert_allclose(rounded, exact, atol=0.05)
+
+
+# Loud moments of an estimated mean
+
+
+def test_emphasis_raises_what_is_loud_for_its_time_and_only_above_the_edge(monkeypatch):
+    """By half of log(1 + 0.3 r / (1 + r / 30)) nat, r being a cell's power over its mean."""
+    monkeypatch.setattr(module, "_EMPHASIS", 0.3)
+    monkeypatch.setattr(module, "_MOST_RELATIVE", 30.0)
+    steady = torch.full((2, 1, 600, 256), -6.0)
+    raised = emphasised(steady, 100)
+    assert torch.equal(raised[..., :100], steady[..., :100])
+    expected = 0.5 * np.log1p(0.3 / (1 + 1 / 30))
+    torch.testing.assert_close(raised[..., 100:], steady[..., 100:] + expected)
+    onset = steady.clone()
+    onset[:, :, 300, 150] = 0.0
+    gain = emphasised(onset, 100) - onset
+    ratio = np.exp(12) * SLOW_FRAMES / (np.exp(12) + SLOW_FRAMES - 1)
+    assert gain[0, 0, 300, 150] == pytest.approx(0.5 * np.log1p(0.3 * ratio / (1 + ratio / 30)), abs=1e-3)
+    assert (gain[0, 0, 299, 150] < 0.01) and gain[0, 0, 300, 151] == pytest.approx(expected, abs=1e-4)
+
+
+def test_emphasis_does_not_depend_on_the_level_and_has_a_limit(unseen):
+    for shift in (-2.0, 3.0):
+        shifted = emphasised(unseen.clamp(min=-9) + shift, 128) - shift
+        torch.testing.assert_close(shifted, emphasised(unseen.clamp(min=-9), 128), atol=1e-4, rtol=0)
+    gain = emphasised(unseen, 0) - unseen
+    assert gain.min() >= 0 and gain.max() < 0.5 * np.log1p(module._EMPHASIS * module._MOST_RELATIVE)
+    assert emphasised(unseen, 256) is unseen  # nothing is missing
+    assert torch.isfinite(emphasised(torch.full((1, 1, 10, 256), np.log(LOG_MEL_FLOOR)), 0)).all()

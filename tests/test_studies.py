@@ -6,7 +6,9 @@ import pytest
 from srlib import baselines, studies
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
+from srlib.mel import band_of_hz
 from srlib.metrics import lsd, snr_db
+from srlib.observation import MISSING
 
 
 def test_the_ideal_wiener_gain_is_the_limit_of_gains(music):
@@ -18,6 +20,21 @@ def test_the_ideal_wiener_gain_is_the_limit_of_gains(music):
 
 def wiener(noisy):
     return baselines.wiener(noisy, SAMPLE_RATE)
+
+
+def test_the_posterior_of_a_record_is_told_of_its_band_and_noise(tiny_pipeline, music):
+    degradation = Degradation(8000, noise_type="white", noise_amplitude=0.01, gaps=((1.0, 1.1),))
+    degraded = degradation.apply(music, SAMPLE_RATE)
+    observation, posterior = studies.posterior(tiny_pipeline, degraded, degradation)
+    assert observation.log_mel.shape == posterior.mean.shape == (1, 1, 300, 256)
+    missing = observation.variance[0, 0, 50] == MISSING
+    first = band_of_hz(degradation.f_3db(SAMPLE_RATE))
+    assert missing[first:].all() and not missing[:first].any()
+    assert (observation.variance[0, 0, 105, :first] >= 1).all()  # in the gap
+    quiet = observation.log_mel < -6  # the noise lies at -4.6
+    assert observation.variance[quiet & (observation.variance < MISSING)].median() > 0.5  # below the noise
+    clean, _ = studies.posterior(tiny_pipeline, degraded, Degradation(8000))
+    assert not clean.variance[..., :first].any()
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(5.12, 4), (1.28, 2), (0.3, 0)])
