@@ -33,7 +33,7 @@ def synthetic_table(spec: dict) -> pd.DataFrame:
 
 def synthetic_summary() -> pd.DataFrame:
     rows = [{"noise": noise, "cutoff_hz": cutoff, "condition": f"{noise}_{cutoff // 1000}k", "system": system,
-             "lsd_19k": 1.25, "ratio": 1.1,
+             "lsd_19k": 1.25, "ratio": 1.1, "zimtohrli": 1.1, "visqol": 4.0, "two_f": 70.0,
              "level_high_db": -0.5, "texture_high": 0.9, "snr_low_db": float("inf"), "si_sdr_db": 9.0}
             | ({"tone_suppression_db": 41.0} if noise == "tone" else {})
             for noise in ("clean", "tone", "white") for cutoff in (4000, 8000, 16000)
@@ -161,7 +161,7 @@ def test_readme_and_model_card_get_their_results(project):
     (project / "README.md").write_text(block, encoding="utf-8")
     for path in report.update_readme("demo"):
         text = path.read_text(encoding="utf-8")
-        assert "stale rows" not in text and "1.25 (1.10)" in text and "profile `demo`" in text
+        assert "stale rows" not in text and "1.10 (1.25)" in text and "profile `demo`" in text
     assert "| Run | Stage |" in (project / "report" / "model_card.md").read_text(encoding="utf-8")
     before = (project / "README.md").read_bytes()
     report.update_readme("demo")
