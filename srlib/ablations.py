@@ -94,7 +94,8 @@ def _rows(
         degraded = degradation.apply(reference, SAMPLE_RATE)
         f_20db = degradation.f_20db(SAMPLE_RATE)
         for variation, options in variations.items():
-            restored = restore(pipe, degraded, degradation, seed, **options).audio
+            output = restore(pipe, degraded, degradation, seed, **options)
+            restored = output.audio
             row = {"condition": condition.name, "variation": variation, "track": name}
             row |= perceptual.measure(reference, restored, measures)
             row |= {
@@ -105,7 +106,8 @@ def _rows(
                 "patches": tuple(upper_band(wav, f_20db) for wav in (reference, restored)),
             }
             if options.get("num_inference_steps") not in (None, 0, 1):
-                others = [restore(pipe, degraded, degradation, seed + i, **options).log_mel for i in range(_SEEDS)]
-                row["diversity"] = float(np.std([upper_band(mel, f_20db) for mel in others], axis=0).mean())
+                others = (restore(pipe, degraded, degradation, seed + i, **options) for i in range(1, _SEEDS))
+                samples = [upper_band(one.log_mel, f_20db) for one in (output, *others)]
+                row["diversity"] = float(np.std(samples, axis=0).mean())
             rows.append(row)
     return rows

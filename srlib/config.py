@@ -18,9 +18,6 @@ F_MIN = 20.0  # Hz
 F_MAX = 24_000.0  # Hz
 LOG_MEL_FLOOR = 1e-5  # magnitude; log-mels start at log(1e-5) = -11.51 nat
 
-# What lasts longer than these frames to either side, 2.57 s, is a property of the clip; the rest is motion.
-LEVEL_REACH = 128
-
 LATENT_FACTOR = 8  # mel frames and mel bands a latent cell covers, each way
 UNCONDITIONAL_LATENT = -11.4981  # AudioSR's constant "no condition" latent, before scaling (encoders/modules.py:147)
 

@@ -48,7 +48,7 @@ MODELS = {
 SYSTEMS = ("gt_mel", "oracle", "unprocessed", "band_replication", "ridge", "wiener", "notch", *MODELS)
 # ViSQOL and the 2f model take seconds a clip: they judge the conditions that the prose quotes, and these systems.
 JUDGED = ("gt_mel", "unprocessed", "band_replication", "ridge", *MODELS)
-PERCEPTUAL = ("zimtohrli", "visqol", "two_f")
+PERCEPTUAL = tuple(perceptual.MEASURES)
 SUMMARY_METRICS = (
     "lsd", "lsd_ssr_eval", "lsd_low", "lsd_high", "snr_db", "si_sdr_db", "snr_low_db", "snr_known_db", "level_high_db",
     "texture_high", "log_mel_l1", "tone_suppression_db", *PERCEPTUAL,

@@ -53,11 +53,6 @@ def normalise(log_mel: torch.Tensor | float) -> torch.Tensor | float:
     return (log_mel - _CENTRE_NAT) / _SPREAD_NAT
 
 
-def denormalise(values: torch.Tensor) -> torch.Tensor:
-    """Inverse of `normalise`."""
-    return values * _SPREAD_NAT + _CENTRE_NAT
-
-
 @cache
 def band_edges_hz() -> np.ndarray:
     """Edges of the mel triangles, Hz, `[258]`: band `b` rises from edge `b`, peaks at `b + 1`, ends at `b + 2`."""

@@ -109,8 +109,8 @@ class Restoration:
         self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
         self._excitation = pipe.excitation(options)
         gain = options.merge == "gain"
-        find_tones = options.denoise and (gain or pipe.prior is not None)
-        self.analysis = survey(recording, options.gaps, find_tones, subtract_tones=gain)
+        self._find_noise = options.denoise and (gain or pipe.prior is not None)
+        self.analysis = survey(recording, options.gaps, find_tones=self._find_noise, subtract_tones=gain)
         self._measured = self._measure(options)
 
     @property
@@ -153,10 +153,9 @@ class Restoration:
         elif options.cutoff_hz != "auto":
             known_hz = float(options.cutoff_hz)
             band = Band(known_hz, options.f_20db) if options.f_20db else Band.at(known_hz)
-        find_noise = options.denoise and (self._merge == "gain" or self._pipe.prior is not None)
-        if not sources or (band is not None and not find_noise):
+        if not sources or (band is not None and not self._find_noise):
             return Measured.noiseless(band, sources)
-        return measure(self._recording, self.analysis, band, find_noise)
+        return measure(self._recording, self.analysis, band, self._find_noise)
 
     def _silence(self, chunk: Chunk) -> RestoredChunk:
         last = min(chunk.stop * HOP_LENGTH, self._recording.samples_at(SAMPLE_RATE))
@@ -179,11 +178,14 @@ class Restoration:
         clean = torch.cat([restored, (degraded if posterior is None else posterior.mean)[1:]])[:, 0]
         voiced = replace_mel(restored, degraded[:1], band) if self._merge == "replace" else restored
         # 3. The gain that takes noise out, and waveforms with what was restored
-        gains = [noise_gain(*row, band) for row in zip(rows, clean, self._measured.floors, strict=True)]
+        own = slice(-len(wav), None)  # the sources' rows: the component is not merged
+        gains = [
+            noise_gain(*row, band) for row in zip(rows[own], clean[own], self._measured.floors[own], strict=True)
+        ]
         known = degraded if posterior is None else torch.minimum(degraded, posterior.mean)
         generated = self._generate(chunk, rows, gains, voiced, known[:, 0], gaps)[:, :samples]
         # 4. Join each source's share of it with what was given
-        wav, gains = wav[:, :samples], gains[-len(wav) :]
+        wav = wav[:, :samples]
         gains = [None if gain is None else gain[: frames_of(wav)] for gain in gains]
         joined = torch.stack(
             [merge(*pair, band, self._merge, gain, gaps) for *pair, gain in zip(generated, wav, gains, strict=True)]
@@ -223,7 +225,7 @@ class Restoration:
         sources, layout = len(self.analysis.layout.sources), self.analysis.layout
         differences = None if sources == 1 else level_differences(known[1:], known[0], self.band.known_hz, gaps)
         if self._excitation == "copied":
-            heard = [scaled(row, gain) for row, gain in zip(rows[-sources:], gains[-sources:], strict=True)]
+            heard = [scaled(row, gain) for row, gain in zip(rows[-sources:], gains, strict=True)]
             signs = torch.from_numpy(np.where(layout.weights < 0, -1, 1)).to(rows)[:, None]  # of the noise under them
             fine = signs * copied(signs * torch.stack(heard), self.band.known_hz, chunk.start * HOP_LENGTH)
             return synthesise(restored if differences is None else restored + differences[:, None].to(restored), fine)
