@@ -42,7 +42,7 @@ smoke: $(STAMP)  ## run the notebooks in their smallest form, under build/smoke
 	@$(BIN)/srlib reproduce --profile smoke
 
 weights: $(STAMP)  ## retrain all weights under runs/weights (DATA=FOLDER BUDGET=2min a stage RECIPE=compact INIT=MODEL)
-	@$(BIN)/python -m srlib.weights --recipe recipes/$(RECIPE) --data "$(DATA)" --out runs/weights/$(RECIPE) \
+	@$(BIN)/python -m srlib.training.weights --recipe recipes/$(RECIPE) --data "$(DATA)" --out runs/weights/$(RECIPE) \
 	  $(if $(BUDGET),--budget $(BUDGET)) $(if $(INIT),--init "$(INIT)")
 
 clean:  ## remove what runs have made under build/, and caches; .venv, runs/ and data/ stay

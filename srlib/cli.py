@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from srlib import audio
+from srlib.audio import files as audio
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
@@ -49,7 +49,7 @@ def _restore_each(jobs: list[_Job], args: argparse.Namespace, faults: list[Path]
     """Restore file by file, behind one progress bar; `faults` as in `_naming`."""
     from tqdm import tqdm
 
-    from srlib.restoration import Options
+    from srlib.restore.restoration import Options
 
     asked = {
         "num_inference_steps": args.steps,
@@ -150,7 +150,7 @@ def _load_pipeline(model: str, device: str | None) -> Any:
     """The model on the device asked for: by default CUDA where there is one."""
     import torch
 
-    from srlib.pipeline import RestorationPipeline
+    from srlib.restore.pipeline import RestorationPipeline
 
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -312,7 +312,7 @@ def _evaluate_pair(
     reference: Path, restored: Path, degraded: Path | None, record: Path | None, cutoff_hz: float | None
 ) -> dict[str, float]:
     """Metrics of one pair, at 48 kHz."""
-    from srlib import metrics
+    from srlib.measure import metrics
 
     wavs = [_read_48k(path) for path in (reference, restored)]
     degraded_wav = _read_48k(degraded) if degraded else None
@@ -353,7 +353,7 @@ def train(args: argparse.Namespace) -> None:
     """Train one part of the model."""
     import warnings
 
-    from srlib import train as training
+    from srlib.training import loop as training
 
     if args.resume and not (Path(args.out) / training.CHECKPOINT).is_file():  # or it was stopped before its first one
         print(f"srlib: {args.out} holds no checkpoint: this run starts anew.", file=sys.stderr)
@@ -366,7 +366,7 @@ def train(args: argparse.Namespace) -> None:
 
 def import_audiosr(args: argparse.Namespace) -> None:
     """Convert AudioSR's checkpoint to a model folder; its path is the last line."""
-    from srlib import convert
+    from srlib.audiosr import checkpoint as convert
 
     print(convert.import_audiosr(args.checkpoint, args.out, args.dtype, args.ema))
 
@@ -374,7 +374,7 @@ def import_audiosr(args: argparse.Namespace) -> None:
 def reproduce(args: argparse.Namespace) -> None:
     """Run the notebooks whose inputs changed."""
     from srlib import config
-    from srlib.reproduce import reproduce as run_chain
+    from srlib.report.reproduce import reproduce as run_chain
 
     run_chain(config.profile(args.profile).name, start=args.start, only=args.only, force=args.force)
 
@@ -382,7 +382,7 @@ def reproduce(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     """Typeset the PDF, and fill the README's table if it is about the demo; the path is the last line."""
     from srlib import config
-    from srlib import report as reporting
+    from srlib.report import pdf as reporting
 
     profile = config.profile(args.profile).name
     path = reporting.build(profile, draft=args.draft)

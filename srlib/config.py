@@ -26,8 +26,8 @@ UNCONDITIONAL_LATENT = -11.4981  # AudioSR's constant "no condition" latent, bef
 class ModelSize:
     """Constructor arguments of the parts of one model; the code path is the same for every size.
 
-    `vae`, `unet`, `prior` and `vocoder` go to the classes that `srlib.vae`, `srlib.ldm`, `srlib.prior` and
-    `srlib.vocoder` choose; an empty `prior` means that the diffusion model predicts the latent itself, as AudioSR's.
+    `vae`, `unet`, `prior` and `vocoder` go to the classes that the modules of those names in
+    `srlib.models` choose; an empty `prior` means that the diffusion model predicts the latent itself, as AudioSR's.
     """
 
     name: str
@@ -142,7 +142,7 @@ def _audiosr(name: str, vae_width: int, unet_width: int, vocoder_width: int) -> 
 
 
 AUDIOSR = _audiosr("audiosr", 128, 128, 1536)  # numerically AudioSR `basic`: 672,012,546 parameters
-AUDIOSR_NARROW = _audiosr("audiosr-narrow", 32, 32, 64)  # for tests: the width of tests/data/audiosr_tiny_seed0
+AUDIOSR_NARROW = _audiosr("audiosr-narrow", 32, 32, 64)  # for tests: the width of tests/fixtures/audiosr_tiny_seed0
 
 SIZES = {size.name: size for size in (TINY, COMPACT, AUDIOSR, AUDIOSR_NARROW)}
 

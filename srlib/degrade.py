@@ -2,7 +2,7 @@
 
 The order is low-pass, then noise, then gaps; `noise_first` swaps the first two. Filters run forwards and backwards
 (zero phase), so the whole response is |H|^2: `cutoff_hz` is the design frequency handed to scipy, and the measured
-`f_3db` and `f_20db` say where the band really ends. numpy and scipy only.
+`passband_hz` and `stopband_hz` say where the band really ends. numpy and scipy only.
 """
 
 from __future__ import annotations
@@ -192,18 +192,18 @@ class Degradation:
         """Phase of the inserted sine at the first sample, radians: the first draw of the seed."""
         return float(np.random.default_rng(self.seed).uniform(0, 2 * np.pi))
 
-    def f_3db(self, sample_rate: int) -> float | None:
+    def passband_hz(self, sample_rate: int) -> float | None:
         """Frequency (Hz) where the whole response falls to -3 dB; None without a filter."""
         return _crossing(self, -3.0, sample_rate)
 
-    def f_20db(self, sample_rate: int) -> float | None:
+    def stopband_hz(self, sample_rate: int) -> float | None:
         """Frequency (Hz) above which the whole response stays under -20 dB; None without a filter."""
         return _crossing(self, -20.0, sample_rate)
 
     def record(self, sample_rate: int) -> dict:
         """All fields, and what was measured from them; `from_json` reads it back."""
         self.check(sample_rate)
-        measured = {"f_3db": self.f_3db(sample_rate), "f_20db": self.f_20db(sample_rate)}
+        measured = {"passband_hz": self.passband_hz(sample_rate), "stopband_hz": self.stopband_hz(sample_rate)}
         return asdict(self) | {"sample_rate": int(sample_rate)} | measured
 
     def to_json(self, sample_rate: int) -> str:
@@ -219,7 +219,7 @@ class Degradation:
         if not isinstance(record, dict):
             raise SrlibError("the record is not a JSON object: give the one written beside the audio")
         names = [f.name for f in fields(cls)]
-        unknown = sorted(set(record) - {*names, "sample_rate", "f_3db", "f_20db"})
+        unknown = sorted(set(record) - {*names, "sample_rate", "passband_hz", "stopband_hz"})
         if unknown:
             raise SrlibError(f"the record has unknown keys {', '.join(unknown)}: is it the record of a degradation?")
         return cls(**{name: record[name] for name in names if name in record})

@@ -16,7 +16,7 @@ def _default_profile(monkeypatch):
 @pytest.fixture(scope="session")
 def music() -> np.ndarray:
     """Three seconds of a demo test track, float32 [144000], mono, 48 kHz."""
-    from srlib.data import load_dataset
+    from srlib.data.tracks import load_dataset
 
     return load_dataset("demo", "test")[0].mixture(start=2.0, seconds=3.0)
 
@@ -24,8 +24,8 @@ def music() -> np.ndarray:
 @pytest.fixture(scope="session")
 def music_folder(tmp_path_factory) -> Path:
     """Five training tracks of five seconds and a validation track of two, of the demo set."""
-    from srlib import audio
-    from srlib.data import load_dataset
+    from srlib.audio import files as audio
+    from srlib.data.tracks import load_dataset
 
     folder = tmp_path_factory.mktemp("music")
     rows = ["file,split"]
@@ -42,8 +42,8 @@ def train_log_mels():
     """Log-mels of all training tracks of the demo set, 10.28 s of each, float32 [tracks, 1, 1028, 256]."""
     import torch
 
-    from srlib.data import load_dataset
-    from srlib.mel import log_mel
+    from srlib.audio.stft import log_mel
+    from srlib.data.tracks import load_dataset
 
     clips = [np.resize(track.mixture(seconds=10.28), 1028 * 480) for track in load_dataset("demo", "train")]
     return torch.cat([log_mel(torch.from_numpy(clip)) for clip in clips])
@@ -52,7 +52,7 @@ def train_log_mels():
 @pytest.fixture(scope="session")
 def tiny_pipeline():
     """The whole restoration pipeline in its smallest size, with random weights."""
-    from srlib.pipeline import build
+    from srlib.restore.pipeline import build
 
     return build("tiny", seed=0)
 
@@ -60,7 +60,7 @@ def tiny_pipeline():
 @pytest.fixture(scope="session")
 def fitted_pipeline(train_log_mels):
     """A model of the shipped size of which all that has a closed form is fitted; what is trained still says nothing."""
-    from srlib.pipeline import build
+    from srlib.restore.pipeline import build
 
     pipe = build("compact", seed=0)
     pipe.vae.fit(train_log_mels[:, :, :1024])
@@ -71,13 +71,13 @@ def fitted_pipeline(train_log_mels):
 @pytest.fixture(scope="session")
 def compact_pipeline():
     """The shipped model, with its trained weights."""
-    from srlib.pipeline import RestorationPipeline
+    from srlib.restore.pipeline import RestorationPipeline
 
     return RestorationPipeline.from_pretrained("compact")
 
 
 def audiosr_tensor(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """The parity fixture's weight of an AudioSR key; tests/data/README.md has the recipe."""
+    """The parity fixture's weight of an AudioSR key; tests/fixtures/README.md has the recipe."""
     name = key.removeprefix("model.").removeprefix("first_stage_model.")
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
     value = rng.standard_normal(shape, dtype=np.float32)
@@ -91,7 +91,7 @@ def audiosr_weights() -> dict:
     """A checkpoint of AudioSR's kind, at the width of the parity fixture, without what inference does not need."""
     import torch
 
-    from srlib import convert
+    from srlib.audiosr import checkpoint as convert
     from srlib.config import AUDIOSR_NARROW
 
     shapes = convert.wanted_shapes(AUDIOSR_NARROW)

@@ -12,8 +12,9 @@ import pytest
 import soundfile
 
 from srlib import __main__ as command_line
-from srlib import audio, cli, degrade
+from srlib import cli, degrade
 from srlib.__main__ import main
+from srlib.audio import files as audio
 
 CUT_4K = ["--cutoff-hz", "4000"]
 
@@ -28,7 +29,7 @@ def clip(tmp_path, music) -> Path:
 @pytest.fixture
 def tiny(monkeypatch, tiny_pipeline):
     """Restoration with the tiny random model instead of the shipped one."""
-    from srlib.pipeline import RestorationPipeline
+    from srlib.restore.pipeline import RestorationPipeline
 
     monkeypatch.setattr(RestorationPipeline, "from_pretrained", classmethod(lambda *_args, **_kwargs: tiny_pipeline))
 
@@ -61,7 +62,9 @@ def refusal(capsys, folder: Path, *argv: str | Path) -> str:
 
 def test_choices_are_those_of_the_library():
     """The parser repeats them, so that help needs no scipy and no torch."""
-    from srlib import ldm, merge, objectives
+    from srlib.models import diffusion as ldm
+    from srlib.restore import merge
+    from srlib.training import objectives
 
     assert command_line.FILTER_TYPES == degrade.FILTER_TYPES
     assert command_line.NOISE_TYPES == degrade.NOISE_TYPES
@@ -90,7 +93,7 @@ def test_degrade_does_what_the_library_does(tmp_path, clip, music):
     expected = degrade.Degradation(4000, "butter", 6, "white", 0.01, seed=5)
     assert np.array_equal(audio.read(out)[0][0], expected.apply(music, 48_000))
     record = json.loads((tmp_path / "d.wav.json").read_text())
-    assert record["f_3db"] < 4000 < record["f_20db"]
+    assert record["passband_hz"] < 4000 < record["stopband_hz"]
     assert degrade.Degradation.from_json(record) == expected
 
 
@@ -462,9 +465,9 @@ def test_project_verbs_pass_their_options_on(monkeypatch, capsys, tmp_path):
     def record(result):
         return lambda *args, **kwargs: calls.append((args, kwargs)) or result
 
-    monkeypatch.setattr("srlib.train.train", record(tmp_path / "run"))
-    monkeypatch.setattr("srlib.reproduce.reproduce", record(None))
-    monkeypatch.setattr("srlib.report.build", record(tmp_path / "report.pdf"))
+    monkeypatch.setattr("srlib.training.loop.train", record(tmp_path / "run"))
+    monkeypatch.setattr("srlib.report.reproduce.reproduce", record(None))
+    monkeypatch.setattr("srlib.report.pdf.build", record(tmp_path / "report.pdf"))
     assert run("train", "vae", "--config", "c.yaml", "--data", "d", "--out", "o", "--max-steps", "3", "--resume") == 0
     assert calls[-1] == (("vae", "c.yaml", "d", "o"), {"init": None, "max_steps": 3, "resume": True})
     assert "o holds no checkpoint" in capsys.readouterr().err
@@ -477,7 +480,7 @@ def test_project_verbs_pass_their_options_on(monkeypatch, capsys, tmp_path):
 
 def test_profiles(capsys, monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr("srlib.reproduce.reproduce", lambda profile, **_kwargs: calls.append(profile))
+    monkeypatch.setattr("srlib.report.reproduce.reproduce", lambda profile, **_kwargs: calls.append(profile))
     monkeypatch.setenv("SRLIB_PROFILE", "smoke")
     assert run("reproduce") == 0 and calls == ["smoke"]
     for verb in ("reproduce", "report"):

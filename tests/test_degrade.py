@@ -47,8 +47,8 @@ def test_f_3db_and_f_20db_of_every_family_and_order_are_those_of_scipy(filter_ty
     degradation = Degradation(4000, filter_type, order)
     freqs = np.arange(0, SAMPLE_RATE / 2, 1.0)
     gain_db = 20 * np.log10(scipy_response(filter_type, order, 4000, freqs) + 1e-20)
-    assert degradation.f_3db(SAMPLE_RATE) == pytest.approx(freqs[np.argmax(gain_db < -3)], abs=1.5)
-    assert degradation.f_20db(SAMPLE_RATE) == pytest.approx(freqs[np.flatnonzero(gain_db >= -20)[-1]], abs=1.5)
+    assert degradation.passband_hz(SAMPLE_RATE) == pytest.approx(freqs[np.argmax(gain_db < -3)], abs=1.5)
+    assert degradation.stopband_hz(SAMPLE_RATE) == pytest.approx(freqs[np.flatnonzero(gain_db >= -20)[-1]], abs=1.5)
     np.testing.assert_allclose(zero_phase_response(degradation, freqs, SAMPLE_RATE), 10 ** (gain_db / 20), atol=1e-6)
 
 
@@ -56,8 +56,8 @@ def test_f_3db_and_f_20db_of_every_family_and_order_are_those_of_scipy(filter_ty
 @pytest.mark.parametrize(("order", "cutoff_hz"), [(2, 2000), (5, 6000.5), (8, 4000), (10, 16000)])
 def test_audio_is_attenuated_as_the_response_says(filter_type, order, cutoff_hz):
     degradation = Degradation(cutoff_hz, filter_type, order)
-    f_3db, f_20db = degradation.f_3db(SAMPLE_RATE), degradation.f_20db(SAMPLE_RATE)
-    freqs = np.array([0.5 * cutoff_hz, f_3db, f_20db, min(1.3 * f_20db, 23900.0)])
+    passband_hz, stopband_hz = degradation.passband_hz(SAMPLE_RATE), degradation.stopband_hz(SAMPLE_RATE)
+    freqs = np.array([0.5 * cutoff_hz, passband_hz, stopband_hz, min(1.3 * stopband_hz, 23900.0)])
     gains = measured_gain(degradation, freqs)
     assert gains[1] == pytest.approx(10 ** (-3 / 20), rel=0.03)
     assert gains[2] == pytest.approx(0.1, rel=0.1)
@@ -73,7 +73,7 @@ def test_stop_bands():
 
 
 def test_cutoff_is_not_the_3db_point_of_low_orders():
-    ratios = [Degradation(4000, f, o).f_3db(SAMPLE_RATE) / 4000 for f in FAMILIES for o in range(2, 11)]
+    ratios = [Degradation(4000, f, o).passband_hz(SAMPLE_RATE) / 4000 for f in FAMILIES for o in range(2, 11)]
     assert min(ratios) < 0.85  # butter: -6 dB at its cutoff after two passes
     assert max(ratios) > 1.3  # order 2 of the ripple families
 
@@ -202,18 +202,18 @@ def test_short_files_keep_their_length_and_level(filter_type, samples):
 @pytest.mark.parametrize("filter_type", FILTER_TYPES)
 def test_other_sample_rates(sample_rate, filter_type):
     degradation = Degradation(2000, filter_type, 10)
-    f_3db, f_20db = degradation.f_3db(sample_rate), degradation.f_20db(sample_rate)
-    assert 1700 < f_3db < f_20db < 2500
-    gains = measured_gain(degradation, [1000, f_3db, f_20db], sample_rate)
+    passband_hz, stopband_hz = degradation.passband_hz(sample_rate), degradation.stopband_hz(sample_rate)
+    assert 1700 < passband_hz < stopband_hz < 2500
+    gains = measured_gain(degradation, [1000, passband_hz, stopband_hz], sample_rate)
     np.testing.assert_allclose(gains, [1, 10 ** (-3 / 20), 0.1], atol=0.03)
 
 
 def test_record_holds_what_was_measured_and_survives_json():
     record = json.loads(Degradation(np.float64(4000), "butter", np.int64(2)).to_json(SAMPLE_RATE))
-    assert record["f_3db"] < 4000 < record["f_20db"]
+    assert record["passband_hz"] < 4000 < record["stopband_hz"]
     assert record["sample_rate"] == SAMPLE_RATE and record["filter_order"] == 2 and record["gaps"] == []
     empty = Degradation().record(SAMPLE_RATE)
-    assert empty["cutoff_hz"] is None and empty["f_3db"] is None and empty["f_20db"] is None
+    assert empty["cutoff_hz"] is None and empty["passband_hz"] is None and empty["stopband_hz"] is None
 
 
 def test_does_nothing():

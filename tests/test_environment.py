@@ -139,7 +139,7 @@ def test_torchaudio_resamples_like_soxr():
     import soxr
     import torch
 
-    from srlib._torchaudio import torchaudio
+    from srlib.audio._torchaudio import torchaudio
 
     tone = np.sin(2 * np.pi * 1000 * np.arange(44_100) / 44_100).astype(np.float32)
     ours = torchaudio.functional.resample(torch.from_numpy(tone), 44_100, 48_000, lowpass_filter_width=64).numpy()
@@ -151,7 +151,7 @@ def test_torchaudio_resamples_like_soxr():
 def test_torchaudio_mel_filters_equal_librosas():
     import librosa
 
-    from srlib.mel import mel_filters
+    from srlib.audio.stft import mel_filters
 
     truth = librosa.filters.mel(sr=48_000, n_fft=2048, n_mels=256, fmin=20.0, fmax=24_000.0)
     assert mel_filters().shape == truth.shape
@@ -185,14 +185,14 @@ def fake_builds(folder: Path, torch_cuda: str | None, torchaudio_tag: str) -> di
 )
 def test_stand_in_is_used_where_the_builds_differ(tmp_path, torch_cuda, torchaudio_tag, real):
     environment = fake_builds(tmp_path, torch_cuda, torchaudio_tag)
-    code = "from srlib._torchaudio import torchaudio; print(torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)"
+    code = "from srlib.audio._torchaudio import torchaudio; print(torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)"
     assert run_python(code, env=environment) == str(real)
 
 
 def test_stand_in_refuses_what_needs_the_extension():
     """As beside a CPU torch: the pure-torch part works, the compiled part says why it does not."""
     code = """
-from srlib import _torchaudio
+from srlib.audio import _torchaudio
 _torchaudio._same_build = lambda: False
 _torchaudio.prepare()
 print(_torchaudio.torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)

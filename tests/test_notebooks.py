@@ -10,10 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from srlib import artifacts
 from srlib.errors import SrlibError
-from srlib.notebook import default_parameters, notebook_setup
-from srlib.reproduce import CHAIN
+from srlib.report import artifacts
+from srlib.report.reproduce import CHAIN
+from srlib.report.run import default_parameters, notebook_setup
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 IDS = [link.id for link in CHAIN]

@@ -8,14 +8,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from srlib import audiosr, convert, ldm, vae
+from srlib.audio.stft import log_mel, stft_magnitude
+from srlib.audiosr import checkpoint as convert
+from srlib.audiosr import compatible as audiosr
 from srlib.config import AUDIOSR, HOP_LENGTH
 from srlib.errors import SrlibError
-from srlib.mel import log_mel, stft_magnitude
-from srlib.pipeline import RestorationPipeline
-from srlib.vocoder import build_vocoder, vocode
+from srlib.models import diffusion as ldm
+from srlib.models import vae
+from srlib.models.vocoder import build_vocoder, vocode
+from srlib.restore.pipeline import RestorationPipeline
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
 FIXTURE = DATA / "audiosr_tiny_seed0.safetensors"
 TOLERANCE = 1e-4  # of the output's scale
 

@@ -1,0 +1,1 @@
+"""The original: import of its checkpoint, and restoration exactly as AudioSR does it."""

@@ -1,0 +1,154 @@
+"""What AudioSR does around its networks, for comparison with it; the pipeline's own way is in `srlib.restore.pipeline`.
+
+AudioSR filters its input once more before it encodes it, with a family drawn at random, copies the input's low band
+over its output twice, and returns another level than it was given. None of that is wanted in a restoration, all of it
+is needed to compare with published results. Sources: haoheliu/versatile_audio_super_resolution, audiosr/utils.py,
+lowpass.py, latent_diffusion/models/ddpm.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import librosa
+import numpy as np
+import torch
+from scipy import signal
+
+from srlib.audio._torchaudio import torchaudio
+from srlib.audio.stft import log_mel, stft_magnitude
+from srlib.config import LATENT_FACTOR, N_FFT, SAMPLE_RATE
+from srlib.errors import SrlibError
+from srlib.models import diffusion as ldm
+from srlib.models import vae
+from srlib.models.vocoder import vocode
+from srlib.restore.checks import check_audio
+
+if TYPE_CHECKING:
+    from srlib.restore.pipeline import RestorationPipeline
+
+FILTERS = ("butter", "cheby1", "ellip", "bessel")  # the order matters: one is drawn by its index
+ROLL_OFF = 0.985  # share of the summed magnitude that lies below the cutoff
+_ORDER, _RIPPLE_DB, _STOP_DB = 8, 0.1, 60
+_UNIT = round(5.12 * SAMPLE_RATE)  # samples; the input is padded to a multiple
+_LOWEST_CUTOFF_HZ = 1000
+_HOP_LENGTH = 512  # samples, of the replacement's STFT: librosa's default
+_PEAK = 0.5
+
+
+def simulate_lowpass(wav: np.ndarray, cutoff_hz: float, filter_type: str) -> np.ndarray:
+    """Low-pass `[samples]` at 48 kHz: a zero-phase filter, a resampling to twice the cutoff and back, the filter again.
+
+    `filter_type` is one of `FILTERS`; the cutoff is cut to whole hertz. Raises SrlibError for other families, and for
+    cutoffs that are not between 1 Hz and 24 kHz.
+    """
+    cutoff = int(cutoff_hz)
+    if filter_type not in FILTERS:
+        raise SrlibError(f"AudioSR has no filter {filter_type!r}: choose one of {', '.join(FILTERS)}.")
+    if not 0 < cutoff < SAMPLE_RATE // 2:
+        raise SrlibError(f"A low-pass filter at {cutoff_hz:g} Hz cannot be made: give 1 Hz to just under 24 kHz.")
+    design = {"N": _ORDER, "Wn": cutoff / (SAMPLE_RATE / 2), "output": "sos"}
+    ripple = {"cheby1": {"rp": _RIPPLE_DB}, "ellip": {"rp": _RIPPLE_DB, "rs": _STOP_DB}}
+    sos = getattr(signal, filter_type)(**design, **ripple.get(filter_type, {}))
+    lower_rate = int(design["Wn"] * SAMPLE_RATE)
+    filtered = signal.sosfiltfilt(sos, wav)
+    narrow = signal.resample_poly(filtered, lower_rate, SAMPLE_RATE)
+    back = signal.resample_poly(narrow, SAMPLE_RATE, lower_rate)[: len(wav)]
+    return signal.sosfiltfilt(sos, np.pad(back, (0, len(wav) - len(back)))).astype(np.float32)
+
+
+def cutoff_index(magnitudes: torch.Tensor | np.ndarray) -> int:
+    """AudioSR's cutoff of `[frames, bins]`: the last bin up to which less than 98.5 % of the magnitudes are summed."""
+    below = magnitudes.sum(0).cumsum(0)
+    return max(int((below < below[-1] * ROLL_OFF).sum()) - 1, 0)
+
+
+def detect_cutoff_hz(wav: torch.Tensor) -> float:
+    """AudioSR's cutoff of `[samples]` at 48 kHz, Hz: about two thirds of where music's spectrum really ends."""
+    bins = N_FFT // 2
+    return cutoff_index(stft_magnitude(wav[None])[0, :, :bins]) / bins * SAMPLE_RATE / 2
+
+
+def replace_mel(generated: torch.Tensor, degraded: torch.Tensor) -> torch.Tensor:
+    """The generated log-mel with the degraded one below its cutoff, all `[batch, 1, frames, 256]`."""
+    replaced = generated.clone()
+    for row, given in zip(replaced[:, 0], degraded[:, 0], strict=True):
+        cutoff = cutoff_index(given.exp())
+        row[:, :cutoff] = given[:, :cutoff]
+    return replaced
+
+
+def replace_waveform(generated: np.ndarray, degraded: np.ndarray) -> np.ndarray:
+    """The generated waveform with the degraded one's spectrum below its cutoff, all `[samples]`.
+
+    What is copied is scaled so that both have the same magnitude in the bin of the cutoff, by 1/1.2 to 1/0.8.
+    """
+    given, made = (librosa.stft(wav, n_fft=N_FFT, hop_length=_HOP_LENGTH) for wav in (degraded, generated))
+    cutoff = cutoff_index(np.abs(given).T)
+    ratio = np.abs(given[cutoff]).sum() / max(np.abs(made[cutoff]).sum(), np.finfo(np.float32).tiny)
+    made[:cutoff] = given[:cutoff] / np.clip(ratio, 0.8, 1.2)
+    return librosa.istft(made, hop_length=_HOP_LENGTH, length=len(generated))
+
+
+def normalise(wav: np.ndarray) -> np.ndarray:
+    """`[samples]` without its mean, its peak at one half: AudioSR's input level."""
+    centred = wav - wav.mean()
+    return centred / (np.abs(centred).max() + 1e-8) * _PEAK
+
+
+@torch.no_grad()
+def restore_as_audiosr(
+    pipe: RestorationPipeline,
+    wav: np.ndarray,
+    sample_rate: int,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 3.5,
+    eta: float = 1.0,
+    seed: int = 42,
+    filter_type: str | None = None,
+) -> np.ndarray:
+    """Restore as AudioSR itself does: `[samples]` float32 at 48 kHz, its peak near one half whatever the input's level.
+
+    With the weights of AudioSR, on a CPU, the random numbers are its own too: filter, posteriors, noise, in its order.
+    Memory grows with the square of the length, as its does; it was trained on 10.24 s.
+
+    Args:
+        pipe: a pipeline of AudioSR's topology, from `srlib.audiosr.checkpoint`.
+        wav: `[samples]` or `[channels, samples]`, of which the first channel is taken.
+        filter_type: one of `FILTERS`; None draws it from the seed, as AudioSR does.
+
+    Raises:
+        SrlibError: for a pipeline with a prior, and for audio that AudioSR gives up on (cutoff under 1 kHz).
+    """
+    if pipe.prior is not None:
+        raise SrlibError("This model is not of AudioSR's kind: give one that srlib import-audiosr wrote.")
+    first = check_audio(wav, sample_rate)[0]
+    audio = torchaudio.functional.resample(torch.from_numpy(first).float(), sample_rate, SAMPLE_RATE).numpy()
+    padded = np.pad(normalise(audio), (0, -len(audio) % _UNIT))
+    cutoff_hz = detect_cutoff_hz(torch.from_numpy(padded))
+    if cutoff_hz < _LOWEST_CUTOFF_HZ:
+        raise SrlibError(f"AudioSR gives up on this audio: 98.5 % of it lies below {cutoff_hz:.0f} Hz, under 1000 Hz.")
+    filter_type = filter_type or str(np.random.RandomState(seed).choice(FILTERS))
+    degraded = simulate_lowpass(padded, cutoff_hz, filter_type)
+    mel = log_mel(torch.from_numpy(degraded).to(pipe.device))
+    restored = _generate(pipe, mel, num_inference_steps, guidance_scale, eta, seed)
+    generated = vocode(pipe.vocoder, replace_mel(restored, mel))[0].cpu().numpy()
+    joined = replace_waveform(generated, degraded)
+    joined = joined / np.abs(joined).max() * _PEAK  # the padding counts
+    return (joined - joined.mean())[: len(audio)]
+
+
+def _generate(
+    pipe: RestorationPipeline, mel: torch.Tensor, steps: int, guidance_scale: float, eta: float, seed: int
+) -> torch.Tensor:
+    """Log-mel generated from a degraded one, `[1, 1, frames, 256]`, with AudioSR's sequence of random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (1, pipe.vae.config.latent_channels, mel.shape[2] // LATENT_FACTOR, mel.shape[3] // LATENT_FACTOR)
+    torch.randn(shape, generator=generator)  # AudioSR samples the target's posterior first, and forgets it
+    condition = vae.encode(pipe.vae, mel, generator)
+    noise = torch.randn(shape, generator=generator).to(condition)
+    factor = pipe.vae.config.scaling_factor
+    latent = ldm.denoise(
+        pipe.unet, pipe.scheduler, noise, condition, steps, guidance_scale, factor, eta=eta, generator=generator
+    )
+    return vae.decode(pipe.vae, latent)

@@ -1,0 +1,1 @@
+"""Where music comes from: tracks of data sets, and batches of degraded crops for training."""

@@ -1,0 +1,1 @@
+"""Systems, conditions and tracks to rows: metrics, limits, baselines, tables."""

@@ -1,0 +1,158 @@
+"""Latent diffusion: the U-Net, the velocity objective, and sampling with any of three diffusers schedulers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+from torch import nn
+
+from srlib.config import UNCONDITIONAL_LATENT, ModelSize
+from srlib.errors import SrlibError
+from srlib.models.transformer import LatentTransformer
+from srlib.stopwatch import stage
+
+SCHEDULERS = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+
+
+def build_unet(size: ModelSize) -> nn.Module:
+    """The untrained network of a model size: a transformer, or AudioSR's U-Net in AudioLDM2's class.
+
+    That class alone has AudioSR's double self-attention.
+    """
+    if size.prior:
+        return LatentTransformer(**size.unet)
+    from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel  # imports transformers: slow
+
+    unet = AudioLDM2UNet2DConditionModel(**size.unet)
+    nn.init.zeros_(unet.conv_out.weight)  # as AudioSR: training starts from the prediction zero
+    nn.init.zeros_(unet.conv_out.bias)
+    return unet
+
+
+def build_scheduler(size: ModelSize) -> DDIMScheduler:
+    """The noise schedule of a model size, as the scheduler that trains it."""
+    return DDIMScheduler(**size.scheduler)
+
+
+def use_scheduler(scheduler: SchedulerMixin, name: str | None) -> SchedulerMixin:
+    """A sampler by name (`ddim`, `dpm`, `unipc`) on the schedule of another; None keeps its kind.
+
+    Steps are counted from the end that is all noise. AudioSR's spacing, `leading`, leaves the noisiest timesteps out: a
+    share of 1/S for S steps, more where S does not divide their number, and it fails for as many steps as timesteps.
+    """
+    if name is not None and name not in SCHEDULERS:
+        raise SrlibError(f"There is no scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}.")
+    kind = type(scheduler) if name is None else SCHEDULERS[name]
+    if kind is type(scheduler) and scheduler.config.timestep_spacing == "trailing":
+        return scheduler
+    return kind.from_config(scheduler.config, timestep_spacing="trailing")
+
+
+def unconditional(condition: torch.Tensor, scaling_factor: float) -> torch.Tensor:
+    """The condition that stands for none: AudioSR's constant latent, scaled as the condition is."""
+    return torch.full_like(condition, UNCONDITIONAL_LATENT * scaling_factor)
+
+
+def drop_condition(condition: torch.Tensor, scaling_factor: float, probability: float) -> torch.Tensor:
+    """Replace the condition of each sample of `[batch, ...]` by none with a probability of its own."""
+    dropped = torch.rand(len(condition), device=condition.device) < probability
+    return torch.where(dropped[:, None, None, None], unconditional(condition, scaling_factor), condition)
+
+
+def velocity_loss(
+    unet: nn.Module,
+    scheduler: DDIMScheduler,
+    latent: torch.Tensor,
+    condition: torch.Tensor,
+    weights: torch.Tensor,
+    last_step_share: float = 0.5,
+    min_snr_gamma: float | None = 5.0,
+    level_weight: float = 1.0,
+) -> torch.Tensor:
+    """Mean squared error of the velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022).
+
+    Args:
+        latent: what is generated, `[batch, channels, frames / 8, 32]`, unit variance.
+        condition: concatenated on channels, `[batch, C, frames / 8, 32]`.
+        weights: of each error, broadcast to the latent: how much it shows in the log-mel; zero where nothing is known.
+        last_step_share: share of the batch trained at the last timestep with zeros in place of the noise: a zero
+            terminal SNR makes the prediction the posterior mean there, which is what one sampling step asks for.
+        level_weight: of the part of an error that is the same in all frames, over that of the rest.
+        min_snr_gamma: clip of the weighting (min(snr, gamma) + 1) / (snr + 1), after Hang et al. (2023); None weights
+            velocities equally.
+    """
+    batch, steps = len(latent), scheduler.config.num_train_timesteps
+    noise = torch.randn_like(latent)
+    timestep = torch.randint(steps, (batch,), device=latent.device)
+    last = torch.rand(batch, device=latent.device) < last_step_share
+    timestep = torch.where(last, steps - 1, timestep)
+    noise = noise * ~last[:, None, None, None]
+    noisy = scheduler.add_noise(latent, noise, timestep)
+    velocity = scheduler.get_velocity(latent, noise, timestep)
+    predicted = unet(torch.cat([noisy, condition], dim=1), timestep, encoder_hidden_states=None).sample
+    weights, error = weights.expand_as(latent), predicted.float() - velocity
+    level = error.mean(dim=2, keepdim=True)
+    square = (error - level) ** 2 + level_weight * level**2
+    error = (square * weights).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3))
+    if min_snr_gamma is not None:
+        abar = scheduler.alphas_cumprod.to(latent.device)[timestep]
+        snr = abar / (1 - abar).clamp(min=1e-8)
+        # Hang et al.'s min(snr, gamma) / (snr + 1) for velocities vanishes without signal, where a single step
+        # starts; one more in the numerator keeps that end at weight one.
+        error = error * (snr.clamp(max=min_snr_gamma) + 1) / (snr + 1)
+    return error.mean()
+
+
+@stage("diffusion")
+@torch.no_grad()
+def denoise(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    noise: torch.Tensor,
+    condition: torch.Tensor,
+    num_inference_steps: int,
+    guidance_scale: float = 1.0,
+    scaling_factor: float = 1.0,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    callback: Callable[[torch.Tensor], None] | None = None,
+    step_noise: Iterable[torch.Tensor] = (),
+) -> torch.Tensor:
+    """Sample a latent from `noise` `[batch, channels, frames / 8, 32]` given `condition` `[batch, C, frames / 8, 32]`.
+
+    Guidance mixes the velocity with that of the unconditional latent, in one batch: u + g (c - u). `eta` (0 DDIM,
+    1 DDPM-like) acts with the DDIM scheduler; what it adds in a step comes from `generator`, or is `step_noise`, one
+    tensor a step of the shape of `noise`. A single step on a schedule that ends in pure noise is the posterior mean
+    and starts from the mean of the noise instead, so that nothing in it is random. `callback` sees the predicted clean
+    latent after each step. The U-Net runs in the precision of its weights; the scheduler steps in that of `noise`,
+    since rounding adds up over steps.
+    """
+    dtype = next((weight.dtype for weight in unet.parameters()), noise.dtype)
+    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    if num_inference_steps == 1 and scheduler.config.get("rescale_betas_zero_snr"):
+        noise = torch.zeros_like(noise)  # nothing depends on it but the network's own error
+    latent = noise * scheduler.init_noise_sigma
+    guided = guidance_scale != 1.0
+    if guided:
+        condition = torch.cat([unconditional(condition, scaling_factor), condition])
+    # At exactly one, rounding takes the step from pure noise to the root of a negative number.
+    highest_eta = 1.0 if scheduler.alphas_cumprod[int(scheduler.timesteps[0])] > 1e-6 else 0.9999
+    extra = {"eta": min(eta, highest_eta), "generator": generator} if isinstance(scheduler, DDIMScheduler) else {}
+    for timestep, added in itertools.zip_longest(scheduler.timesteps, step_noise):
+        scaled = scheduler.scale_model_input(latent, timestep)
+        pair = torch.cat([scaled, scaled]) if guided else scaled
+        stacked = torch.cat([pair, condition], dim=1).to(dtype)
+        velocity = unet(stacked, timestep, encoder_hidden_states=None).sample.to(noise.dtype)
+        if guided:
+            without, given = velocity.chunk(2)
+            velocity = without + guidance_scale * (given - without)
+        if callback is not None:
+            abar = scheduler.alphas_cumprod[int(timestep)].to(latent)
+            callback(abar.sqrt() * latent - (1 - abar).sqrt() * velocity)
+        if added is not None and isinstance(scheduler, DDIMScheduler):
+            extra["variance_noise"] = added.to(latent)
+        latent = scheduler.step(velocity, timestep, latent, **extra).prev_sample
+    return latent

@@ -1,0 +1,1 @@
+"""Artefacts, the chain of notebooks, figures, and the PDF."""

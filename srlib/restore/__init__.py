@@ -1,0 +1,1 @@
+"""Any file of any length: what is known of it, and how it is put back."""

@@ -1,0 +1,1 @@
+"""Settings, losses, the loop, and the runs of a recipe."""

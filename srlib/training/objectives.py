@@ -1,0 +1,184 @@
+"""What each part of the model is trained for: its trainable module and the loss of a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import islice
+
+import torch
+from torch import nn
+
+from srlib.audio.stft import band_edges_hz, band_widths_hz, log_mel
+from srlib.config import LATENT_FACTOR
+from srlib.data.batches import Batch
+from srlib.errors import SrlibError
+from srlib.models import diffusion as ldm
+from srlib.models import vae
+from srlib.models.vocoder import vocode
+from srlib.restore.pipeline import RestorationPipeline
+from srlib.training.config import TrainConfig
+
+_FULL_BANDWIDTH_HZ = 18_900.0  # crops that end lower say nothing of the upper bands: the prior is not fitted to them
+_FEW = 8  # batches that principal components and spreads are measured on
+
+
+@cache
+def band_weights() -> torch.Tensor:
+    """Weight `[256]` of each mel band, mean one: half its width in hertz, which LSD counts, half uniform."""
+    width = torch.from_numpy(band_widths_hz())
+    return (0.5 + 0.5 * width / width.mean()).float()
+
+
+def band_mask(bandwidth_hz: torch.Tensor) -> torch.Tensor:
+    """`[batch, 1, 1, 256]`: one for bands wholly inside a track's bandwidth, zero above it."""
+    upper = torch.from_numpy(band_edges_hz()[2:]).to(bandwidth_hz)
+    return (upper[None] <= bandwidth_hz[:, None]).float()[:, None, None]
+
+
+class Objective(ABC):
+    """One training stage: `module` learns, the other parts of the pipeline stay as they are."""
+
+    def __init__(self, pipeline: RestorationPipeline, config: TrainConfig) -> None:
+        self.pipeline, self.config = pipeline, config
+        self.module = self.trainable()
+        for part in pipeline.modules():
+            part.requires_grad_(part is self.module)
+            part.train(part is self.module)
+
+    @abstractmethod
+    def trainable(self) -> nn.Module:
+        """The part of the pipeline that this stage trains."""
+
+    @abstractmethod
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What a loss needs of a batch, `{name: [batch, ...]}`; whatever has no gradient is computed here."""
+
+    @abstractmethod
+    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Mean loss of a batch of examples."""
+
+    def prepare(self, batches: Iterator[Batch]) -> None:  # noqa: B027  some stages have nothing to fit
+        """Fit what has a closed form to batches of crops before the first step of a run."""
+
+
+class VaeObjective(Objective):
+    """Mean absolute log-mel error and a small Kullback-Leibler term, on references and degraded inputs alike.
+
+    The linear autoencoder has its optimum in closed form, and nothing is left to train.
+    """
+
+    kl_weight = 1e-4
+
+    def trainable(self) -> nn.Module:
+        return self.pipeline.vae
+
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        if isinstance(self.module, vae.PatchVAE):
+            self.module.fit(torch.cat([self.examples(batch)["log_mel"] for batch in islice(batches, _FEW)]))
+
+    @torch.no_grad()
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+        half = len(batch.reference) // 2
+        return {"log_mel": log_mel(torch.cat([batch.reference[half:], batch.degraded[:half]]))}
+
+    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        target = examples["log_mel"]
+        posterior = self.module.encode(target).latent_dist
+        restored = self.module.decode(posterior.sample()).sample
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return (restored.float() - target).abs().mean() + self.kl_weight * kl
+
+
+class VocoderObjective(Objective):
+    """Log-spectral distance at several resolutions, on the true log-mel."""
+
+    n_ffts = (512, 1024, 2048, 4096)  # samples
+    power_floor = 1e-9  # of unnormalised spectra: below 16-bit noise, so that quiet music counts
+
+    def trainable(self) -> nn.Module:
+        return self.pipeline.vocoder
+
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"reference": batch.reference, "bandwidth_hz": batch.bandwidth_hz}
+
+    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        reference, bandwidth_hz = examples["reference"], examples["bandwidth_hz"]
+        first_frame = int(torch.randint(1024, ()))
+        wav = vocode(self.module, log_mel(reference), first_frame)
+        distances = [self._distance(wav, reference, bandwidth_hz, n_fft) for n_fft in self.n_ffts]
+        return torch.stack(distances).mean()
+
+    def _distance(self, wav: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor, n_fft: int):
+        window = torch.hann_window(n_fft, device=wav.device)
+        powers = [
+            torch.stft(x, n_fft, n_fft // 4, window=window, return_complex=True).abs() ** 2 for x in (wav, reference)
+        ]
+        difference = torch.log(powers[0] + self.power_floor) - torch.log(powers[1] + self.power_floor)
+        freqs_hz = torch.linspace(0, 24_000, n_fft // 2 + 1, device=wav.device)
+        mask = (freqs_hz[None] <= bandwidth_hz[:, None]).float()[:, :, None]
+        square = (difference**2 * mask).sum(1) / mask.sum(1)
+        return torch.sqrt(square + 1e-6).mean() / 2.302585  # nat of power to log10, the unit of LSD
+
+
+class LdmObjective(Objective):
+    """The velocity of the residual to the prior's mean, its condition dropped for some of the samples."""
+
+    def trainable(self) -> nn.Module:
+        return self.pipeline.unet
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        """Fit a prior that is still untrained, and the spread of what it leaves over."""
+        prior = self.pipeline.prior
+        if prior is None or bool(prior.fast_factors.any()):
+            return
+        clean, held = [], []
+        for batch in batches:
+            clean.append(log_mel(batch.reference)[batch.bandwidth_hz >= _FULL_BANDWIDTH_HZ])
+            held = [*held, batch][:_FEW]
+        if not any(map(len, clean)):
+            limit = f"{_FULL_BANDWIDTH_HZ / 1000:g} kHz"
+            raise SrlibError(f"No crop holds sound up to {limit}: the prior has to be fitted to full-band music.")
+        prior.fit(clean)
+        residual = torch.cat([self._residual_and_condition(batch)[0] for batch in held])
+        prior.residual_std.copy_(residual.std(dim=(0, 2, 3)))
+
+    def _residual_and_condition(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalised residual; where the reference is no target (`bandwidth_hz`), the prior's mean is."""
+        degraded, reference, posterior = batch.degraded_log_mel(), log_mel(batch.reference), None
+        if self.pipeline.prior is not None:
+            observed = batch.observation(degraded)
+            posterior = self.pipeline.prior(observed.log_mel, observed.variance)
+            mask = band_mask(batch.bandwidth_hz)
+            reference = mask * reference + (1 - mask) * posterior.mean
+        condition, mean_latent = self.pipeline.encode_condition(degraded, posterior)
+        return self.pipeline.to_residual(vae.encode(self.pipeline.vae, reference), mean_latent), condition
+
+    @torch.no_grad()
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+        residual, condition = self._residual_and_condition(batch)
+        bands = band_mask(batch.bandwidth_hz) * band_weights().to(residual.device)  # [batch, 1, 1, 256]
+        weights = bands.unflatten(-1, (-1, LATENT_FACTOR)).mean(-1)
+        return {"residual": residual, "condition": condition, "weights": weights}
+
+    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        factor = self.pipeline.vae.config.scaling_factor
+        condition = ldm.drop_condition(examples["condition"], factor, self.config.condition_dropout)
+        weights = examples["weights"] * self._channel_weights()[None, :, None, None]
+        shares = {"last_step_share": self.config.last_step_share, "min_snr_gamma": self.config.min_snr_gamma or None}
+        shares["level_weight"] = self.config.level_weight
+        return ldm.velocity_loss(
+            self.module, self.pipeline.scheduler, examples["residual"], condition, weights, **shares
+        )
+
+    def _channel_weights(self) -> torch.Tensor:
+        """How much one unit of each latent channel moves the log-mel, squared, mean one: `[channels]`."""
+        if not isinstance(self.pipeline.vae, vae.PatchVAE):
+            return torch.ones(self.pipeline.vae.config.latent_channels, device=self.pipeline.device)
+        gain = self.pipeline.vae.spread * self.pipeline.residual_spread().flatten()
+        return gain**2 / (gain**2).mean()
+
+
+STAGES = {"vae": VaeObjective, "vocoder": VocoderObjective, "ldm": LdmObjective}

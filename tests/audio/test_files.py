@@ -1,0 +1,338 @@
+"""Reading what people have, refusing what is broken, writing all of it or nothing."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from scipy import signal
+
+from srlib.audio import files as audio
+from srlib.audio.recording import open_recording
+from srlib.errors import SrlibError
+
+SAMPLE_RATE = 48_000
+
+
+def noise(samples: int, channels: int = 2, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal((channels, samples))).astype(np.float32)
+
+
+def encode(wav: np.ndarray, path, *arguments: str, sample_rate: int = SAMPLE_RATE):
+    """Write through ffmpeg, in formats that soundfile cannot write."""
+    audio.find_ffmpeg()
+    pcm = ["-f", "f32le", "-ar", str(sample_rate), "-ac", str(len(wav)), "-i", "pipe:"]
+    samples = np.ascontiguousarray(wav.T, dtype="<f4").tobytes()
+    subprocess.run(["ffmpeg", "-v", "error", *pcm, *arguments, str(path)], input=samples, check=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "tolerance"), [(".wav", None, 0), (".flac", None, 2**-23), (".wav", "PCM_16", 2**-15)]
+)
+def test_what_is_written_is_read_back(tmp_path, suffix, subtype, tolerance):
+    wav = noise(4801)
+    audio.write(tmp_path / f"a{suffix}", wav, 44_100, subtype=subtype)
+    back, sample_rate = audio.read(tmp_path / f"a{suffix}")
+    assert (back.dtype, back.shape, sample_rate) == (np.float32, wav.shape, 44_100)
+    assert np.abs(back - wav).max() <= tolerance
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("channels", [1, 8])
+def test_every_sample_format_and_channel_count(tmp_path, subtype, channels):
+    wav = noise(1000, channels)
+    soundfile.write(tmp_path / "a.wav", wav.T, 8000, subtype=subtype)
+    back, _ = audio.read(tmp_path / "a.wav")
+    assert back.shape == wav.shape
+    assert np.abs(back - wav).max() <= (2**-7 if subtype == "PCM_U8" else 2**-15)
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path):
+    """libsndfile would store the time of day in float WAV files."""
+    audio.write(tmp_path / "a.wav", noise(100), SAMPLE_RATE)
+    peak = (tmp_path / "a.wav").read_bytes().partition(b"PEAK")[2]
+    assert peak[8:12] == bytes(4)
+    assert audio.read(tmp_path / "a.wav")[0].shape == (2, 100)
+
+
+def test_reading_a_part(tmp_path):
+    wav = noise(10_000)
+    audio.write(tmp_path / "a.wav", wav, SAMPLE_RATE)
+    part, _ = audio.read(tmp_path / "a.wav", start=1234, frames=100)
+    assert np.array_equal(part, wav[:, 1234:1334])
+    encode(wav, tmp_path / "a.mka", "-c:a", "pcm_f32le")
+    part, _ = audio.read(tmp_path / "a.mka", start=1234, frames=100)
+    assert np.array_equal(part, wav[:, 1234:1334])
+    with pytest.raises(SrlibError, match="no samples"):
+        audio.read(tmp_path / "a.wav", start=10_000)
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "cut.ogg", "a.opus", "a.flac", "a.mp3"])
+def test_parts_of_compressed_files_are_exact(tmp_path, name):
+    """libsndfile's own seek misses by thousands of samples in Vorbis that was cut without being encoded again."""
+    wav = noise(12 * SAMPLE_RATE)
+    if name == "cut.ogg":
+        soundfile.write(tmp_path / "a.ogg", wav.T, SAMPLE_RATE)
+        encode(wav, tmp_path / name, "-ss", "1", "-i", str(tmp_path / "a.ogg"), "-map", "1", "-c", "copy")
+    else:
+        opus = {"format": "OGG", "subtype": "OPUS"} if name == "a.opus" else {}
+        soundfile.write(tmp_path / name, wav.T, SAMPLE_RATE, **opus)
+    whole, _ = audio.read(tmp_path / name)
+    for start in (4321, 100_000, 9 * SAMPLE_RATE + 1):
+        part, _ = audio.read(tmp_path / name, start, 5000)
+        assert np.abs(part - whole[:, start : start + 5000]).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["a.m4a", "a.aac", "a.wma", "a.webm", "a.mp3", "a.ogg", "a.opus"])
+def test_lossy_formats(tmp_path, name):
+    """Right rate, channels and length, and the tone that was put in."""
+    seconds = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    wav = np.stack([0.3 * np.sin(2 * np.pi * 1000 * seconds)] * 2).astype(np.float32)
+    encoder = ["-c:a", "libopus"] if name.endswith((".opus", ".webm")) else []
+    if name == "a.ogg":
+        soundfile.write(tmp_path / name, wav.T, SAMPLE_RATE)
+    else:
+        encode(wav, tmp_path / name, *encoder)
+    back, sample_rate = audio.read(tmp_path / name)
+    assert sample_rate == SAMPLE_RATE
+    assert len(back) == 2
+    assert back.shape[1] == pytest.approx(SAMPLE_RATE, abs=2100)  # AAC and WMA come in whole frames
+    spectrum = np.abs(np.fft.rfft(back[0, 8000:32_000]))
+    assert np.argmax(spectrum) * 2 == 1000
+    header = audio.info(tmp_path / name)
+    assert (header.sample_rate, header.channels) == (SAMPLE_RATE, 2)
+    assert header.samples == pytest.approx(back.shape[1], abs=2100)
+
+
+def test_mp3_without_a_length_header_is_read_to_its_end(tmp_path):
+    """libsndfile guesses the length of such a file and stops there, here at half."""
+    wav = noise(10 * SAMPLE_RATE)
+    wav[:, : SAMPLE_RATE // 2] *= 0.001  # the guess goes by the size of the first frames
+    path = encode(wav, tmp_path / "a.mp3", "-q:a", "4", "-write_xing", "0")
+    assert audio.read(path)[0].shape[1] == pytest.approx(10 * SAMPLE_RATE, abs=3000)
+
+
+def test_a_video_gives_its_first_sound(tmp_path):
+    picture = ["-f", "lavfi", "-i", "color=size=64x64:rate=5:duration=1", "-c:v", "mpeg4", "-c:a", "aac"]
+    path = encode(noise(SAMPLE_RATE, 1), tmp_path / "film.mp4", *picture)
+    assert audio.read(path)[0].shape[0] == 1
+
+
+def test_odd_names(tmp_path):
+    for name in ("-v.m4a", "a b'c.m4a", "http:x.m4a", "Ä%03d.m4a"):
+        assert audio.read(encode(noise(4800, 1), f"file:{tmp_path / name}").removeprefix("file:"))[0].shape[0] == 1
+
+
+def truncate(path, share: float):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff", "w64", "au", "caf", "m4a", "mka", "webm"])
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_truncated_files_are_refused(tmp_path, suffix, share):
+    wav = noise(8 * SAMPLE_RATE, 1)
+    path = tmp_path / f"a.{suffix}"
+    if suffix in ("mp3", "m4a", "mka", "webm"):
+        encode(wav, path, *(["-movflags", "+faststart"] if suffix == "m4a" else []))
+    else:
+        soundfile.write(path, wav.T, SAMPLE_RATE)
+    assert audio.read(path)[0].shape[1] >= 8 * SAMPLE_RATE - 2000
+    with pytest.raises(SrlibError, match=rf"a\.{suffix}"):
+        audio.read(truncate(path, share))
+
+
+def promise_more(path, samples: int):
+    """Let the last page of an Ogg file end so much later, with the checksum that belongs to it (RFC 3533)."""
+    data = bytearray(path.read_bytes())
+    page = data.rfind(b"OggS")
+    position = int.from_bytes(data[page + 6 : page + 14], "little") + samples
+    data[page + 6 : page + 14] = position.to_bytes(8, "little")
+    data[page + 22 : page + 26] = bytes(4)
+    checksum = 0
+    for byte in data[page:]:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ 0x04C11DB7 * (checksum >> 31)) & 0xFFFF_FFFF
+    data[page + 22 : page + 26] = checksum.to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nothing_is_written_that_is_no_sound(tmp_path, value):
+    with (
+        pytest.raises(SrlibError, match=r"a\.wav was not written"),
+        audio.open_output(tmp_path / "a.wav", SAMPLE_RATE, 1, 200) as put,
+    ):
+        put(np.zeros((1, 100), np.float32))
+        put(np.full((1, 100), value, np.float32))
+    assert not list(tmp_path.iterdir())
+
+
+def test_ogg_may_promise_a_part_of_a_block_that_is_not_there(tmp_path):
+    """As two of the 190 tracks of the training corpus do; no player minds."""
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, noise(2 * SAMPLE_RATE).T, SAMPLE_RATE)
+    before, _ = audio.read(path)
+    promise_more(path, 1105)
+    assert audio.info(path).samples == before.shape[1] + 1105
+    expected = np.pad(before, ((0, 0), (0, 1105)))
+    assert np.array_equal(audio.read(path)[0], expected)
+    with open_recording(path) as recording:
+        assert np.array_equal(np.concatenate(list(recording.blocks()), axis=1), expected)
+    promise_more(path, 8192)
+    with pytest.raises(SrlibError, match="truncated or damaged"):
+        audio.read(path)
+
+
+def test_streamed_wav_with_a_placeholder_size_is_whole(tmp_path):
+    data = subprocess.run(
+        ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "sine=duration=1", "-f", "wav", "pipe:"], capture_output=True
+    ).stdout
+    (tmp_path / "a.wav").write_bytes(data)
+    assert audio.read(tmp_path / "a.wav")[0].shape == (1, 44_100)
+
+
+def test_files_that_are_no_audio(tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("Not a sound. " * 100)
+    (tmp_path / "text.mp3").write_text("Not a sound. " * 100)
+    (tmp_path / "noise.flac").write_bytes(np.random.default_rng(0).bytes(5000))
+    soundfile.write(tmp_path / "zero.wav", np.zeros((0, 2)), SAMPLE_RATE)
+    for name, reason in {
+        "absent.wav": "does not exist",
+        ".": "is a folder",
+        "empty.wav": "is empty",
+        "text.wav": "not an audio file",
+        "text.mp3": "not an audio file",
+        "noise.flac": "not an audio file|truncated or damaged",
+        "zero.wav": "no samples",
+    }.items():
+        with pytest.raises(SrlibError, match=reason) as caught:
+            audio.read(tmp_path / name)
+        assert str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_are_refused_both_ways(tmp_path, value):
+    wav = noise(100)
+    wav[1, 50] = value
+    soundfile.write(tmp_path / "a.wav", wav.T, SAMPLE_RATE, subtype="FLOAT")
+    with pytest.raises(SrlibError, match="NaN or Inf"):
+        audio.read(tmp_path / "a.wav")
+    with pytest.raises(SrlibError, match="NaN or Inf"):
+        audio.write(tmp_path / "b.wav", wav, SAMPLE_RATE)
+    assert not (tmp_path / "b.wav").exists()
+
+
+def test_without_ffmpeg_the_message_says_so(tmp_path, monkeypatch):
+    path = encode(noise(4800, 1), tmp_path / "a.m4a")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(SrlibError, match="ffmpeg and ffprobe not found"):
+        audio.read(path)
+
+
+def test_ffmpeg_of_an_environment_that_is_not_activated(tmp_path, monkeypatch):
+    for program in ("ffmpeg", "ffprobe"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    audio.find_ffmpeg()
+    assert os.environ["PATH"].split(os.pathsep) == ["/nowhere", str(tmp_path)]
+
+
+@pytest.mark.parametrize("target", ["a.mp3", "a", "missing/a.wav", "folder.wav"])
+def test_refused_targets(tmp_path, target):
+    (tmp_path / "folder.wav").mkdir()
+    with pytest.raises(SrlibError, match=target.split("/")[0]):
+        audio.write(tmp_path / target, noise(10), SAMPLE_RATE)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.wav"]
+
+
+@pytest.mark.parametrize("wav", [np.zeros((2, 0)), np.zeros((1, 2, 3)), np.zeros(5, dtype=int), np.zeros((9, 5))])
+def test_refused_samples(tmp_path, wav):
+    with pytest.raises(SrlibError):
+        audio.write(tmp_path / "a.flac", wav, SAMPLE_RATE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_clipping_is_told_once_for_all_blocks_and_only_of_a_flac_that_nobody_chose_a_subtype_for(tmp_path, capsys):
+    wav = np.zeros((2, 1000), np.float32)
+    wav[0, :10], wav[0, 990:], wav[1, 5], wav[1, 6] = 1.5, -1.5, 1.0, -1.0  # full scale itself does not clip
+    with audio.open_output(tmp_path / "a.flac", SAMPLE_RATE, *wav.shape) as put:
+        for start in range(0, 1000, 100):
+            put(wav[:, start : start + 100])
+    told = f"srlib: {tmp_path / 'a.flac'}: 1.00 % of the samples clip at full scale; a .wav file keeps them.\n"
+    assert capsys.readouterr() == ("", told)
+    audio.write(tmp_path / "a.wav", wav, SAMPLE_RATE)
+    audio.write(tmp_path / "b.flac", wav, SAMPLE_RATE, subtype="PCM_16")
+    assert capsys.readouterr() == ("", "")
+    rare = np.zeros(100_000, np.float32)
+    rare[0] = 2.0
+    audio.write(tmp_path / "c.flac", rare, SAMPLE_RATE)
+    assert "less than 0.01 %" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), audio.atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    with audio.atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """A limit on the size of files stands in for the disk; the system reports both as a failed write."""
+    program = (
+        "import resource, sys, numpy as np; from srlib.audio import files as audio; from srlib.errors import SrlibError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: audio.write(sys.argv[1], np.zeros((2, 100_000), np.float32), 48_000)\n"
+        "except SrlibError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.wav")], capture_output=True, text=True)
+    assert "Cannot write" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(44_100, 48_000), (8000, 48_000), (48_000, 44_100), (192_000, 48_000), (11_025, 48_000)]
+)
+@pytest.mark.parametrize("samples", [1, 2, 147, 10_007])
+def test_resampled_length_is_exact(old, new, samples):
+    wav = noise(samples)
+    resampled = audio.resample(wav, old, new)
+    assert resampled.dtype == np.float32
+    assert resampled.shape == (2, max(1, round(samples * new / old)))
+    assert audio.resample(wav[0], old, new).shape == resampled.shape[1:]
+
+
+@pytest.mark.parametrize(("old", "new"), [(44_100, 48_000), (48_000, 44_100), (16_000, 48_000)])
+def test_resampling_agrees_with_scipy(old, new):
+    """The independent truth is scipy's polyphase resampler with a long Kaiser window, on noise to 0.35 x the rate."""
+    band = signal.firwin(1001, 0.35 * min(old, new), fs=old, window=("kaiser", 12.0))
+    wav = signal.fftconvolve(noise(old, 1)[0], band, mode="same").astype(np.float32)
+    up, down = new // np.gcd(old, new), old // np.gcd(old, new)
+    taps = signal.firwin(2 * 100 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 14.0))
+    expected = signal.resample_poly(wav, up, down, window=taps)
+    error = (audio.resample(wav, old, new) - expected)[2000:-2000]
+    assert 20 * np.log10(np.abs(error).max() / np.abs(expected).max()) < -90
+
+
+def test_mono_is_the_mean_of_the_channels():
+    wav = noise(10, 3)
+    assert np.allclose(audio.to_mono(wav), wav.mean(axis=0))
+    assert np.array_equal(audio.to_mono(wav[:1]), wav[0])
+    assert np.array_equal(audio.to_mono(wav[0]), wav[0])
+    assert audio.to_mono(wav).dtype == np.float32

@@ -1,0 +1,247 @@
+"""AudioSR checkpoints: conversion through the command line, and what is refused."""
+
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from srlib.__main__ import main
+from srlib.audio import files as audio
+from srlib.audiosr import checkpoint as convert
+from srlib.config import AUDIOSR
+from srlib.errors import SrlibError
+from srlib.restore.pipeline import RestorationPipeline
+
+KEYS = Path(__file__).parents[1] / "fixtures" / "audiosr_basic_keys.tsv.gz"
+UNET = "model.diffusion_model.out.2.weight"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(audiosr_weights) -> dict:
+    """What AudioSR publishes: the weights among everything that inference never reads."""
+    state = dict(audiosr_weights) | {"scale_factor": torch.tensor(0.4)}
+    _add_unused(state)
+    return state
+
+
+def _add_unused(state: dict) -> None:
+    for key, value in list(state.items()):
+        if key.startswith("first_stage_model."):
+            state[key.replace("first_stage_model.", "cond_stage_models.0.vae.")] = value.clone()
+        elif key.startswith("model."):
+            state["model_ema." + key.removeprefix("model.").replace(".", "")] = 0.5 * value
+    tables = ("betas", "alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance", "lvlb_weights", "logvar")
+    state |= {name: torch.zeros(1000) for name in tables}
+    state |= {
+        "model_ema.decay": torch.tensor(0.9999),
+        "model_ema.num_updates": torch.tensor(7, dtype=torch.int),
+        "clap.model.logit_scale_a": torch.tensor(1.0),
+    }
+
+
+@pytest.fixture(scope="module")
+def model_folder(checkpoint, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("audiosr")
+    torch.save({"state_dict": checkpoint, "global_step": 3}, folder / "pytorch_model.bin")
+    assert main(["import-audiosr", str(folder / "pytorch_model.bin"), "-o", str(folder / "model")]) == 0
+    return folder / "model"
+
+
+def test_the_keys_of_the_full_size_are_audiosr_s():
+    rows = gzip.decompress(KEYS.read_bytes()).decode().splitlines()[1:]
+    theirs = dict(row.split("\t") for row in rows)
+    ours = {key: "x".join(map(str, shape)) or "scalar" for key, shape in convert.wanted_shapes(AUDIOSR).items()}
+    assert ours == theirs
+
+
+def test_an_imported_model_restores(model_folder, music, tmp_path, audiosr_weights):
+    audio.write(tmp_path / "in.wav", music[:30_720], 48_000)
+    arguments = ["--model", str(model_folder), "--steps", "2", "--cutoff-hz", "4000"]
+    assert main(["restore", str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav"), *arguments]) == 0
+    restored, sample_rate = audio.read(tmp_path / "out.wav")
+    assert restored.shape[-1] == 30_720 and sample_rate == 48_000 and np.isfinite(restored).all()
+    pipe = RestorationPipeline.from_pretrained(model_folder)
+    assert pipe.prior is None and pipe.vae.config.scaling_factor == pytest.approx(0.4)
+    assert torch.equal(pipe.unet.conv_out.weight, audiosr_weights[UNET])  # not the averaged one
+
+
+@pytest.fixture
+def quick_folder(model_folder, tmp_path) -> Path:
+    """The imported model with one unguided step as its default, so that training can validate in a moment."""
+    folder = shutil.copytree(model_folder, tmp_path / "quick")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"num_inference_steps": 1, "guidance_scale": 1.0}))
+    return folder
+
+
+def test_an_imported_model_trains_on(quick_folder, music, tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid"):
+        audio.write(tmp_path / "data" / f"{split}.wav", music, 48_000)
+    (tmp_path / "data" / "manifest.csv").write_text("file,split\ntrain.wav,train\nvalid.wav,valid\n")
+    (tmp_path / "ldm.toml").write_text("batch_size = 1\nframes = 64\nfit_batches = 1\n")
+    arguments = ["--config", str(tmp_path / "ldm.toml"), "--data", str(tmp_path / "data"), "--init", str(quick_folder)]
+    assert main(["train", "ldm", *arguments, "--out", str(tmp_path / "run"), "--max-steps", "2"]) == 0
+    before, after = (
+        RestorationPipeline.from_pretrained(folder) for folder in (quick_folder, tmp_path / "run" / "pipeline")
+    )
+    assert after.prior is None and after.vae.config.scaling_factor == before.vae.config.scaling_factor
+    assert torch.equal(after.vae.encoder.conv_in.weight, before.vae.encoder.conv_in.weight)
+    assert not torch.equal(after.unet.conv_out.weight, before.unet.conv_out.weight)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision_ema_and_safetensors(checkpoint, music, tmp_path, dtype, stored):
+    save_file(checkpoint, tmp_path / "audiosr.safetensors")
+    out = convert.import_audiosr(tmp_path / "audiosr.safetensors", tmp_path / "model", dtype=dtype, ema=True)
+    files = [file for part in convert.PREFIXES for file in (out / part).glob("*.safetensors")]
+    assert len(files) == 3
+    for file in files:
+        assert {tensor.dtype for tensor in load_file(file).values()} == {stored}
+    unet = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(unet["conv_out.weight"], (0.5 * checkpoint[UNET]).to(stored))
+    restored = RestorationPipeline.from_pretrained(out)(music[:4800], 48_000, 1, cutoff_hz=4000)
+    assert restored.audio.dtype == np.float32 and np.isfinite(restored.audio).all()
+
+
+def test_parts_take_the_tensors_they_are_given(audiosr_weights):
+    parts = convert.from_audiosr(audiosr_weights, size="tiny")
+    assert parts["unet"].conv_out.weight.data_ptr() == audiosr_weights[UNET].data_ptr()
+    assert not any(part.training for name, part in parts.items() if name != "scheduler")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({UNET: None}, f"misses {UNET}"),
+        ({"scale_factor": None}, "misses scale_factor"),
+        ({"model.diffusion_model.extra": torch.zeros(1)}, "unexpected model.diffusion_model.extra"),
+        ({"first_stage_model.loss.logvar": torch.zeros(1)}, "unexpected first_stage_model.loss.logvar"),
+        ({UNET: torch.zeros(3, 4)}, rf"another shape {UNET} \(3x4 instead of 16x32x3x3\)"),
+        ({"cond_stage_models.0.vae.encoder.conv_in.bias": torch.ones(32)}, r"differ in cond\S+encoder.conv_in.bias"),
+        ({"scale_factor": torch.tensor(float("nan"))}, "scale_factor is nan"),
+    ],
+)
+def test_faulty_checkpoints_are_refused_by_key(checkpoint, change, named):
+    state = {key: value for key, value in (checkpoint | change).items() if value is not None}
+    with pytest.raises(SrlibError, match=named):
+        convert.from_audiosr(state, size="tiny")
+
+
+def test_a_long_list_of_faults_is_cut(audiosr_weights):
+    with pytest.raises(SrlibError, match=r"another shape .* and \d+ more"):
+        convert.from_audiosr(audiosr_weights, size="audiosr")
+    with pytest.raises(SrlibError, match="not an AudioSR checkpoint"):
+        convert.from_audiosr({"conv.weight": torch.zeros(1)})
+    with pytest.raises(SrlibError, match="no size 'compact'"):
+        convert.from_audiosr(audiosr_weights, size="compact")
+
+
+class _Code:
+    def __reduce__(self):
+        return print, ("pickled code ran",)
+
+
+def _pickled_code() -> bytes:
+    file = io.BytesIO()
+    torch.save({"state_dict": {"scale_factor": _Code()}}, file)
+    return file.getvalue()
+
+
+def _truncated() -> bytes:
+    file = io.BytesIO()
+    torch.save({"state_dict": {"scale_factor": torch.zeros(10_000)}}, file)
+    return file.getvalue()[:20_000]
+
+
+def _no_tensors() -> bytes:
+    file = io.BytesIO()
+    torch.save({"state_dict": {"epoch": 3}}, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("code.bin", _pickled_code(), "run code"),
+        ("old.bin", pickle.dumps(_Code(), protocol=2), "run code"),
+        ("cut.bin", _truncated(), "damaged"),
+        ("text.bin", b"not a checkpoint", "damaged"),
+        ("empty.bin", b"", "damaged"),
+        ("text.safetensors", b"not a checkpoint", "damaged"),
+        ("other.bin", _no_tensors(), "no tensors"),
+    ],
+)
+def test_files_that_are_no_checkpoints_are_refused(tmp_path, capsys, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    assert main(["import-audiosr", str(tmp_path / name), "-o", str(tmp_path / "model")]) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err and name in told.err and len(told.err.splitlines()) == 1
+    assert "pickled code ran" not in told.out
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_nothing_is_overwritten_and_nothing_left_half(checkpoint, tmp_path, capsys, monkeypatch):
+    torch.save(checkpoint, tmp_path / "pytorch_model.bin")
+    (tmp_path / "model").mkdir()
+    assert main(["import-audiosr", str(tmp_path / "pytorch_model.bin"), "-o", str(tmp_path / "model")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    (tmp_path / "model").rmdir()
+    monkeypatch.setattr(RestorationPipeline, "save_config", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
+    assert main(["import-audiosr", str(tmp_path / "pytorch_model.bin"), "-o", str(tmp_path / "model")]) == 2
+    assert "disk full" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+    assert main(["import-audiosr", str(tmp_path / "missing.bin"), "-o", str(tmp_path / "model")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def _write_full_checkpoint(path: Path) -> None:
+    """Six gigabytes of random weights by AudioSR's names, what inference never reads included."""
+    generator, state = torch.Generator().manual_seed(0), {}
+    for key, shape in convert.wanted_shapes(AUDIOSR).items():
+        scale = np.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.02
+        state[key] = scale * torch.randn(shape, generator=generator) + (len(shape) == 1 and key.endswith("weight"))
+    state["scale_factor"] = torch.tensor(0.3342)
+    _add_unused(state)
+    state["clap.model.text_branch.weight"] = torch.randn(200_000_000, generator=generator)
+    torch.save({"state_dict": state}, path)
+
+
+def _measured(*arguments: str) -> tuple[float, float]:
+    """Seconds and peak GiB of a `srlib` command."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "srlib", *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return time.perf_counter() - started, usage.ru_maxrss / 2**20
+
+
+@pytest.mark.full_size  # pytest -m full_size -s tests/test_convert.py: minutes, 9 GB of disk, 6 GB of memory
+def test_full_size_round_trip():
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path would stay
+        source, model, wav, out = (f"{folder}/{name}" for name in ("pytorch_model.bin", "model", "in.wav", "out.wav"))
+        writer = multiprocessing.get_context("spawn").Process(target=_write_full_checkpoint, args=(Path(source),))
+        writer.start()
+        writer.join()
+        audio.write(wav, 0.1 * np.random.default_rng(0).standard_normal(491_520).astype(np.float32), 48_000)
+        gigabytes = Path(source).stat().st_size / 1e9
+        imported = _measured("import-audiosr", source, "-o", model)
+        restored = _measured("restore", wav, "-o", out, "--model", model, "--cutoff-hz", "8000", "--steps", "2")
+        result, sample_rate = audio.read(out)
+    print(f"\n{gigabytes:.2f} GB: imported in {imported[0]:.0f} s and {imported[1]:.2f} GiB; ", end="")
+    print(f"10.24 s restored with 2 steps in {restored[0]:.0f} s and {restored[1]:.2f} GiB")
+    assert gigabytes > 6 and imported[1] < 8
+    assert result.shape[-1] == 491_520 and sample_rate == 48_000 and np.isfinite(result).all()

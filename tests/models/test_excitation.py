@@ -1,0 +1,185 @@
+"""Fine structure above the edge: copies of known sinusoids, their order, chunks, and the log-mel that is asked for."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import signal
+
+from srlib.audio.stft import band_of_hz, log_mel
+from srlib.degrade import Degradation
+from srlib.models.excitation import copied, noise, shifts_hz, synthesise
+from srlib.restore.merge import Band
+from srlib.restore.stereo import Layout, spread
+
+SAMPLE_RATE = 48_000
+SECOND = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+
+
+def sinusoid(hz: float, amplitude: float = 0.1, phase: float = 0.3) -> np.ndarray:
+    return amplitude * np.cos(2 * np.pi * hz * SECOND + phase)
+
+
+def copies_of(wav: np.ndarray, edge_hz: float, first_sample: int = 0) -> np.ndarray:
+    return copied(torch.from_numpy(wav).float(), edge_hz, first_sample).numpy()
+
+
+@pytest.mark.parametrize("edge_hz", [1000.0, 4000.0, 7900.0, 8000.0, 15_900.0, 18_002.0, 23_900.0, 24_000.0])
+def test_copies_follow_each_other_without_a_hole_and_at_no_equal_distance(edge_hz):
+    shifts, width_hz = np.array(shifts_hz(edge_hz)), edge_hz / 2
+    starts, ends = edge_hz - width_hz + shifts, edge_hz + shifts
+    before = np.concatenate([[edge_hz], ends])
+    assert before[-1] >= 24_000
+    assert (starts < 24_000).all()
+    overlaps = (before[:-1] - starts) / width_hz
+    assert (overlaps >= 0).all() and (overlaps <= 0.1).all()
+    assert len(np.unique(np.round(overlaps, 6))) == len(shifts)
+    assert shifts_hz(edge_hz) == shifts_hz(edge_hz)
+
+
+@pytest.mark.parametrize("first_sample", [0, 12_345])
+@pytest.mark.parametrize(
+    ("hz", "edge_hz"),
+    [(6000, 8000), (7500, 8000), (4500, 8000), (1500, 2000), (15_000, 15_900), (7700, 7900), (15_000, 18_002)],
+)
+def test_a_sinusoid_of_the_top_octave_reappears_in_every_copy_and_nowhere_else(hz, edge_hz, first_sample):
+    """Nothing below the edge, and of what would lie above 24 kHz nothing comes back."""
+    inside = [shift_hz for shift_hz in shifts_hz(edge_hz) if edge_hz <= hz + shift_hz < 24_000]
+    late = (first_sample + np.arange(SAMPLE_RATE)) / SAMPLE_RATE
+    moved = sum(0.1 * np.cos(2 * np.pi * (hz * SECOND + shift_hz * late) + 0.3) for shift_hz in inside)
+    made = copies_of(sinusoid(hz), edge_hz, first_sample)
+    middle = slice(4800, -4800)  # shifts are no whole hertz: at the ends of a circle nothing fits
+    np.testing.assert_allclose(made[middle], moved[middle], atol=1e-3)
+
+
+@pytest.mark.parametrize("hz", [300, 3999, 8001, 20_000])
+def test_what_lies_outside_the_top_octave_is_not_copied(hz):
+    assert np.abs(copies_of(sinusoid(hz), 8000)).max() < 1e-4
+
+
+@pytest.mark.parametrize("edge_hz", [2000.0, 7900.0, 15_900.0])
+def test_nothing_is_made_below_the_edge(music, edge_hz):
+    power = np.abs(np.fft.rfft(copies_of(music, edge_hz))) ** 2
+    hz = np.fft.rfftfreq(len(music), 1 / SAMPLE_RATE)
+    assert power[hz < edge_hz - 1].sum() < 1e-3 * power.sum()  # the floor of noise alone
+
+
+@pytest.mark.parametrize("edge_hz", [8000.0, 15_900.0])
+def test_a_rising_chirp_rises_in_every_copy(edge_hz):
+    """No spectrum is turned round: what is the higher of two partials stays the higher."""
+    chirp = 0.1 * signal.chirp(SECOND, 0.62 * edge_hz, 1.0, 0.95 * edge_hz)
+    freqs_hz, _, spectrum = signal.stft(copies_of(chirp, edge_hz), SAMPLE_RATE, nperseg=2048)
+    power, whole = np.abs(spectrum[:, 4:-4]) ** 2, 0
+    for shift_hz in shifts_hz(edge_hz):
+        inside = (freqs_hz >= 0.6 * edge_hz + shift_hz) & (freqs_hz < min(0.97 * edge_hz + shift_hz, 24_000))
+        if 0.97 * edge_hz + shift_hz < 24_000:
+            path = freqs_hz[inside][power[inside].argmax(0)]
+            assert (np.diff(path) >= 0).all() and path[-1] - path[0] > 0.2 * edge_hz
+            whole += 1
+    assert whole >= 1
+
+
+@pytest.mark.parametrize("start", [480 * 64, 480 * 101])
+def test_chunks_agree_where_they_overlap(music, start):
+    """The octave is cut out by a long filter: what differs comes from the ends of a chunk, and is gone inside."""
+    edge_hz = 7613.0  # no whole number of cycles to the start
+    whole, later = copies_of(music, edge_hz)[start:], copies_of(music[start:], edge_hz, start)
+    inside = slice(24_000, -24_000)
+    assert (whole - later)[inside].std() < 0.02 * whole[inside].std()
+    elsewhere = copies_of(music[start:], edge_hz)
+    assert (whole - elsewhere)[inside].std() > 0.5 * whole[inside].std()  # the position matters
+
+
+def test_channels_are_copied_side_by_side_and_keep_their_order_in_time(music):
+    delay, edge_hz = 7, 17_000.0  # one copy: it has the loudness of what it is a copy of
+    pair = np.stack([music[delay:-delay], music[: -2 * delay]])
+    made = copies_of(pair, edge_hz)
+    for row, wav in zip(made, pair, strict=True):
+        np.testing.assert_allclose(row, copies_of(wav, edge_hz), atol=1e-6)
+    np.testing.assert_allclose(copies_of(-pair, edge_hz), -made, atol=2e-4)  # but for the floor
+    assert envelope_lag(*made) == delay
+
+
+def envelope_lag(first: np.ndarray, second: np.ndarray) -> int:
+    """Samples that the loudness of `second` comes after that of `first`."""
+    loudness = [np.abs(signal.hilbert(wav)) for wav in (first, second)]
+    centred = [value - value.mean() for value in loudness]
+    return int(np.argmax(signal.correlate(centred[1], centred[0]))) - (len(first) - 1)
+
+
+def test_noise_is_seeded_gaussian_and_loops():
+    wav = noise(480_000)
+    assert wav.mean().abs() < 0.01 and wav.std() == pytest.approx(1, abs=0.01)
+    assert (wav.abs() < 1).float().mean() == pytest.approx(0.683, abs=0.005)
+    assert torch.equal(noise(1000, 700), noise(1700)[700:])
+    assert torch.equal(noise(1000, 1024 * 480 - 10)[10:], noise(990))
+
+
+def test_silence_below_the_edge_falls_back_to_noise():
+    made = copied(torch.zeros(SAMPLE_RATE), 8000.0, 4800)
+    torch.testing.assert_close(made, 1e-5 * noise(SAMPLE_RATE, 4800))
+    wanted = torch.full((1, 1, 100, 256), -6.0)
+    rough, plain = (synthesise(wanted, wav[None]) for wav in (made, noise(SAMPLE_RATE, 4800)))
+    assert np.corrcoef(rough[0], plain[0])[0, 1] > 0.9
+    level = (log_mel(rough) - wanted)[0, 0, 4:-4].mean(0)
+    assert level[30:180].mean().abs() < 0.4 and level[180:].mean().abs() < 0.15  # narrow bands scatter
+
+
+def test_the_full_band_leaves_nothing_to_copy():
+    assert np.abs(copies_of(sinusoid(15_000), 24_000.0)).max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["copied", "noise"])
+@pytest.mark.parametrize("cutoff_hz", [4000, 8000])
+def test_what_is_made_of_real_music_has_the_log_mel_that_was_asked_for(music, kind, cutoff_hz):
+    low_pass = Degradation(cutoff_hz)
+    edge_hz = low_pass.passband_hz(SAMPLE_RATE)
+    wav, wanted = torch.from_numpy(music)[None], log_mel(torch.from_numpy(music))
+    degraded = torch.from_numpy(low_pass.apply(music, SAMPLE_RATE))[None]
+    fine = copied(degraded, edge_hz) if kind == "copied" else noise(wav.shape[1])[None]
+    made = synthesise(wanted, fine)
+    assert made.shape == wav.shape
+    audible = wanted > -9
+    audible[..., : band_of_hz(1.1 * edge_hz)] = False
+    error = (log_mel(made) - wanted)[audible]
+    assert audible.sum() > 10_000
+    assert error.abs().mean() < 0.35 and error.mean().abs() < 0.15
+
+
+def test_a_louder_log_mel_gives_a_louder_waveform_and_the_excitations_own_level_does_not_matter(music):
+    wanted = log_mel(torch.from_numpy(music))
+    fine = noise(len(music))[None]
+    made, louder, same = synthesise(wanted, fine), synthesise(wanted + 1, fine), synthesise(wanted, 0.1 * fine)
+    torch.testing.assert_close(louder, np.e * made, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(same, made, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("correlation", [1, -1])
+def test_two_channels_above_the_edge_are_as_alike_as_below(music, tiny_pipeline, correlation):
+    """One channel is the other, later and softer, perhaps upside down; each gets its own fine structure."""
+    delay, degradation = 3, Degradation(8000, "ellip", 10)
+    pair = np.stack([music[delay:], correlation * 0.7 * music[:-delay]])
+    degraded = np.stack([degradation.apply(wav, SAMPLE_RATE) for wav in pair])
+    edges = {"cutoff_hz": degradation.passband_hz(SAMPLE_RATE), "stopband_hz": degradation.stopband_hz(SAMPLE_RATE)}
+    restored = tiny_pipeline(degraded, SAMPLE_RATE, 0, **edges).audio
+    high_pass = signal.butter(8, 9000, "high", fs=SAMPLE_RATE, output="sos")
+    left, right = signal.sosfiltfilt(high_pass, restored)
+    assert min(left.std(), right.std()) > 1e-3 * music.std()
+    lags = signal.correlate(right, left, "same")[len(left) // 2 - 8 : len(left) // 2 + 9]
+    assert np.sign(lags[np.abs(lags).argmax()]) == correlation
+    assert np.abs(lags).max() > 0.7 * np.linalg.norm(left) * np.linalg.norm(right)
+
+
+def test_what_is_spread_from_a_single_generation_keeps_the_sign_of_each_channel():
+    generated = torch.from_numpy(sinusoid(9000)).float()
+    layout = Layout((0, 1), (0, 1), np.array([0.6, -0.4], np.float32))
+    first, second = spread(generated, torch.zeros(2, 101, 256), layout.weights)
+    torch.testing.assert_close(first, generated, atol=1e-4, rtol=0)
+    torch.testing.assert_close(second, -generated, atol=1e-4, rtol=0)
+
+
+def test_the_edge_of_a_band_is_where_copies_begin(music):
+    band = Band.at(7600.0)
+    made = copies_of(Degradation(8000).apply(music, SAMPLE_RATE), band.passband_hz)
+    power = np.abs(np.fft.rfft(made)) ** 2
+    hz = np.fft.rfftfreq(len(made), 1 / SAMPLE_RATE)
+    assert power[(hz > 7600) & (hz < 8100)].sum() > 1e3 * power[(hz > 7000) & (hz < 7590)].sum()

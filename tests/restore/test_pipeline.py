@@ -1,0 +1,411 @@
+"""The restoration pipeline in its smallest size: lengths, levels, seeds, files, refusals."""
+
+import itertools
+import json
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from srlib.audio.recording import Recording
+from srlib.audio.stft import band_edges_hz, band_of_hz, log_mel
+from srlib.degrade import Degradation
+from srlib.errors import SrlibError
+from srlib.models.prior import emphasised
+from srlib.restore import chunks
+from srlib.restore.pipeline import RestorationPipeline, build
+from srlib.restore.restoration import Options, Restoration
+
+SAMPLE_RATE = 48000
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """A tiny pipeline in which every part does something: what starts at zero is drawn at random."""
+    pipe = build("tiny", seed=0)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(pipe.unet.head.weight, std=0.2)
+    torch.nn.init.normal_(pipe.prior.slow_factors, std=0.3)
+    torch.nn.init.normal_(pipe.prior.fast_factors, std=0.1)
+    torch.nn.init.normal_(pipe.vocoder.head.weight, std=0.02)
+    return pipe
+
+
+def noise(seconds=1.0, level=0.02, sample_rate=SAMPLE_RATE, seed=0):
+    return (level * np.random.default_rng(seed).standard_normal(round(seconds * sample_rate))).astype(np.float32)
+
+
+def swelling(wav: np.ndarray) -> np.ndarray:
+    """Noise that is steady is taken out."""
+    return wav * (1 + np.sin(np.arange(len(wav)) / 2000)).astype(np.float32)
+
+
+def test_build_is_seeded():
+    first, again, other = (build("tiny", seed=seed) for seed in (0, 0, 1))
+    for part, same, different in zip(first.modules(), again.modules(), other.modules(), strict=True):
+        state, same_state = part.state_dict(), same.state_dict()
+        assert all(torch.equal(value, same_state[key]) for key, value in state.items())
+        changed = any(not torch.equal(value, different.state_dict()[key]) for key, value in state.items())
+        assert changed == bool(list(part.parameters()))  # what is fitted in closed form starts without chance
+    assert not any(part.training for part in first.modules())
+
+
+def test_build_refuses_an_unknown_size():
+    with pytest.raises(SrlibError, match="huge"):
+        build("huge")
+
+
+def test_a_saved_pipeline_restores_the_same_bits(pipe, tmp_path):
+    plain = pipe(noise(), SAMPLE_RATE, excitation="vocoder")
+    pipe.prior.residual_std.fill_(0.5)
+    try:
+        pipe.save_pretrained(tmp_path)
+    finally:
+        pipe.prior.residual_std.fill_(1.0)
+    loaded, again = (RestorationPipeline.from_pretrained(tmp_path) for _ in range(2))
+    for mine, theirs in zip(loaded.modules(), pipe.modules(), strict=True):
+        state = theirs.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in mine.state_dict().items() if key != "residual_std")
+    assert torch.equal(loaded.prior.residual_std, torch.full((8,), 0.5))
+    assert loaded.config.num_inference_steps == pipe.config.num_inference_steps
+    expected, restored = (one(noise(), SAMPLE_RATE, excitation="vocoder") for one in (again, loaded))
+    for name in ("audio", "generated"):
+        np.testing.assert_array_equal(getattr(restored, name), getattr(expected, name))
+    assert torch.equal(restored.log_mel, expected.log_mel)
+    assert not np.allclose(expected.generated, plain.generated, atol=1e-3)  # the spread matters
+
+
+def test_a_saved_pipeline_is_safetensors_and_can_hold_a_variant(pipe, tmp_path):
+    build("tiny", seed=0).save_pretrained(tmp_path)
+    pipe.save_pretrained(tmp_path, variant="lowpass")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+    loaded = RestorationPipeline.from_pretrained(tmp_path, variant="lowpass")
+    np.testing.assert_allclose(loaded(noise(), SAMPLE_RATE).audio, pipe(noise(), SAMPLE_RATE).audio, atol=1e-5)
+
+
+def test_loading_names_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(SrlibError, match="nowhere"):
+        RestorationPipeline.from_pretrained(tmp_path / "nowhere")
+
+
+def test_seed_and_generator(pipe):
+    wav = noise()
+
+    def restored(**options) -> np.ndarray:
+        return pipe(wav, SAMPLE_RATE, cutoff_hz=4000.0, **options).audio
+
+    default = restored()
+    np.testing.assert_array_equal(default, restored(generator=0))
+    np.testing.assert_array_equal(default, restored(generator=torch.Generator().manual_seed(0)))
+    assert not np.array_equal(default, restored(generator=1))
+
+
+def test_the_input_is_not_written_to(pipe):
+    wav = noise()
+    pipe(wav, SAMPLE_RATE)
+    np.testing.assert_array_equal(wav, noise())
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100, 48000, 96000])
+def test_output_is_at_48_khz_and_as_long_as_the_input(pipe, sample_rate):
+    wav = noise(0.7137, sample_rate=sample_rate)
+    output = pipe(wav, sample_rate)
+    assert output.audio.shape == output.generated.shape == (round(len(wav) * SAMPLE_RATE / sample_rate),)
+    assert output.audio.dtype == np.float32
+    assert np.isfinite(output.audio).all()
+
+
+@pytest.mark.parametrize("samples", [1, 2, 481, 5000])
+def test_any_short_length_is_kept(pipe, samples):
+    output = pipe(noise()[:samples], SAMPLE_RATE)
+    assert output.audio.shape == (samples,)
+    assert np.isfinite(output.audio).all()
+
+
+def test_one_channel_stays_one_channel(pipe):
+    wav = noise()
+    single = pipe(wav, SAMPLE_RATE)
+    row = pipe(wav[None], SAMPLE_RATE)
+    assert row.audio.shape == (1, len(wav))
+    np.testing.assert_array_equal(row.audio[0], single.audio)
+
+
+def test_the_level_is_kept(pipe):
+    wav = noise()
+    wav *= 0.09 / np.abs(wav).max()  # below 0.1 and above 1 the model sees a normalised level
+    loud, quiet = pipe(wav, SAMPLE_RATE).audio, pipe(0.25 * wav, SAMPLE_RATE).audio
+    np.testing.assert_allclose(quiet, 0.25 * loud, atol=1e-5 * np.abs(loud).max())
+    huge = [pipe(scale * wav, SAMPLE_RATE).audio for scale in (20, 80)]
+    np.testing.assert_allclose(huge[1], 4 * huge[0], atol=1e-5 * np.abs(huge[1]).max())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_an_untrained_prior_keeps_the_level_of_noise(scale):
+    wav = scale * swelling(noise(2.0, level=0.1))
+    output = build("tiny")(wav, SAMPLE_RATE, num_inference_steps=0)
+    for audio in (output.audio, output.generated):
+        assert 20 * np.log10(audio.std() / wav.std()) == pytest.approx(0, abs=1.5)
+
+
+def test_silence_stays_silence(pipe):
+    output = pipe(np.zeros(30000, np.float32), 44100)
+    assert output.audio.shape == (round(30000 * 48 / 44.1),)
+    assert not output.audio.any()
+
+
+def test_no_steps_give_the_priors_mean_and_no_chance(pipe):
+    wav = swelling(noise(0.64))
+    wav *= 0.05 / np.abs(wav).max()  # the model sees a peak of 0.1
+    options = {"cutoff_hz": 8000.0, "merge": "none", "denoise": False}
+    output = pipe(wav, SAMPLE_RATE, num_inference_steps=0, **options)
+    degraded = log_mel(torch.from_numpy(2 * wav))
+    centres_hz = torch.from_numpy(band_edges_hz()[1:-1])
+    fall_db = -3 - 17 / (0.07 * 8000) * (centres_hz - 8000)  # a line from -3 dB at the edge, by 17 dB over 7 % of it
+    known = degraded - (fall_db.clamp(max=0) * np.log(10) / 20).clamp(min=np.log(0.5)).float()
+    variance = torch.where(centres_hz > 8000, 1e6, 0.0).float().expand_as(degraded)
+    expected = emphasised(pipe.prior(known, variance).mean, band_of_hz(8000))
+    torch.testing.assert_close(output.log_mel, expected, atol=1e-3, rtol=0)
+    assert not torch.allclose(output.log_mel, pipe(wav, SAMPLE_RATE, **options).log_mel, atol=0.01)
+    again = pipe(wav, SAMPLE_RATE, num_inference_steps=0, generator=5, **options)
+    np.testing.assert_array_equal(output.generated, again.generated)
+
+
+def test_every_excitation_is_another_waveform_of_the_same_log_mel(pipe):
+    wav, outputs = swelling(noise(2.0, level=0.1)), {}
+    for excitation in (None, "copied", "noise", "vocoder"):
+        options = {"cutoff_hz": 8000.0, "merge": "none", "excitation": excitation}
+        outputs[excitation] = pipe(wav, SAMPLE_RATE, num_inference_steps=0, **options)
+    assert all(torch.equal(output.log_mel, outputs[None].log_mel) for output in outputs.values())
+    np.testing.assert_array_equal(outputs[None].audio, outputs["copied"].audio)  # the default
+    made = [outputs[name].audio for name in ("copied", "noise", "vocoder")]
+    for first, second in itertools.combinations(made, 2):
+        assert (first - second).std() > 0.1 * first.std()
+        assert 20 * np.log10(first.std() / second.std()) == pytest.approx(0, abs=3)
+
+
+def test_a_recording_is_taken_for_noiseless_if_asked(pipe):
+    steady, tone = noise(3.0, level=0.02), 0.1 * np.sin(2 * np.pi * 3000 * np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE)
+    wav = (steady + tone).astype(np.float32)
+    options = {"num_inference_steps": 0, "cutoff_hz": None}
+    found, left = (pipe(wav, SAMPLE_RATE, denoise=denoise, **options) for denoise in (True, False))
+    assert found.noise_found and [round(tone.frequency_hz) for tone in found.tones] == [3000]
+    assert found.audio.std() < 0.5 * wav.std()
+    assert not left.noise_found and not left.tones
+    np.testing.assert_array_equal(left.audio, wav)
+
+
+@pytest.mark.parametrize("merge", ["replace", "none"])
+def test_merges_that_leave_the_known_band_subtract_no_tone_but_the_prior_knows_of_it(pipe, merge):
+    tone = 0.1 * np.sin(2 * np.pi * 3000 * np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE)
+    wav = (Degradation(8000).apply(swelling(noise(3.0, level=0.05)), SAMPLE_RATE) + tone).astype(np.float32)
+    options = {"num_inference_steps": 0, "cutoff_hz": 8000.0, "merge": merge}
+    told, untold = (pipe(wav, SAMPLE_RATE, denoise=denoise, **options) for denoise in (True, False))
+    assert told.tones == untold.tones == []
+    higher = (untold.log_mel - told.log_mel)[0, 0, :300].mean(0)
+    assert higher[band_of_hz(3000)] > 1.5  # taken for music, it stays in the log-mel
+    assert higher[: band_of_hz(2500)].abs().max() < 0.5
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm", "unipc"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_trajectory_has_a_log_mel_for_each_step(pipe, scheduler, steps):
+    output = pipe(noise(0.64), SAMPLE_RATE, steps, scheduler=scheduler, return_trajectory=True)
+    assert [mel.shape for mel in output.trajectory] == [output.log_mel.shape] * steps
+    torch.testing.assert_close(output.trajectory[-1], output.log_mel, atol=0.02, rtol=0)  # the last step ends there
+    assert pipe(noise(0.64), SAMPLE_RATE, steps, scheduler=scheduler).trajectory == []
+
+
+def test_samples_are_averaged_and_guidance_and_eta_act(pipe):
+    wav = noise(0.64)
+    plain = pipe(wav, SAMPLE_RATE).log_mel
+    options = ({"num_samples": 3}, {"guidance_scale": 3.0}, {"eta": 1.0, "scheduler": "ddim"})
+    for option in options:
+        varied = pipe(wav, SAMPLE_RATE, **option).log_mel
+        assert torch.isfinite(varied).all()
+        assert not torch.allclose(varied, plain, atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_is_random_in_a_step_belongs_to_positions_too(pipe, monkeypatch):
+    """A stochastic sampler agrees where chunks overlap as well as one that is not, and starts from the same noise."""
+    monkeypatch.setattr(chunks, "CHUNK_FRAMES", 512)
+    monkeypatch.setattr(pipe, "generate", lambda *args: started.append(args[2]) or generate(*args))
+    generate, apart, starts = type(pipe).generate.__get__(pipe), {}, {}
+    recording = Recording.from_array(swelling(noise(7.0, level=0.05))[None], SAMPLE_RATE)
+    for eta in (0.0, 1.0):
+        starts[eta] = started = []
+        options = Options(num_inference_steps=3, eta=eta, scheduler="ddim", cutoff_hz=4000.0)
+        before, after = Restoration(pipe, recording, options).chunks()
+        common = range(after.chunk.keep_from - 32, after.chunk.keep_from + 32)
+        mels = [one.log_mel[:, :, common.start - one.chunk.start :][:, :, : len(common)] for one in (before, after)]
+        apart[eta] = (mels[0] - mels[1]).abs().mean()
+    assert apart[1.0] < 1.2 * apart[0.0]
+    assert all(torch.equal(*pair) for pair in zip(*starts.values(), strict=True))
+
+
+def test_known_band_is_kept_by_replacement_and_given_up_by_none(pipe):
+    wav = noise(2.0, level=0.05)
+    spectra = {}
+    for merge in ("replace", "none"):
+        output = pipe(wav, SAMPLE_RATE, cutoff_hz=8000, stopband_hz=8500, merge=merge)
+        assert output.cutoff_hz == 8000
+        spectra[merge] = np.fft.rfft((output.audio - wav) * np.hanning(len(wav)))
+    original = np.fft.rfft(wav * np.hanning(len(wav)))
+    below = np.arange(len(original)) / 2.0 < 7900
+    assert np.linalg.norm(spectra["replace"][below]) < 1e-3 * np.linalg.norm(original[below])
+    assert np.linalg.norm(spectra["none"][below]) > 0.1 * np.linalg.norm(original[below])
+
+
+def test_full_band_input_with_nothing_noisy_comes_back(pipe):
+    wav = noise(1.0, level=0.05)
+    output = pipe(wav, SAMPLE_RATE, cutoff_hz=None, merge="replace")
+    assert output.cutoff_hz is None
+    np.testing.assert_allclose(output.audio, wav, atol=1e-6)
+
+
+def test_gaps_are_filled_with_what_was_generated(pipe):
+    wav = noise(1.0, level=0.05)
+    wav[24000:36000] = 0
+    output = pipe(wav, SAMPLE_RATE, cutoff_hz=None, gaps=[(0.5, 0.75)], merge="replace")
+    np.testing.assert_allclose(output.audio[25200:34800], output.generated[25200:34800], atol=1e-5)  # past the fades
+    assert output.audio[24000:36000].std() > 0
+    np.testing.assert_array_equal(output.audio[:24000], wav[:24000])
+    np.testing.assert_array_equal(output.audio[36000:], wav[36000:])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"wav": np.zeros(0, np.float32)}, "no samples"),
+        ({"wav": np.array([0.1, np.nan], np.float32)}, "NaN"),
+        ({"wav": np.array([0.1, np.inf], np.float32)}, "infinite"),
+        ({"wav": np.ones((9, 4800), np.float32)}, "9 channels"),
+        ({"wav": np.ones(4800, np.int16)}, "int16"),
+        ({"sample_rate": 0}, "sample rate"),
+        ({"gaps": "all"}, "all"),
+        ({"merge": "paste"}, "paste.*gain, replace, none"),
+        ({"excitation": "voice"}, "no excitation 'voice': choose one of copied, noise, vocoder"),
+        ({"cutoff_hz": 24000}, "24000"),
+        ({"cutoff_hz": 0}, "The cutoff is 0: give auto or"),
+        ({"cutoff_hz": -4000.0}, "-4000"),
+        ({"cutoff_hz": float("nan")}, "nan"),
+        ({"cutoff_hz": "low"}, "low"),
+        ({"gaps": [(0.5, 1.5)]}, "0.5:1.5"),
+        ({"gaps": [(0.5, 0.5)]}, "0.5:0.5"),
+        ({"gaps": [(-0.1, 0.5)]}, "-0.1:0.5"),
+        ({"scheduler": "euler"}, "euler"),
+        ({"scheduler": "dpm", "eta": 1.0}, "eta is 1, but only the scheduler ddim"),
+        ({"generator": 2**64}, "18446744073709551616 is not a whole number of 64 bits"),
+        ({"generator": -(2**63) - 1}, "-9223372036854775809 is not a whole number of 64 bits"),
+        ({"generator": 0.5}, "seed 0.5"),
+        ({"num_inference_steps": 1001}, "1001 steps cannot be taken"),
+        ({"num_samples": 0}, "0 samples cannot be averaged"),
+    ],
+)
+def test_what_cannot_be_restored_is_refused_in_a_sentence(pipe, change, sentence):
+    call = {"wav": noise(), "sample_rate": SAMPLE_RATE} | change
+    with pytest.raises(SrlibError, match=sentence) as caught:
+        pipe(**call)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_prior_it_is_audiosr_s_chain(tmp_path):
+    """No prior's mean, and the condition is the degraded latent alone."""
+    tiny = build("tiny", seed=0)
+    unet = type(tiny.unet).from_config({**tiny.unet.config, "in_channels": 16})
+    chain = RestorationPipeline(tiny.vae, unet, tiny.vocoder, tiny.scheduler, num_inference_steps=2)
+    chain.save_pretrained(tmp_path)
+    loaded = RestorationPipeline.from_pretrained(tmp_path)
+    assert loaded.prior is None
+    output = loaded(noise(), SAMPLE_RATE)
+    made = [loaded(noise(), SAMPLE_RATE, cutoff_hz=8000, excitation=one).audio for one in (None, "vocoder", "copied")]
+    np.testing.assert_array_equal(made[0], made[1])
+    assert not np.allclose(made[0], made[2], atol=1e-3)
+    with pytest.raises(SrlibError, match="0 steps cannot be taken: give a whole number from 1"):
+        loaded(noise(), SAMPLE_RATE, num_inference_steps=0)
+    assert np.isfinite(output.audio).all()
+    assert output.cutoff_hz is None  # noise up to half the rate is full band
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [("missing", "embed.weight"), ("added", "bogus.weight"), ("shape", "LatentTransformer"), ("truncated", "unet")],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, fault, named):
+    build("tiny").save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "RestorationPipeline"
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    if fault == "missing":
+        del weights["embed.weight"]
+    elif fault == "added":
+        weights["bogus.weight"] = torch.zeros(3)
+    elif fault == "shape":
+        weights["embed.weight"] = weights["embed.weight"][:, :-1].contiguous()
+    save_file(weights, path, metadata={"format": "pt"})
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SrlibError, match=named) as caught:
+        RestorationPipeline.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"_class_name": "RestorationPipeline"}', "not json"])
+def test_a_model_whose_index_is_damaged_is_refused_in_a_sentence(tmp_path, index):
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(SrlibError, match="does not load") as caught:
+        RestorationPipeline.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    *((name, value) for name in ("num_inference_steps", "guidance_scale") for value in ("many", float("nan"), None)),
+    ("num_inference_steps", 1.5), ("num_inference_steps", True),
+])  # fmt: skip
+def test_a_model_s_defaults_have_to_be_numbers(tmp_path, pipe, name, value):
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {name: value}))
+    with pytest.raises(SrlibError, match=rf"{name} is {value!r} and no (whole )?number") as caught:
+        RestorationPipeline.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_the_largest_and_the_smallest_seed_are_taken(pipe):
+    for seed in (2**64 - 1, -(2**63), np.int64(3)):
+        assert pipe.sampling(Options(generator=seed)).generator.initial_seed() == int(seed) % 2**64
+
+
+def test_a_model_of_the_hub_is_fetched(tmp_path, pipe, monkeypatch):
+    pipe.save_pretrained(tmp_path / "snapshot")
+    asked = []
+    snapshot = tmp_path / "snapshot"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or snapshot)
+    loaded = RestorationPipeline.from_pretrained("someone/audiosr-music")
+    assert asked == ["someone/audiosr-music"]
+    for mine, theirs in zip(loaded.modules(), pipe.modules(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_folder_that_is_neither_here_nor_on_the_hub_is_refused(monkeypatch):
+    def unreachable(name, **_):
+        raise LocalEntryNotFoundError("No route\nto the Hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(SrlibError, match=r"no folder models/audiosr, .*\(No route\)"):
+        RestorationPipeline.from_pretrained("models/audiosr")
+
+
+@pytest.mark.parametrize("name", ["./models/x", "../x", "models/x/y", "/models/x", "x"])
+def test_other_names_are_not_looked_for_on_the_hub(monkeypatch, name):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(SrlibError, match="no model"):
+        RestorationPipeline.from_pretrained(name)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(SrlibError, match="no model"):
+        RestorationPipeline.from_pretrained(tmp_path)

@@ -1,0 +1,297 @@
+"""Whole files: formats, channels, tags, chunks without seams, memory, and what an interrupted run leaves."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from srlib.__main__ import main
+from srlib.audio import files as audio
+from srlib.audio.recording import Recording
+from srlib.degrade import Degradation
+from srlib.measure.metrics import lsd, snr_db
+from srlib.restore import chunks
+from srlib.restore.analysis import measure, survey
+from srlib.restore.merge import FULL_BAND
+from srlib.restore.pipeline import RestorationPipeline
+
+SAMPLE_RATE = 48_000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_pipeline):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(monkeypatch, tiny_pipeline):
+    monkeypatch.setattr(RestorationPipeline, "from_pretrained", classmethod(lambda *_args, **_kwargs: tiny_pipeline))
+
+
+def song(seconds: float, channels: int, sample_rate: int, seed: int = 0) -> np.ndarray:
+    """Notes over noise that falls with frequency, `[channels, samples]`, nowhere silent."""
+    rng = np.random.default_rng(seed)
+    time_s = np.arange(round(seconds * sample_rate)) / sample_rate
+    notes = np.sin(2 * np.pi * 440 * time_s) * np.exp(-6 * (time_s % 0.7))
+    return (0.2 * notes + 0.02 * rng.standard_normal((channels, len(time_s)))).astype(np.float32)
+
+
+def encode(wav: np.ndarray, path, sample_rate: int, *arguments: str):
+    audio.find_ffmpeg()
+    raw = ["-f", "f32le", "-ar", str(sample_rate), "-ac", str(len(wav)), "-i", "pipe:"]
+    samples = np.ascontiguousarray(wav.T).tobytes()
+    subprocess.run(["ffmpeg", "-v", "error", *raw, *arguments, str(path)], input=samples, check=True)
+    return path
+
+
+def test_a_file_gives_what_its_samples_give(tmp_path, tiny_pipeline):
+    wav = song(13.0, 2, 44_100)
+    wav[:, 300_000:310_000] = 0
+    audio.write(tmp_path / "a.wav", wav, 44_100)
+    options = {"gaps": "auto", "cutoff_hz": 9000.0, "generator": 3}
+    seconds = tiny_pipeline.restore_file(tmp_path / "a.wav", tmp_path / "new" / "b.wav", **options)
+    expected = tiny_pipeline(wav, 44_100, **options)
+    restored, sample_rate = audio.read(tmp_path / "new" / "b.wav")
+    assert seconds == pytest.approx(13.0) and sample_rate == SAMPLE_RATE
+    np.testing.assert_array_equal(restored, expected.audio)
+    assert expected.audio.shape == (2, 13 * SAMPLE_RATE) and expected.log_mel.shape == (1, 1, 1344, 256)
+    hole = expected.audio[:, 328_000:336_000]  # at 48 kHz
+    assert hole.std() > 0.1 * expected.audio.std()
+
+
+@pytest.mark.parametrize(
+    ("name", "sample_rate", "channels", "subtype"),
+    [
+        ("phone.wav", 8000, 1, "PCM_U8"),
+        ("studio.wav", 192_000, 2, "DOUBLE"),
+        ("surround.flac", 48_000, 6, "PCM_16"),
+        ("old.mp3", 44_100, 2, None),
+        ("film.m4a", 44_100, 2, None),
+        ("voice.opus", 48_000, 1, None),
+    ],
+)
+def test_what_people_have(tmp_path, tiny, name, sample_rate, channels, subtype):
+    wav = song(1.3137, channels, sample_rate)
+    if subtype:
+        soundfile.write(tmp_path / name, wav.T, sample_rate, subtype=subtype)
+    elif name.endswith("m4a"):
+        encode(wav, tmp_path / name, sample_rate)
+    else:
+        opus = {"format": "OGG", "subtype": "OPUS"} if name.endswith("opus") else {}
+        soundfile.write(tmp_path / name, wav.T, sample_rate, **opus)
+    heard, rate = audio.read(tmp_path / name)
+    for out in ("out.wav", "out.flac"):
+        asked = ["--steps", "0", "--cutoff-hz", "3500"]
+        assert main(["restore", str(tmp_path / name), "-o", str(tmp_path / out), *asked]) == 0
+        header = soundfile.info(tmp_path / out)
+        assert (header.samplerate, header.channels) == (SAMPLE_RATE, channels)
+        assert header.frames == round(heard.shape[1] * SAMPLE_RATE / rate)
+        assert header.subtype == ("FLOAT" if out.endswith("wav") else "PCM_24")
+    restored, _ = audio.read(tmp_path / "out.wav")
+    assert 20 * np.log10(restored.std() / heard.std()) == pytest.approx(0, abs=1.0)
+
+
+def test_channels_that_are_equal_silent_or_inverted(tiny_pipeline):
+    mono = song(2.0, 1, SAMPLE_RATE)[0]
+    asked = {"cutoff_hz": 8000, "merge": "replace"}
+    single = tiny_pipeline(mono, SAMPLE_RATE, **asked).audio
+    wav = np.stack([mono, mono, np.zeros_like(mono), mono])
+    restored = tiny_pipeline(wav, SAMPLE_RATE, **asked).audio
+    for channel in (0, 1, 3):
+        np.testing.assert_array_equal(restored[channel], single)
+    assert not restored[2].any()
+    left, right = tiny_pipeline(np.stack([mono, -mono]), SAMPLE_RATE, **asked).audio
+    np.testing.assert_allclose(left, -right, atol=1e-6)
+    # Of several channels the prior, and not the model, says how loud the music is under the noise.
+    wavs = (np.stack([mono, -mono]), mono[None])
+    pair, single = (tiny_pipeline(wav, SAMPLE_RATE, num_inference_steps=0, **asked).audio for wav in wavs)
+    np.testing.assert_allclose(pair[0], single[0], atol=5e-4)
+
+
+def test_the_known_band_of_every_channel_stays_its_own(tiny_pipeline):
+    wav = song(2.0, 2, SAMPLE_RATE) * np.array([[1.0], [0.3]], np.float32)
+    wav[1] += song(2.0, 1, SAMPLE_RATE, seed=5)[0] * 0.2
+    restored = tiny_pipeline(wav, SAMPLE_RATE, cutoff_hz=8000, stopband_hz=8100, merge="replace").audio
+    error = np.fft.rfft((restored - wav) * np.hanning(wav.shape[1]))
+    given = np.fft.rfft(wav * np.hanning(wav.shape[1]))
+    below = np.arange(error.shape[1]) / 2 < 7900
+    assert np.linalg.norm(error[:, below], axis=1) == pytest.approx(0, abs=1e-3 * np.linalg.norm(given[1, below]))
+
+
+@pytest.mark.parametrize("wav", [np.zeros((2, 30_000)), np.full((1, 1), 0.5), np.full((1, 700), 0.5)])
+def test_silence_a_single_sample_and_a_constant(tmp_path, tiny, wav):
+    soundfile.write(tmp_path / "a.wav", wav.T, 44_100, subtype="FLOAT")
+    assert main(["restore", str(tmp_path / "a.wav"), "-o", str(tmp_path / "b.wav")]) == 0
+    restored, _ = audio.read(tmp_path / "b.wav")
+    assert restored.shape == (len(wav), round(wav.shape[1] * 48 / 44.1))
+    assert np.isfinite(restored).all()
+    assert wav.any() or not restored.any()
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3"])
+def test_tags_are_kept(tmp_path, tiny_pipeline, name):
+    tags = {"title": "Ä song", "artist": "Someone", "album": "data fmt"}
+    arguments = [part for key, value in tags.items() for part in ("-metadata", f"{key}={value}")]
+    encode(song(0.5, 1, SAMPLE_RATE), tmp_path / name, SAMPLE_RATE, *arguments)
+    for out in ("b.wav", "b.flac"):
+        tiny_pipeline.restore_file(tmp_path / name, tmp_path / out, num_inference_steps=0)
+        with soundfile.SoundFile(tmp_path / out) as file:
+            assert {key: getattr(file, key) for key in tags} == tags
+    first = (tmp_path / "b.wav").read_bytes()
+    time.sleep(1.1)  # libsndfile would store the time of day
+    tiny_pipeline.restore_file(tmp_path / name, tmp_path / "b.wav", num_inference_steps=0)
+    assert (tmp_path / "b.wav").read_bytes() == first
+
+
+def test_a_broken_file_does_not_stop_the_others(tmp_path, tiny, capsys):
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for name in ("1.flac", "3.wav", "5.wav"):
+        audio.write(folder / name, song(0.5, 1, SAMPLE_RATE), SAMPLE_RATE)
+    (folder / "2.wav").write_bytes(b"This is not audio. " * 100)
+    (folder / "4.wav").write_bytes((folder / "3.wav").read_bytes()[:-5000])
+    (folder / "cover.jpg").write_bytes(b"not looked at")
+    soundfile.write(folder / "5.wav", np.full(1000, np.nan), SAMPLE_RATE, subtype="FLOAT")
+    assert main(["restore", str(folder), "-o", str(tmp_path / "new")]) == 2
+    printed = capsys.readouterr()
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["1.wav", "3.wav"]
+    sentences = sorted(printed.err.splitlines())
+    assert len(sentences) == 3 and "Traceback" not in printed.err
+    for number, sentence in zip("245", sentences, strict=True):
+        assert f"{number}.wav" in sentence and sentence.startswith("srlib: ")
+    assert printed.out.count("restored in") == 2
+    assert main(["restore", str(folder), "-o", str(tmp_path / "new")]) == 2  # exists already: nothing was begun
+    assert "--overwrite" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["restore", str(tmp_path / "empty"), "-o", str(tmp_path / "new")]) == 2
+    assert "holds no audio" in capsys.readouterr().err
+
+
+def test_an_interrupted_call_leaves_nothing(tmp_path, tiny_pipeline):
+    audio.write(tmp_path / "a.wav", song(25.0, 1, 8000), 8000)
+
+    def interrupt(_seconds: float) -> None:
+        assert len(list(tmp_path.iterdir())) == 2  # the temporary file is there
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_pipeline.restore_file(tmp_path / "a.wav", tmp_path / "b.wav", interrupt, num_inference_steps=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_process_leaves_nothing(tmp_path, model, stop):
+    audio.write(tmp_path / "a.wav", np.tile(song(10.0, 1, 8000), 30), 8000)
+    asked = ["--model", str(model), "--cutoff-hz", "3500", "--merge", "replace"]
+    command = [sys.executable, "-m", "srlib", "restore", str(tmp_path / "a.wav"), "-o", f"{tmp_path}/new/", *asked]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells switch it off for background jobs
+    )
+    while not list((tmp_path / "new").glob(".*.tmp")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(stop)
+    printed = process.communicate(timeout=60)
+    assert (process.returncode, *printed) == (128 + stop, "", "")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_memory_does_not_grow_with_length(tmp_path, model):
+    """What the allocator keeps is less than the samples; input, output and what was generated would be thrice that."""
+    swelling = song(20.0, 2, 16_000) * np.hanning(320_000).astype(np.float32)  # noise that is found would take time
+    for name, seconds in (("short.flac", 60), ("long.flac", 220)):
+        audio.write(tmp_path / name, np.tile(swelling, seconds // 20), 16_000)
+    program = (
+        "import resource, sys; from srlib.__main__ import main\n"
+        "for name in ('short', 'long'):\n"
+        "    main(['restore', f'{sys.argv[1]}/{name}.flac', '-o', f'{sys.argv[1]}/{name}.wav', '--steps', '0',\n"
+        "          '--model', sys.argv[2], '--cutoff-hz', '7000', '--merge', 'replace'])\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path), str(model)]
+    lines = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()
+    short, long = int(lines[1]), int(lines[3])  # KiB
+    size = 220 * SAMPLE_RATE * 2 * 4 / 1024
+    assert long - short < size
+    assert audio.info(tmp_path / "long.wav").samples == 220 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("sample_rate", [22_050, 44_100, 48_000])
+def test_hiss_on_a_full_band_goes_in_the_channel_that_has_it(fitted_pipeline, sample_rate):
+    from srlib.data.tracks import load_dataset
+
+    clips = [track.mixture(start=2.0, seconds=4.0) for track in load_dataset("demo", "test")[1:3]]
+    clean = 0.1 * audio.resample(np.stack(clips), SAMPLE_RATE, sample_rate)
+    hissy = clean.copy()
+    hissy[1] += 0.01 * np.random.default_rng(0).standard_normal(clean.shape[1]).astype(np.float32)
+    output = fitted_pipeline(hissy, sample_rate, cutoff_hz=None)
+    wanted, given = (audio.resample(wav, sample_rate, SAMPLE_RATE) for wav in (clean, hissy))
+    assert output.noise_found
+    np.testing.assert_array_equal(output.audio[0], given[0])
+    assert snr_db(wanted[1], output.audio[1]) > snr_db(wanted[1], given[1]) + 2
+    high_hz = min(19_000, 0.45 * sample_rate)
+    distance = [lsd(wanted[1], wav[1], convention="plain", f_high=high_hz) for wav in (given, output.audio)]
+    assert distance[1] < 0.75 * distance[0]
+
+
+def test_hiss_that_cancels_in_the_component_is_known_to_be_in_the_channels():
+    rng, time_s = np.random.default_rng(0), np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
+    drums = 0.3 * rng.standard_normal(len(time_s)) * np.exp(-40 * (time_s % 0.5))
+    hiss = 0.01 * rng.standard_normal(len(time_s))
+    recording = Recording.from_array(np.stack([drums + hiss, drums - hiss]).astype(np.float32), SAMPLE_RATE)
+    surveyed = survey(recording, (), find_tones=False)
+    component, *sources = measure(recording, surveyed, FULL_BAND, find_noise=True).floors
+    assert not component.any()
+    window_power = np.square(np.hanning(2049)).sum()
+    levels = [np.sqrt(source[20:800].mean() / window_power) for source in sources]
+    assert levels == pytest.approx([0.01, 0.01], rel=0.05)
+    unasked = measure(recording, surveyed, FULL_BAND, find_noise=False).floors
+    assert unasked.shape == (3, 1025) and not unasked.any()
+
+
+def test_a_merge_that_leaves_noise_in_the_known_band_keeps_it_out_of_the_rest(fitted_pipeline):
+    from srlib.data.tracks import load_dataset
+
+    clip = 0.1 * load_dataset("demo", "test")[1].mixture(start=2.0, seconds=4.0)
+    hiss = 0.01 * np.random.default_rng(0).standard_normal(len(clip)).astype(np.float32)
+    low_pass = Degradation(8000, "ellip", 10)
+    edges = {"cutoff_hz": low_pass.passband_hz(SAMPLE_RATE), "stopband_hz": low_pass.stopband_hz(SAMPLE_RATE)}
+    output = fitted_pipeline(low_pass.apply(clip + hiss, SAMPLE_RATE), SAMPLE_RATE, merge="replace", **edges)
+    assert output.noise_found
+    clean = fitted_pipeline(low_pass.apply(clip, SAMPLE_RATE), SAMPLE_RATE, merge="replace", **edges)
+    distances = [lsd(clip, one.audio, convention="plain", f_low=10_000, f_high=19_000) for one in (output, clean)]
+    assert distances[0] < 1.25 * distances[1]
+
+
+def test_chunk_edges_are_heard_no_more_than_other_places(monkeypatch, fitted_pipeline):
+    """The same music in chunks with other edges: where one has an edge, it is as good as the other, which has none."""
+    from srlib.data.tracks import load_dataset
+
+    clips = [track.mixture(start=0.0, seconds=5.0) for track in load_dataset("demo", "test")[:3]]
+    reference = np.concatenate(clips)
+    degraded = audio.resample(audio.resample(reference, SAMPLE_RATE, 16_000), 16_000, SAMPLE_RATE)
+    outputs, edges = [], []
+    for size in (512, 576):
+        monkeypatch.setattr(chunks, "CHUNK_FRAMES", size)
+        edges.append([chunk.keep_from * 480 for chunk in chunks.plan(len(reference))[1:]])
+        outputs.append(fitted_pipeline(degraded, SAMPLE_RATE, cutoff_hz=7600.0).audio)
+    scores = {0: [], 1: []}
+    levels = []
+    for here, other in ((0, 1), (1, 0)):
+        for edge in set(edges[here]) - set(edges[other]):
+            around = slice(edge - 2400, edge + 2400)
+            scores[0].append(lsd(reference[around], outputs[here][around], convention="plain"))
+            scores[1].append(lsd(reference[around], outputs[other][around], convention="plain"))
+            levels.append(outputs[here][around].std() / outputs[other][around].std())
+    assert len(levels) >= 4
+    assert np.mean(scores[0]) < 1.05 * np.mean(scores[1])
+    assert np.mean(levels) == pytest.approx(1, abs=0.05)
