@@ -19,7 +19,7 @@ export PYTHONHASHSEED := 0
 export CUBLAS_WORKSPACE_CONFIG := :4096:8
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help env report test lint smoke weights clean
+.PHONY: help env report readme test lint smoke weights clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ env: $(STAMP)  ## create and fill .venv, once
 report: $(STAMP)  ## regenerate every figure, table and number, and typeset the PDF (PROFILE=demo|paper|smoke)
 	@$(BIN)/srlib reproduce --profile $(PROFILE)
 	@$(BIN)/srlib report --profile $(PROFILE) $(if $(filter smoke,$(PROFILE)),--draft)
+
+readme: $(STAMP)  ## fill the result tables of README.md and report/model_card.md from the committed artefacts
+	@$(BIN)/srlib report --readme
 
 # Two files of tests at a time, each on one thread: threads of two processes that wait for each other's cores cost
 # more than they bring.

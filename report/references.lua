@@ -1,5 +1,6 @@
 -- Cross-references and equation numbers for typst; runs before citeproc, which would look for @fig:x in the bibliography.
 --   @fig:x @tbl:x @eq:x @sec:x   -> a typst reference; typst fails when the label does not exist
+--   ![C](/x.typ#name)    -> a figure that the file x.typ draws under that name
 --   $$ ... $$ {#eq:x}            -> the equation with the label eq:x
 
 local kinds = { fig = true, tbl = true, eq = true, sec = true }
@@ -24,4 +25,9 @@ function Para(para)
     if label and i > 1 then para.content[i] = pandoc.RawInline("typst", "<" .. label .. ">") end
   end
   return para
+end
+
+function Image(image)
+  local file, name = image.src:match("^(.*%.typ)#([%w_-]+)$")
+  if file then return pandoc.RawInline("typst", '#{ import "' .. file .. '": ' .. name .. "; " .. name .. " }") end
 end

@@ -156,6 +156,7 @@ def _add_project_verbs(verbs: argparse._SubParsersAction) -> None:
     p = verbs.add_parser("report", help="typeset the PDF", description="Typeset the PDF and print its path.")
     p.add_argument("--profile", metavar="P", help="smoke, demo or paper (default: $SRLIB_PROFILE, else demo)")
     p.add_argument("--draft", action="store_true", help="mark it as a draft; the smoke profile makes nothing else")
+    p.add_argument("--readme", action="store_true", help="instead fill the tables of README.md and the model card")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -380,12 +380,10 @@ def reproduce(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Typeset the PDF, and fill the README's table if it is about the demo; the path is the last line."""
+    """Typeset the PDF, or fill the tables of README.md and the model card; the path is the last line."""
     from srlib import config
     from srlib.report import pdf as reporting
 
     profile = config.profile(args.profile).name
-    path = reporting.build(profile, draft=args.draft)
-    if profile == "demo" and not args.draft:
-        reporting.update_readme(profile)
-    print(path)
+    paths = reporting.update_readme(profile) if args.readme else (reporting.build(profile, draft=args.draft),)
+    print(*paths, sep="\n")

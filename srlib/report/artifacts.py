@@ -2,12 +2,13 @@
 
 A notebook calls `save_figure`, `save_table` or `save_number` with a bare name; the profile decides the place:
 
-    smoke        build/smoke/{figures,tables}, build/smoke/numbers.json      never committed
-    demo, paper  figures/, report/tables/, report/tables/numbers.json        committed
+    smoke        build/smoke/{figures,tables}    never committed
+    demo, paper  figures/, report/tables/        committed
 
-What is committed is a function of the result alone: fixed float formatting, no dates, no software versions, so that
-a rerun leaves git clean unless a result changed. Beside each artefact lies a JSON sidecar with its notebook, profile
-and SHA-256; everything volatile (time, host, versions, commit, seconds) goes to build/<profile>/provenance.
+All numbers share the file tables/numbers.json. What is committed is a function of the result alone: fixed float
+formatting, no dates, no software versions, so that a rerun leaves git clean unless a result changed. Beside each figure
+and table lies a JSON sidecar with its notebook, profile and SHA-256. Everything volatile (time, host, versions, commit,
+seconds) goes to build/<profile>/provenance, one record for each artefact.
 """
 
 from __future__ import annotations
@@ -34,10 +35,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAFT_PROFILE = "smoke"  # its numbers come from an untrained model: kept out of everything that is committed
+IN_CHAIN = "SRLIB_IN_CHAIN"  # set in the environment of notebooks that the chain runs
 FIGURE_KINDS = ("png", "svg")
 SIGNIFICANT_DIGITS = 6  # of every stored float; in the last of them thread counts differ, which the chain fixes
 FIGURE_DPI = 160  # pixels per inch of the png figures
 _explored: Path | None = None  # where the artefacts of an exploration go; the notebooks stay in the project folder
+
+
+# ---------------------------------------------------------------------------------------------- places
 
 
 def root() -> Path:
@@ -57,27 +62,33 @@ def explore(folder: Path | None) -> None:
 
 def build_dir(profile: str) -> Path:
     """Folder of everything of a profile that git ignores: executed notebooks, provenance, the PDF."""
-    return _artifact_root() / "build" / _checked(profile)
+    return (_explored or root()) / "build" / _checked(profile)
 
 
-def figures_dir(profile: str) -> Path:
-    """Folder of the profile's figures."""
-    return build_dir(profile) / "figures" if profile == DRAFT_PROFILE else _artifact_root() / "figures"
+def place(kind: str, name: str, profile: str) -> Path:
+    """Path of an artefact.
+
+    Args:
+        kind: "png" or "svg" of a figure, "csv" of a table, or "number"; all numbers share one file.
+    """
+    folder = "figures" if kind in FIGURE_KINDS else "tables"
+    file = "numbers.json" if kind == "number" else f"{_checked(name)}.{kind}"
+    if profile == DRAFT_PROFILE:
+        return build_dir(profile) / folder / file
+    return (_explored or root()) / ("report/tables" if folder == "tables" else folder) / file
 
 
-def tables_dir(profile: str) -> Path:
-    """Folder of the profile's tables."""
-    return build_dir(profile) / "tables" if profile == DRAFT_PROFILE else _artifact_root() / "report" / "tables"
+def provenance_dir(profile: str) -> Path:
+    """Folder of the volatile records of how each artefact was made: figure_NAME, table_NAME, number_NAME .json."""
+    return build_dir(profile) / "provenance"
 
 
-def numbers_file(profile: str) -> Path:
-    """The one JSON file that maps the name of each number to its value, unit, text, notebook and profile."""
-    return (build_dir(profile) if profile == DRAFT_PROFILE else tables_dir(profile)) / "numbers.json"
-
-
-def provenance_file(profile: str, kind: str, name: str) -> Path:
-    """Volatile record of how one artefact (`kind` in figure, table, number) was made."""
-    return build_dir(profile) / "provenance" / f"{kind}_{_checked(name)}.json"
+def notebook_file(notebook: str) -> Path:
+    """The notebook's file in the project folder."""
+    path = root() / "notebooks" / f"{notebook}.ipynb"
+    if not path.is_file():
+        raise SrlibError(f"{path} is missing: run from a checkout of the project, or point SRLIB_ROOT at one.")
+    return path
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -86,29 +97,31 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# ---------------------------------------------------------------------------------------------- saving
+
+
 def save_figure(
-    fig: Figure, name: str, profile: str, notebook: str, kind: str = "png", context: Mapping[str, Any] | None = None
+    fig: Figure, name: str, profile: str, notebook: str, kind: str = "", context: Mapping[str, Any] | None = None
 ) -> Path:
     """Write a matplotlib figure to figures/<name>.<kind>: the same drawing gives the same bytes.
 
     Args:
-        kind: "svg" for line plots, "png" for spectrograms (as svg they are bloated).
+        kind: "svg" or "png"; by default png where the figure holds images, which bloat an svg, else svg.
         context: what the volatile record should also hold: parameters, device, seconds.
     """
+    kind = kind or ("png" if any(ax.images for ax in fig.axes) else "svg")
     if kind not in FIGURE_KINDS:
         raise SrlibError(f"Figure {name!r} was asked for as {kind!r}; choose one of {', '.join(FIGURE_KINDS)}.")
     import matplotlib
 
-    path = figures_dir(profile) / f"{_checked(name)}.{kind}"
+    path = place(kind, name, profile)
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     metadata["Description"] = f"srlib, profile {profile}, notebook {notebook}"
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         write_atomically(path, lambda part: fig.savefig(part, format=kind, dpi=FIGURE_DPI, metadata=metadata))
     for other in set(FIGURE_KINDS) - {kind}:
         path.with_suffix(f".{other}").unlink(missing_ok=True)
-    sidecar = {"kind": "figure", "file": path.name, "notebook": notebook, "profile": profile, "sha256": sha256(path)}
-    _write_json(path.with_suffix(".json"), sidecar)
-    _record("figure", name, profile, notebook, context)
+    _write_sidecar("figure", path, profile, notebook, {}, context)
     return path
 
 
@@ -120,29 +133,17 @@ def save_table(
     settings: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a table as <name>.csv (the data) and <name>.json (the same rows, and the settings of its metrics).
+    """Write a table as <name>.csv, and the settings of its columns to its sidecar <name>.json.
 
     Args:
         table: tidy, one row per observation; the index is dropped. Floats are kept to 6 significant digits.
         settings: what a reader must know to reproduce the columns, e.g. the convention, n_fft and hop of an LSD.
     """
-    path = tables_dir(profile) / f"{_checked(name)}.csv"
+    path = place("csv", name, profile)
     if table.empty:
         raise SrlibError(f"Table {name!r} of notebook {notebook} has no rows; nothing was written.")
-    csv = table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n")
-    write_text(path, csv)
-    rows = _plain(table.to_dict("records"))
-    sidecar = {
-        "kind": "table",
-        "file": path.name,
-        "notebook": notebook,
-        "profile": profile,
-        "sha256": sha256(path),
-        "settings": _plain(settings or {}),
-        "rows": rows,
-    }
-    _write_json(path.with_suffix(".json"), sidecar)
-    _record("table", name, profile, notebook, context)
+    write_text(path, table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n"))
+    _write_sidecar("table", path, profile, notebook, {"settings": _plain(settings or {})}, context)
     return path
 
 
@@ -155,7 +156,7 @@ def save_number(
     fmt: str = ".3g",
     context: Mapping[str, Any] | None = None,
 ) -> str:
-    """Store a number that prose will quote; returns the text that the report prints (without the unit).
+    """Store a number that prose will quote and no table holds; returns the text that the report prints, without unit.
 
     Args:
         unit: "Hz", "dB", "s", ... or "" for a plain number.
@@ -164,7 +165,7 @@ def save_number(
     value = _plain(value)
     if not isinstance(value, int | float):  # NaN and infinity became None
         raise SrlibError(f"Number {_checked(name)!r} of notebook {notebook} is not finite; nothing was written.")
-    path = numbers_file(profile)
+    path = place("number", name, profile)
     numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = format(value, fmt)
     numbers[name] = {"value": value, "unit": unit, "text": text, "notebook": notebook, "profile": profile}
@@ -173,11 +174,35 @@ def save_number(
     return text
 
 
+def forget(notebook: str, profile: str) -> None:
+    """Drop a notebook's numbers and volatile records before it runs anew: what it no longer makes does not stay."""
+    for path, _, _ in _records(notebook, profile):
+        path.unlink()
+    path = place("number", "", profile)
+    if path.is_file():
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        mine = (notebook, profile)
+        _write_json(path, {name: of for name, of in numbers.items() if (of["notebook"], of["profile"]) != mine})
+
+
+def fingerprint(notebook: str, profile: str) -> dict[str, str]:
+    """SHA-256 of each artefact that the last run of a notebook saved: {"figure overview": ..., "number x": ...}."""
+    found = {}
+    for _, kind, name in _records(notebook, profile):
+        if kind == "number":
+            content = json.dumps(read_number(name, profile), sort_keys=True).encode()
+            found[f"{kind} {name}"] = hashlib.sha256(content).hexdigest()
+        else:
+            found[f"{kind} {name}"] = sha256(find(kind, name, profile))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
 def read_table(name: str, profile: str) -> pandas.DataFrame:
     """The table as saved; a missing one is an error that names the notebook to run."""
-    path = tables_dir(profile) / f"{_checked(name)}.csv"
-    _require(path, "table", name, profile)
-    return _read_csv(path)
+    return _read_csv(find("table", name, profile))
 
 
 def committed_table(name: str) -> tuple[pandas.DataFrame, dict[str, Any]] | None:
@@ -188,46 +213,35 @@ def committed_table(name: str) -> tuple[pandas.DataFrame, dict[str, Any]] | None
     return _read_csv(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
 
 
-def read_numbers(profile: str) -> dict[str, dict[str, Any]]:
-    """All numbers of a profile: name -> {value, unit, text, notebook, profile}."""
-    path = numbers_file(profile)
-    _require(path, "file", "numbers", profile)
-    numbers = json.loads(path.read_text(encoding="utf-8"))
-    return {name: number for name, number in numbers.items() if number["profile"] == profile}
-
-
 def read_number(name: str, profile: str) -> dict[str, Any]:
-    """One number; a missing key is an error that names the notebook to run."""
-    numbers = read_numbers(profile)
-    if name not in numbers:
-        raise SrlibError(
-            f"Number {name!r} is not in {numbers_file(profile)} for profile {profile!r}; {_advice(name, profile)}."
-        )
-    return numbers[name]
+    """One number as {value, unit, text, notebook, profile}; a missing one is an error that names what to run."""
+    path = place("number", name, profile)
+    number = json.loads(path.read_text(encoding="utf-8")).get(name) if path.is_file() else None
+    if number is None or number["profile"] != profile:
+        raise SrlibError(f"Number {name!r} is not in {path} for profile {profile!r}; {_advice(name, profile)}.")
+    return number
 
 
-def find_figure(name: str, profile: str) -> Path:
-    """Path of a saved figure, whatever its kind; a missing one is an error that names the notebook to run."""
-    paths = [figures_dir(profile) / f"{_checked(name)}.{kind}" for kind in FIGURE_KINDS]
-    path = next((path for path in paths if path.is_file()), paths[0])
-    _require(path, "figure", name, profile)
+def find(kind: str, name: str, profile: str) -> Path:
+    """Path of a saved "figure" or "table"; a missing one is an error that names the notebook to run."""
+    paths = [place(suffix, name, profile) for suffix in (FIGURE_KINDS if kind == "figure" else ("csv",))]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        advice = _advice(name, profile)
+        raise SrlibError(f"The {kind} {name!r} of profile {profile!r} is missing ({paths[0]}); {advice}.")
     return path
 
 
 def read_sidecar(path: Path, profile: str) -> dict[str, Any]:
     """Committed record of the figure or table at `path`, after checking that file, record and profile agree."""
-    sidecar_path = path.with_suffix(".json")
-    _require(sidecar_path, "record", path.stem, profile)
-    sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
+    record, advice = path.with_suffix(".json"), _advice(path.stem, profile)
+    if not record.is_file():
+        raise SrlibError(f"{path} has no record {record.name}; {advice}.")
+    sidecar = json.loads(record.read_text(encoding="utf-8"))
     if sidecar["profile"] != profile:
-        raise SrlibError(
-            f"{path} was made by profile {sidecar['profile']!r}, not {profile!r}; {_advice(path.stem, profile)}."
-        )
+        raise SrlibError(f"{path} was made by profile {sidecar['profile']!r}, not {profile!r}; {advice}.")
     if sidecar["file"] != path.name or sidecar["sha256"] != sha256(path):
-        raise SrlibError(
-            f"{path} is not the file that its record {sidecar_path.name} describes (edited by hand?); "
-            f"{_advice(path.stem, profile)}."
-        )
+        raise SrlibError(f"{path} is not what its record {record.name} describes (edited by hand?); {advice}.")
     return sidecar
 
 
@@ -237,22 +251,15 @@ def _read_csv(path: Path) -> pandas.DataFrame:
     return pandas.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-def _artifact_root() -> Path:
-    return _explored or root()
-
-
-def _require(path: Path, kind: str, name: str, profile: str) -> None:
-    if not path.is_file():
-        raise SrlibError(f"The {kind} {name!r} of profile {profile!r} is missing ({path}); {_advice(name, profile)}.")
-
-
 def _advice(name: str, profile: str) -> str:
-    """What to run so that the artefact appears; the chain of notebooks knows who makes it."""
-    from srlib.report.reproduce import CHAIN
+    """What to run so that the artefact appears: the first notebook that lists it as an output, or saves it."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((root() / "notebooks").glob("*.ipynb"))}
+    patterns = (rf"/{name}\.(csv|png|svg)\b", rf'\\"{name}\\"')  # in JSON, quotes of the code are escaped
+    makers = [stem for pattern in patterns for stem, text in texts.items() if re.search(pattern, text)]
+    return f"run `srlib reproduce --profile {profile}{f' --only {makers[0]}' if makers else ''}`"
 
-    makers = [notebook.id for notebook in CHAIN if name in {Path(output).stem for output in notebook.outputs}]
-    only = f" --only {makers[0]}" if makers else ""
-    return f"run `srlib reproduce --profile {profile}{only}`"
+
+# ---------------------------------------------------------------------------------------------- records
 
 
 def _checked(name: str) -> str:
@@ -278,20 +285,36 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
+def _write_sidecar(
+    kind: str, path: Path, profile: str, notebook: str, more: Mapping[str, Any], context: Mapping[str, Any] | None
+) -> None:
+    sidecar = {"kind": kind, "file": path.name, "notebook": notebook, "profile": profile, "sha256": sha256(path)}
+    _write_json(path.with_suffix(".json"), sidecar | more)
+    _record(kind, path.stem, profile, notebook, context)
+
+
 def _record(kind: str, name: str, profile: str, notebook: str, context: Mapping[str, Any] | None) -> None:
-    versions = {package: _version(package) for package in ("srlib", "torch", "diffusers", "numpy")}
     stamp = {
-        "artefact": f"{kind} {name}",
         "notebook": notebook,
         "profile": profile,
-        "versions": versions,
+        "versions": {package: _version(package) for package in ("srlib", "torch", "diffusers", "numpy")},
         "python": platform.python_version(),
         "machine": platform.platform(),
-        **_git_state(root()),
+        "commit": _commit(root()),
         "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **(context or {}),
     }
-    _write_json(provenance_file(profile, kind, name), stamp)
+    _write_json(provenance_dir(profile) / f"{kind}_{_checked(name)}.json", stamp)
+
+
+def _records(notebook: str, profile: str) -> list[tuple[Path, str, str]]:
+    """Path, kind and name of each volatile record of a notebook."""
+    found = []
+    for path in sorted(provenance_dir(profile).glob("*.json")):
+        stamp = json.loads(path.read_text(encoding="utf-8"))
+        if stamp["notebook"] == notebook:
+            found.append((path, *path.stem.split("_", 1)))
+    return found
 
 
 def _version(package: str) -> str | None:
@@ -302,15 +325,10 @@ def _version(package: str) -> str | None:
 
 
 @functools.cache
-def _git_state(folder: Path) -> dict[str, Any]:
-    """Commit and whether tracked files differ from it; both None outside a checkout. Once per process."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            command = ["git", "-C", str(folder), *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+def _commit(folder: Path) -> str | None:
+    """Commit of the checkout, with "-dirty" if tracked files differ from it; None outside one. Once per process."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

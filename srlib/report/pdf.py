@@ -2,7 +2,8 @@
 
 report/report.md is pandoc Markdown with these directives, which are expanded before pandoc sees them:
 
-    {{number:NAME}}                              text and unit of a saved number
+    {{cell:TABLE/KEY/.../COLUMN:FORMAT}}         a cell of a saved table; metadata.yaml names the table's key columns
+    {{number:NAME}}                              text and unit of a saved number that no table holds
     ![Caption.](figure:NAME){#fig:ID}            a saved figure; "(notebook NN)" ends its caption
     ```{.table #tbl:ID from=NAME} SPEC ```       a saved table; SPEC is YAML, see `_cells`
     {{profile}} {{settings}} {{manifest}}        the profile, the settings of the tables, what was used and who made it
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 NUMBER = re.compile(r"\{\{number:(\w+)\}\}")
 FIGURE = re.compile(r"\]\(figure:(\w+)\)")
 TABLE = re.compile(r"^```\{\.table #(tbl:[\w-]+) from=(\w+)\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CELL = re.compile(r"\{\{cell:(\w+)/([^{}]+)/(\w+):([^{}/]+)\}\}")
 CARD_RUNS = re.compile(r"(<!-- runs:begin -->\n).*?(<!-- runs:end -->)", re.DOTALL)
 README_RESULTS = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
 HASH_LENGTH = 12  # hexadecimal digits of SHA-256 in the manifest
@@ -83,6 +85,7 @@ class Expansion:
         self.profile = profile
         self.metadata = yaml.safe_load((_report_dir() / "metadata.yaml").read_text(encoding="utf-8"))
         self.used: dict[str, tuple[str, str]] = {}  # "figure x" -> (notebook, start of its hash)
+        self._frames: dict[str, tuple[pandas.DataFrame, dict[str, Any]]] = {}
         self.settings: dict[str, Mapping[str, Any]] = {}  # table -> settings of its metrics
 
     def expand(self, text: str) -> str:
@@ -90,6 +93,7 @@ class Expansion:
         text = TABLE.sub(self._table, text)
         text = FIGURE.sub(self._figure, text)
         text = NUMBER.sub(self._number, text)
+        text = CELL.sub(lambda match: self.cell(match[1], match[2].split("/"), match[3], match[4]), text)
         for name, content in (
             ("profile", lambda: self.profile),
             ("settings", self._settings_table),
@@ -98,22 +102,44 @@ class Expansion:
             text = text.replace(f"{{{{{name}}}}}", content()) if f"{{{{{name}}}}}" in text else text
         unknown = re.search(r"\{\{[^}\n]*\}\}|^```\{\.table.*|\]\(figure:[^)]*\)", text, re.MULTILINE)
         if unknown:
-            raise SrlibError(f"report.md holds {unknown[0]}, which is no directive of the report; see srlib/report.py.")
+            raise SrlibError(
+                f"report.md holds {unknown[0]}, which is no directive of the report; see srlib/report/pdf.py."
+            )
         return text
 
     def pipe_table(self, name: str, spec: Mapping[str, Any]) -> str:
         """Markdown pipe table of a saved table, as its spec arranges it (see `_cells`)."""
-        frame = artifacts.read_table(name, self.profile)
-        sidecar = self._use("table", artifacts.tables_dir(self.profile) / f"{name}.csv")
-        if sidecar["settings"]:
-            self.settings[name] = sidecar["settings"]
+        frame, settings = self._frame(name)
+        if settings:
+            self.settings[name] = settings
         try:
-            header, rows = _cells(frame, spec, self.metadata.get("labels", {}))
+            return _pipe(*_cells(frame, spec, self.metadata.get("labels", {})))
         except KeyError as error:
             raise SrlibError(
                 f"report.md asks table {name!r} for the column {error}, but it has {', '.join(frame.columns)}."
             ) from error
-        return _pipe(header, rows)
+
+    def cell(self, name: str, keys: list[str], column: str, form: str) -> str:
+        """Text of one cell of a saved table: the row in which the table's key columns have the values `keys`."""
+        asked = f"the cell {name}/{'/'.join(keys)}/{column}"
+        columns = self.metadata["cell-keys"].get(name)
+        if columns is None or len(columns) != len(keys):
+            raise SrlibError(f"{asked} needs {len(keys)} key columns of {name!r} under cell-keys in metadata.yaml.")
+        rows, _ = self._frame(name)
+        missing = [one for one in (*columns, column) if one not in rows]
+        for key, value in zip(columns, keys, strict=True) if not missing else ():
+            rows = rows[rows[key].astype(str) == value]
+        if missing or len(rows) != 1:
+            why = f"has no column {missing[0]!r}" if missing else f"has {len(rows)} such rows, not one"
+            raise SrlibError(f"report.md asks for {asked}, but table {name!r} of profile {self.profile!r} {why}.")
+        return _typeset_number(format(rows[column].iloc[0], form))
+
+    def _frame(self, name: str) -> tuple[pandas.DataFrame, dict[str, Any]]:
+        """A saved table and the settings of its columns; notes its use."""
+        if name not in self._frames:
+            frame = artifacts.read_table(name, self.profile)
+            self._frames[name] = frame, self._use("table", artifacts.find("table", name, self.profile))["settings"]
+        return self._frames[name]
 
     def _use(self, kind: str, path: Path) -> dict[str, Any]:
         sidecar = artifacts.read_sidecar(path, self.profile)
@@ -122,13 +148,13 @@ class Expansion:
 
     def _number(self, match: re.Match[str]) -> str:
         number = artifacts.read_number(match[1], self.profile)
-        digest = artifacts.sha256(artifacts.numbers_file(self.profile))[:HASH_LENGTH]
+        digest = artifacts.sha256(artifacts.place("number", match[1], self.profile))[:HASH_LENGTH]
         self.used[f"number {match[1]}"] = (number["notebook"], digest)
         text = _typeset_number(number["text"])
         return f"{text}{NO_BREAK_SPACE}{number['unit']}" if number["unit"] else text
 
     def _figure(self, match: re.Match[str]) -> str:
-        path = artifacts.find_figure(match[1], self.profile)
+        path = artifacts.find("figure", match[1], self.profile)
         notebook = self._use("figure", path)["notebook"]
         return f" {_made_by(notebook)}](/{path.relative_to(artifacts.root()).as_posix()})"
 
@@ -208,7 +234,7 @@ def _fill(template: str, row: Mapping[str, Any] | None) -> str:
 
 
 def _typeset_number(text: str) -> str:
-    return text.replace("-", MINUS).replace("inf", INFINITY)
+    return text.replace("-", MINUS).replace("inf", INFINITY).replace("%", f"{NO_BREAK_SPACE}%")
 
 
 def _escape(text: str) -> str:

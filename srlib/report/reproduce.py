@@ -1,12 +1,14 @@
-"""The chain of notebooks over papermill: what each makes, and which of them must run again.
+"""The chain of notebooks over papermill: which of them must run again, and why.
 
-A notebook is skipped when nothing that could change its result has changed: its cells, the profile, and the package
-with its weights and demo music; and when what it made is still there, unedited. None reads what another makes. Times
-of files play no part. After a failure the next call therefore continues at the failed notebook.
+A notebook is skipped when nothing that could change its result has changed (its cells, the profile, the modules that
+it reaches, and the weights and demo music if one of these modules opens them) and what it made is still there,
+unedited. None reads what another makes. Times of files play no part. After a failure the next call therefore continues
+at the failed notebook.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -14,133 +16,62 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from srlib import config
 from srlib.audio.files import write_text
 from srlib.errors import SrlibError
 from srlib.report import artifacts
 
-IN_CHAIN = "SRLIB_IN_CHAIN"  # set in the environment of notebooks that the chain runs
 # Sums in float32 depend on how they are shared out, and so do the digits of a table: whatever the host has or says,
 # torch computes on two threads, and OpenBLAS, which never starts more threads than there are cores, on one.
 _THREADS = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
-# No notebook imports these, not even by way of others: a change here leaves every result as it was.
-_NOT_USED_BY_NOTEBOOKS = {"__main__.py", "cli.py", "convert.py", "publish.py", "report.py", "weights.py"}
+_PACKAGE = Path(__file__).parents[1]
+# Of these, functions count only where a notebook names them: one offers every public name, the other data and models.
+_ON_DEMAND = ("__init__.py", "report/run.py")
 
-
-@dataclass(frozen=True)
-class Notebook:
-    """A link of the chain; `outputs` are artefacts: name.png, .svg or .csv, or a number's bare name."""
-
-    id: str
-    outputs: tuple[str, ...] = ()
-
-
-# Notebook 07 saves one number of each kind for each of these conditions.
+# What notebooks 02 and 07 save as numbers; the report quotes cells of their tables instead.
 LSD_NUMBER_SYSTEMS = {
     "ours": "ours", "sample": "ours_sample", "replacement": "ours_replace", "prior": "prior", "ridge": "ridge",
     "unprocessed": "unprocessed", "gt_mel": "gt_mel", "oracle": "oracle",
 }  # fmt: skip
 LSD_NUMBER_MEASURES = {"lsd19": "lsd_19k", "zimtohrli": "zimtohrli"}
-LSD_NUMBERS = ("ratio_ours", *(f"{short}_{name}" for short in LSD_NUMBER_MEASURES for name in LSD_NUMBER_SYSTEMS))
-# Pairs whose difference in Zimtohrli, track by track, is quoted.
+LSD_NUMBER_CONDITIONS = ("clean_4k", "clean_8k", "clean_16k", "tone_8k", "white_8k")
 PAIRED_SYSTEMS, PAIRED_CONDITIONS = ("prior", "ridge"), ("clean_4k", "clean_8k", "white_8k")
-DECISION_NUMBERS = {"prior": "prior alone, copied", "step": "1 step, copied"}  # variations of the decision's grid
+DECISION_NUMBERS = {"prior": "prior alone, copied", "step": "1 step, copied"}
 DECISION_CONDITIONS = ("clean_4k", "white_8k")
 DETECTOR_NUMBERS = {
     "filter": "filter", "tone": "filter, then tone", "white": "filter, then white noise", "coder": "coder",
     "sample_rate": "sample rate", "full": "full band",
 }  # fmt: skip
-LSD_NUMBER_CONDITIONS = ("clean_4k", "clean_8k", "clean_16k", "tone_8k", "white_8k")
 
 
-def _link(name: str, *outputs: str) -> Notebook:
-    """A link from space-separated artefact names."""
-    return Notebook(name, tuple(" ".join(outputs).split()))
+class Status(NamedTuple):
+    """Whether a notebook's results are up to date: "fresh", "stale" or "never run", and why they are stale."""
+
+    notebook: str
+    state: str
+    reason: str = ""
 
 
-CHAIN = (
-    _link("00_overview", "architecture_audioldm.png architecture_audiosr_noise.png overview.png"),
-    _link(
-        "01_data",
-        "data_split.csv data_tracks.csv data_bandwidth.svg",
-        "data_train_tracks data_valid_tracks data_test_tracks data_minutes",
-    ),
-    _link(
-        "02_degradation",
-        "filters.csv filter_responses.svg degradation_examples.png filter_f3db_min filter_f3db_max",
-        "cutoff_detection.csv cutoff_detection.svg detector_filter_roll_off",
-        *(f"detector_{name}" for name in DETECTOR_NUMBERS),
-    ),
-    _link(
-        "03_vae",
-        "vae.csv vae_reconstruction.png gt_mel.csv vocoder_gt_mel.png vae_log_mel_l1 gt_mel_lsd gt_mel_lsd_19k",
-    ),
-    _link(
-        "04_latent_diffusion",
-        "models.csv sampling_steps.csv noise_schedule.svg denoising_steps.png prior_posterior.png",
-        "model_parameters_total model_parameters_diffusion sampling_steps_default",
-    ),
-    _link(
-        "05_training",
-        "live_training.svg training_runs.csv training_log.csv loss_curve.svg lsd_vs_step.svg",
-        "training_hours_total training_steps_ldm training_music_hours",
-        "training_music_tracks live_loss_first live_loss_last",
-    ),
-    _link(
-        "06_results",
-        "triptych_clean.png triptych_tone_early.png triptych_tone_late.png triptych_white_early.png",
-        "triptych_white_late.png merge_comparison.png results_examples.csv merge.csv hiss.csv",
-        "example_tone_suppression_db example_white_snr_gain_db merge_tracks hiss_tracks",
-        "merge_worst_snr_gain merge_worst_snr_low_gain merge_worst_snr_input",
-        "merge_worst_amplitude merge_worst_cutoff",
-        "example_tone_early_lsd example_tone_late_lsd example_white_early_lsd example_white_late_lsd",
-    ),
-    _link(
-        "07_lsd_tables",
-        "lsd.csv lsd_summary.csv quality.csv decision.csv ablations.csv lsd_by_condition.svg lsd_published.csv",
-        "test_tracks_evaluated tracks_ablated tones_below_8k",
-        *(
-            f"{system}_difference_{condition}{end}"
-            for system in PAIRED_SYSTEMS
-            for condition in PAIRED_CONDITIONS
-            for end in ("", "_low", "_high")
-        ),
-        *(f"decision_{name}_{condition}" for name in DECISION_NUMBERS for condition in DECISION_CONDITIONS),
-        *(f"{prefix}_{condition}" for prefix in LSD_NUMBERS for condition in LSD_NUMBER_CONDITIONS),
-    ),
-    _link(
-        "08_lsd_sensitivity",
-        "lsd_sensitivity.csv lsd_choices.svg lsd_unprocessed_lowest lsd_unprocessed_highest",
-        "lsd_restored_lowest lsd_restored_highest lsd_half_silent_itself lsd_delay_1120",
-    ),
-    _link(
-        "09_inpainting",
-        "inpainting.csv inpainting_by_length.svg inpainting_example.png",
-        "inpainting_lsd_ours inpainting_lsd_interpolation inpainting_lsd_repetition",
-    ),
-    _link(
-        "10_performance",
-        "quality_steps.csv quality_steps.svg performance.csv performance.svg restore_speed.csv quality_steps_tracks",
-    ),
-)
+def chain() -> list[str]:
+    """File names without suffix of all numbered notebooks, in order."""
+    return sorted(path.stem for path in (artifacts.root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
-def notebook(name: str) -> Notebook:
-    """The link called `name`: its id, or the number or any other prefix that only one has."""
-    found = [link for link in CHAIN if link.id.startswith(name)] if name else []
+def notebook(name: str) -> str:
+    """The notebook called `name`: its file name without suffix, or its number or any prefix that only one has."""
+    found = [one for one in chain() if one.startswith(name)] if name else []
     if len(found) != 1:
-        raise SrlibError(f"There is no single notebook {name!r}: choose one of {', '.join(link.id for link in CHAIN)}.")
+        raise SrlibError(f"There is no single notebook {name!r}: choose one of {', '.join(chain())}.")
     return found[0]
 
 
 def reproduce(
     profile: str | None = None, start: str | None = None, only: str | None = None, force: bool = False
 ) -> dict[str, float | None]:
-    """Run the chain where it is not up to date; returns {notebook id: seconds, or None if skipped}.
+    """Run the chain where it is not up to date; returns {notebook: seconds, or None if skipped}.
 
     Args:
         start: begin at this notebook ("05" is enough); those before it are left as they are.
@@ -148,73 +79,68 @@ def reproduce(
         force: run even what is up to date.
     """
     name = config.profile(profile).name
-    links = [notebook(only)] if only else list(CHAIN[CHAIN.index(notebook(start)) if start else 0 :])
+    names = [notebook(only)] if only else chain()[chain().index(notebook(start)) if start else 0 :]
     seconds: dict[str, float | None] = {}
-    for link in links:
-        seconds[link.id] = _run_if_needed(link, name, force)
-        took = seconds[link.id]
-        print(f"{link.id:<22} {'up to date' if took is None else f'{took:7.1f} s'}", flush=True)
+    for one in names:
+        fresh = not force and _status(one, name).state == "fresh"
+        took = seconds[one] = None if fresh else _run(one, name)
+        print(f"{one:<22} {'up to date' if took is None else f'{took:7.1f} s'}", flush=True)
     print(f"{'total':<22} {sum(took or 0.0 for took in seconds.values()):7.1f} s", flush=True)
     return seconds
 
 
-def fingerprint(names: Iterable[str], profile: str) -> dict[str, str]:
-    """SHA-256 of each artefact in `names`; a missing one is an error that says which notebook makes it."""
-    found = {}
-    for name in names:
-        stem, _, kind = name.partition(".")
-        if not kind:
-            number = json.dumps(artifacts.read_number(stem, profile), sort_keys=True)
-            found[name] = hashlib.sha256(number.encode()).hexdigest()
-        elif kind == "csv":
-            artifacts.read_table(stem, profile)
-            found[name] = artifacts.sha256(artifacts.tables_dir(profile) / name)
-        else:
-            found[name] = artifacts.sha256(artifacts.find_figure(stem, profile))
-    return found
+def status(profile: str | None = None) -> list[Status]:
+    """For each notebook whether its results are fresh or stale, and why, or whether it was never run."""
+    return [_status(one, config.profile(profile).name) for one in chain()]
 
 
-def _run_if_needed(link: Notebook, profile: str, force: bool) -> float | None:
-    folder = artifacts.build_dir(profile) / "notebooks"
-    state_file = folder / f"{link.id}.state.json"
-    key = _key(link, profile)
-    if not force and state_file.is_file() and _is_current(json.loads(state_file.read_text()), key, link, profile):
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
+def _status(one: str, profile: str) -> Status:
+    state_file = _state_file(one, profile)
+    if not state_file.is_file():
+        return Status(one, "never run")
+    before = json.loads(state_file.read_text(encoding="utf-8"))
+    now = _inputs(one, profile)
+    changed = [f"{name} changed" for name in _different(before.get("inputs", {}), now)]
+    try:
+        made = artifacts.fingerprint(one, profile)
+        changed += [f"{name} is not as it was made" for name in _different(before["outputs"], made)]
+    except SrlibError as error:  # an artefact was deleted
+        changed.append(str(error))
+    return Status(one, "stale" if changed else "fresh", "; ".join(changed))
+
+
+def _different(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+
+
+def _run(one: str, profile: str) -> float:
+    state_file = _state_file(one, profile)
+    state_file.parent.mkdir(parents=True, exist_ok=True)
     state_file.unlink(missing_ok=True)
-    start = time.perf_counter()
-    _execute(link, folder / f"{link.id}.ipynb", profile)
+    artifacts.forget(one, profile)
+    inputs, start = _inputs(one, profile), time.perf_counter()
+    _execute(one, state_file.with_name(f"{one}.ipynb"), profile)
     took = time.perf_counter() - start
-    state = {"key": key, "outputs": fingerprint(link.outputs, profile), "seconds": round(took, 2)}
+    state = {"seconds": round(took, 2), "outputs": artifacts.fingerprint(one, profile), "inputs": inputs}
     write_text(state_file, json.dumps(state, indent=1) + "\n")
     return took
 
 
-def _is_current(state: Mapping[str, Any], key: str, link: Notebook, profile: str) -> bool:
-    try:
-        return state["key"] == key and state["outputs"] == fingerprint(link.outputs, profile)
-    except SrlibError:  # an artefact was deleted
-        return False
+def _state_file(one: str, profile: str) -> Path:
+    return artifacts.build_dir(profile) / "notebooks" / f"{one}.state.json"
 
 
-def _execute(link: Notebook, output: Path, profile: str) -> None:
+def _execute(one: str, output: Path, profile: str) -> None:
     import papermill
 
     options = {"kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": True}
-    quiet = ["--IPKernelApp.log_level=50"]
+    options |= {"cwd": str(artifacts.root()), "extra_arguments": ["--IPKernelApp.log_level=50"]}
     try:
         with _environment():
-            papermill.execute_notebook(
-                source_path(link),
-                output,
-                {"profile": profile},
-                cwd=str(artifacts.root()),
-                extra_arguments=quiet,
-                **options,
-            )
+            papermill.execute_notebook(artifacts.notebook_file(one), output, {"profile": profile}, **options)
     except papermill.PapermillExecutionError as error:
         raise SrlibError(
-            f"Notebook {link.id} stopped at its cell {error.exec_count} with {error.ename}: {error.evalue} "
+            f"Notebook {one} stopped at its cell {error.exec_count} with {error.ename}: {error.evalue} "
             f"(executed copy: {output}). The next run of the chain continues there."
         ) from error
 
@@ -224,7 +150,7 @@ def _environment() -> Iterator[None]:
     """What kernels inherit: that the chain runs them, their threads, and how these wait."""
     before = os.environ.copy()
     passive = {"OMP_WAIT_POLICY": before.get("OMP_WAIT_POLICY", "passive")}  # they sleep: others need the cores
-    ours = {IN_CHAIN: "1"} | _THREADS | passive
+    ours = {artifacts.IN_CHAIN: "1"} | _THREADS | passive
     os.environ.update(ours)
     try:
         yield
@@ -234,29 +160,115 @@ def _environment() -> Iterator[None]:
             os.environ.update({name: before[name]} if name in before else {})
 
 
-def source_path(link: Notebook) -> Path:
-    """The notebook's file in the project folder."""
-    path = artifacts.root() / "notebooks" / f"{link.id}.ipynb"
-    if not path.is_file():
-        raise SrlibError(f"{path} is missing: run from a checkout of the project, or point SRLIB_ROOT at one.")
-    return path
+# ---------------------------------------------------------------------------------------------- what a result needs
 
 
-def _key(link: Notebook, profile: str) -> str:
-    """Hash of everything that the notebook's result depends on."""
-    cells = json.loads(source_path(link).read_text(encoding="utf-8"))["cells"]
-    source = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    parts = [source, profile, _package_hash()]
-    parts.append(os.environ.get("MUSDB_ROOT") if config.profile(profile).dataset == "musdb" else None)
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+def _inputs(one: str, profile: str) -> dict[str, str]:
+    """Everything that the notebook's result depends on: {file, or name of a setting: its hash, or its value}."""
+    cells = json.loads(artifacts.notebook_file(one).read_text(encoding="utf-8"))["cells"]
+    source = json.dumps([(cell["cell_type"], "".join(cell["source"])) for cell in cells])
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
+    modules = reached("\n".join(line for line in code if not line.startswith(("%", "!"))))  # no magics
+    inputs = {f"notebooks/{one}.ipynb": hashlib.sha256(source.encode()).hexdigest()}
+    for path in (*modules, *_assets(modules)):
+        inputs[f"srlib/{path.relative_to(_PACKAGE).as_posix()}"] = _hash(path, path.stat().st_mtime_ns)
+    if config.profile(profile).dataset == "musdb":
+        inputs["MUSDB_ROOT"] = os.environ.get("MUSDB_ROOT", "")
+    return inputs
+
+
+def reached(source: str) -> list[Path]:
+    """Modules of the package that a notebook's code imports, also by way of others and inside functions, sorted."""
+    tree = ast.parse(source)
+    named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    waiting, found = _imports(tree), set()
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            on_demand = path.relative_to(_PACKAGE).as_posix() in _ON_DEMAND
+            waiting |= _imports(_parsed(path), named if on_demand else None)
+    return sorted(found)
+
+
+def _imports(tree: ast.Module, named: Iterable[str] | None = None) -> set[Path]:
+    """Modules of the package that a source imports, but for its type checker.
+
+    Args:
+        named: the functions whose imports count; None counts all.
+    """
+    found: set[Path] = set()
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {path for alias in node.names for path in _files(alias.name)}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {path for alias in node.names for path in _files(f"{node.module}.{alias.name}")}
+        skipped = isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        skipped |= named is not None and isinstance(node, ast.FunctionDef) and node.name not in named
+        waiting += [] if skipped else ast.iter_child_nodes(node)
+    return found
+
+
+def _files(name: str) -> set[Path]:
+    """Files that the import of a dotted name runs: packages on the way, and the module; none outside the package.
+
+    A name that `srlib` itself offers on demand leads to the module that its `__init__.py` says.
+    """
+    first, *parts = name.split(".")
+    if first != _PACKAGE.name:
+        return set()
+    found, folder = {_PACKAGE / "__init__.py"}, _PACKAGE
+    for part in parts:
+        if (folder / f"{part}.py").is_file():
+            return found | {folder / f"{part}.py"}
+        if not (folder / part).is_dir():
+            return found | (_offered(part) if folder == _PACKAGE else set())
+        folder /= part
+        found.add(folder / "__init__.py")
+    return found
+
+
+def _offered(name: str) -> set[Path]:
+    """Files behind a name that the package itself offers on demand: its `__init__.py` imports it, or maps it in a dict.
+
+    All modules that the source mentions, where it does neither.
+    """
+    every: set[str] = set()
+    for node in ast.walk(_parsed(_PACKAGE / "__init__.py")):
+        pairs = []
+        if isinstance(node, ast.ImportFrom):
+            pairs = [(alias.name, node.module) for alias in node.names]
+        elif isinstance(node, ast.Dict):
+            pairs = [
+                (getattr(k, "value", ""), getattr(v, "value", "")) for k, v in zip(node.keys, node.values, strict=True)
+            ]
+        found = {str(module) for key, module in pairs if key == name}
+        if found:
+            return set().union(*map(_files, found))
+        every |= {str(module) for _, module in pairs}
+    return set().union(*map(_files, every))
+
+
+def _assets(modules: Iterable[Path]) -> list[Path]:
+    """Files of each folder of assets/ that a module opens; what is written about them changes no result."""
+    opened = set()
+    for module in modules:
+        words = {node.value for node in ast.walk(_parsed(module)) if isinstance(node, ast.Constant)}
+        opened |= {path for path in (_PACKAGE / "assets").iterdir() if {"assets", path.name} <= words}
+    return sorted(path for folder in opened for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+
+
+def _parsed(path: Path) -> ast.Module:
+    return _parse(path, path.stat().st_mtime_ns)
 
 
 @functools.cache
-def _package_hash() -> str:
-    """Hash of the package's code, weights and demo music; no notebook reads what is written about them."""
-    folder = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        if path.name not in _NOT_USED_BY_NOTEBOOKS and path.suffix != ".md":
-            digest.update(f"{path.relative_to(folder)} {artifacts.sha256(path)}\n".encode())
-    return digest.hexdigest()
+def _parse(path: Path, _time: int) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _hash(path: Path, _time: int) -> str:
+    return artifacts.sha256(path)

@@ -12,7 +12,7 @@ from srlib.degrade import Degradation
 from srlib.measure import ablations, evaluation, sensitivity
 from srlib.measure.metrics import lsd
 from srlib.measure.sensitivity import CONVENTIONS, Convention, distance
-from srlib.report import plots_lsd
+from srlib.report import plots_tables
 from srlib.training import curriculum
 
 SSR_EVAL = CONVENTIONS[2]
@@ -72,7 +72,7 @@ def test_table_holds_every_setting_and_its_figure_every_row(pair):
     np.testing.assert_allclose(rows["restored"], rows["itself"])
     assert rows.loc[("convention", "plain"), "itself"] == 0
     assert rows.loc[("convention", "plain"), "unprocessed"] > 1
-    axes = plots_lsd.lsd_choices(table).axes[0]
+    axes = plots_tables.lsd_choices(table).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == list(table["setting"])
     for line, column in zip(axes.lines[:3], ("itself", "unprocessed", "restored"), strict=True):
         np.testing.assert_array_equal(line.get_xdata(), table[column])

@@ -1,7 +1,6 @@
 """Artefacts round-trip, repeat to the byte, keep profiles apart, and name the remedy when they are missing."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from srlib.audio.files import replace_folder
 from srlib.errors import SrlibError
 from srlib.report import artifacts
 
@@ -40,15 +38,14 @@ def test_table_round_trip_keeps_six_digits_and_settings():
     assert list(restored.system) == ["ours", "none"]  # the text "none" is no missing value
     sidecar = artifacts.read_sidecar(path, "demo")
     assert sidecar["settings"] == {"n_fft": 2048}
-    assert sidecar["rows"][1] == {"system": "none", "lsd": None, "tracks": 4}
+    assert "rows" not in sidecar  # the CSV holds them
 
 
 def test_numbers_merge_by_name_and_sort():
     artifacts.save_number("b_hz", np.float32(8160.4), "demo", "02_degradation", unit="Hz", fmt=".0f")
     assert artifacts.save_number("a_tracks", 30, "demo", "01_data", fmt="d") == "30"
-    numbers = artifacts.read_numbers("demo")
-    assert list(numbers) == ["a_tracks", "b_hz"]
-    assert numbers["b_hz"] == {
+    assert list(json.loads(artifacts.place("number", "any", "demo").read_text())) == ["a_tracks", "b_hz"]
+    assert artifacts.read_number("b_hz", "demo") == {
         "value": 8160.4,
         "unit": "Hz",
         "text": "8160",
@@ -63,13 +60,13 @@ def test_figures_repeat_to_the_byte(kind, project):
     sidecar = (project / "figures/loss_curve.json").read_bytes()
     second = artifacts.save_figure(line_figure(), "loss_curve", "demo", "05_training", kind).read_bytes()
     assert first == second and sidecar == (project / "figures/loss_curve.json").read_bytes()
-    assert artifacts.find_figure("loss_curve", "demo").suffix == f".{kind}"
+    assert artifacts.find("figure", "loss_curve", "demo").suffix == f".{kind}"
 
 
 def test_a_figure_has_one_kind():
     artifacts.save_figure(line_figure(), "loss_curve", "demo", "05_training", "png")
     artifacts.save_figure(line_figure(), "loss_curve", "demo", "05_training", "svg")
-    assert artifacts.find_figure("loss_curve", "demo").suffix == ".svg"
+    assert artifacts.find("figure", "loss_curve", "demo").suffix == ".svg"
 
 
 def test_smoke_writes_only_under_its_build_folder(project):
@@ -84,9 +81,9 @@ def test_committed_files_hold_nothing_volatile(project):
     artifacts.save_table(table(), "lsd", "demo", "07_lsd_tables", context={"seconds": 1.5, "device": "cpu"})
     committed = (project / "report/tables/lsd.json").read_text()
     assert "seconds" not in committed and "utc" not in committed
-    stamp = json.loads(artifacts.provenance_file("demo", "table", "lsd").read_text())
+    stamp = json.loads((artifacts.provenance_dir("demo") / "table_lsd.json").read_text())
     assert stamp["notebook"] == "07_lsd_tables" and stamp["seconds"] == 1.5
-    assert {"utc", "python", "versions", "git_commit", "git_dirty"} <= set(stamp)
+    assert {"utc", "python", "versions", "commit"} <= set(stamp)
 
 
 def test_hand_edited_and_foreign_artefacts_are_refused(project):
@@ -104,10 +101,25 @@ def test_numbers_of_another_profile_are_not_read():
         artifacts.read_number("lsd_ours", "paper")
 
 
-@pytest.mark.parametrize("read", [artifacts.read_table, artifacts.find_figure, artifacts.read_number])
-def test_missing_artefacts_say_what_to_run(read):
-    with pytest.raises(SrlibError, match="srlib reproduce --profile demo"):
-        read("lsd_summary", "demo")
+@pytest.mark.parametrize("kind", ["table", "figure", "number"])
+def test_missing_artefacts_say_what_to_run(kind, project):
+    """The notebook that lists a figure or table as its output, or saves a number, else all of them."""
+    (project / "notebooks").mkdir()
+    (project / "notebooks/02_made.ipynb").write_text(
+        json.dumps({"a": "`figures/curve.svg`, `report/tables/curve.csv`"})
+    )
+    (project / "notebooks/03_saved.ipynb").write_text(json.dumps({"a": 'run.save_number("share", 1)'}))
+    name, notebook = ("share", "03_saved") if kind == "number" else ("curve", "02_made")
+    for asked, only in ((name, f" --only {notebook}"), ("other", "")):
+        with pytest.raises(SrlibError, match=rf"srlib reproduce --profile demo{only}`\.$"):
+            artifacts.read_number(asked, "demo") if kind == "number" else artifacts.find(kind, asked, "demo")
+
+
+def test_pictures_are_png_and_lines_are_svg():
+    picture = Figure()
+    picture.subplots().imshow([[0, 1]])
+    assert artifacts.save_figure(picture, "picture", "demo", "05_training").suffix == ".png"
+    assert artifacts.save_figure(line_figure(), "line", "demo", "05_training").suffix == ".svg"
 
 
 def test_bad_names_kinds_and_values_are_refused():
@@ -121,83 +133,6 @@ def test_bad_names_kinds_and_values_are_refused():
         artifacts.save_table(table().iloc[:0], "lsd", "demo", "07_lsd_tables")
 
 
-def holds(folder) -> str | None:
-    """What version stands in a folder that `version` wrote, and whether all of it does."""
-    found = {path.read_text() for path in folder.glob("*")}
-    return found.pop() if len(found) == 1 and len(list(folder.iterdir())) == 3 else None
-
-
-def version(text):
-    def write(folder):
-        folder.mkdir()
-        for name in "abc":
-            (folder / name).write_text(text)
-
-    return write
-
-
-REPLACE_AND_DIE = """
-import os, sys
-from pathlib import Path
-from srlib.report import artifacts
-
-def write(folder):
-    folder.mkdir()
-    for name in "abc":
-        (folder / name).write_text("new")
-
-def audit(event, arguments):
-    if event in ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "open"):
-        count[0] -= 1
-        if count[0] == 0:
-            os._exit(9)
-
-count = [int(sys.argv[2])]
-folder = Path(sys.argv[1])
-sys.addaudithook(audit)
-replace_folder(folder, write)
-"""
-
-
-def test_a_folder_is_replaced_as_a_whole_whenever_the_process_dies(project):
-    """Killed before every single thing it does to files: the old or the new is there, whole, or put back next time."""
-    put_back = 0
-    for step in range(1, 100):
-        folder = project / str(step) / "folder"
-        folder.parent.mkdir()
-        version("old")(folder)
-        died = subprocess.run([sys.executable, "-c", REPLACE_AND_DIE, folder, str(step)]).returncode == 9
-        if not folder.exists():
-            put_back += 1
-            with pytest.raises(ZeroDivisionError):
-                replace_folder(folder, lambda _: 1 / 0)
-        assert holds(folder) in ("old", "new")
-        replace_folder(folder, version("newer"))
-        assert holds(folder) == "newer"
-        if not died:
-            break
-    assert step > 5 and put_back == 1
-    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
-
-
-def test_a_folder_whose_replacement_fails_stays(project, monkeypatch):
-    folder = project / "folder"
-    replace_folder(folder, version("old"))
-    rename, renamed = os.rename, []
-
-    def interrupted(*names):
-        renamed.append(names)
-        if len(renamed) == 2:
-            raise KeyboardInterrupt
-        rename(*names)
-
-    monkeypatch.setattr(os, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        replace_folder(folder, version("new"))
-    assert holds(folder) == "old"
-    assert [path.name for path in project.iterdir()] == ["folder"]
-
-
 def test_import_is_light():
-    code = "import sys, srlib.artifacts; sys.exit(bool({'torch', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    code = "import sys, srlib.report.artifacts; sys.exit(bool({'torch', 'matplotlib', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

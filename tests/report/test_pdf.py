@@ -1,5 +1,6 @@
-"""The report typesets from complete artefacts, to the same bytes, and from nothing less."""
+"""The report typesets from the committed artefacts, to the same bytes, and from nothing less."""
 
+import fnmatch
 import json
 import re
 import shutil
@@ -7,123 +8,83 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
-from matplotlib.figure import Figure
 
 from srlib.errors import SrlibError
 from srlib.report import artifacts
 from srlib.report import pdf as report
-from srlib.report.reproduce import CHAIN
+from srlib.report.reproduce import chain
+from srlib.report.run import outputs
 
 SOURCE = Path(__file__).resolve().parents[2]
 TEXT = (SOURCE / "report" / "report.md").read_text(encoding="utf-8")
-TABLES = [(name, yaml.safe_load(spec)) for _, name, spec in report.TABLE.findall(TEXT)]
-
-
-def synthetic_table(spec: dict) -> pd.DataFrame:
-    """One row for each row of a pivot, or two rows, with the columns and types that the spec asks for."""
-    values = {"": "text_a|b", "d": 1000, "f": 1.5}
-    kept = {name: value[0] if isinstance(value, list) else value for name, value in spec.get("where", {}).items()}
-    if "cell" in spec:
-        cell = dict.fromkeys(re.findall(r"\{(\w+):", spec["cell"]), 1.25)
-        rows = spec.get("order", "ab")
-        return pd.DataFrame([{**kept, spec["rows"]: name, spec["columns"]: 8, **cell} for name in rows])
-    columns = {name: [values[form[-1:]]] * 2 for name, (_, form) in spec["columns"].items()}
-    return pd.DataFrame(columns | {name: [value] * 2 for name, value in kept.items()})
-
-
-def synthetic_summary() -> pd.DataFrame:
-    rows = [{"noise": noise, "cutoff_hz": cutoff, "condition": f"{noise}_{cutoff // 1000}k", "system": system,
-             "lsd_19k": 1.25, "ratio": 1.1, "zimtohrli": 1.1, "visqol": 4.0, "two_f": 70.0,
-             "level_high_db": -0.5, "texture_high": 0.9, "snr_low_db": float("inf"), "si_sdr_db": 9.0}
-            | ({"tone_suppression_db": 41.0} if noise == "tone" else {})
-            for noise in ("clean", "tone", "white") for cutoff in (4000, 8000, 16000)
-            for system in ("ours", "ridge", "oracle")]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory):
-    """A folder with the report's sources and a synthetic artefact for each directive, profile smoke."""
-    folder = tmp_path_factory.mktemp("complete")
-    shutil.copytree(SOURCE / "report", folder / "report", ignore=shutil.ignore_patterns("tables"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SRLIB_ROOT", str(folder))
-        make_artefacts("smoke")
-    return folder
+CELL = "{{cell:lsd_summary/ours/clean_8k/zimtohrli:.2f}}"
 
 
 @pytest.fixture
-def project(complete, tmp_path, monkeypatch):
-    """A copy of the complete folder that a test may damage."""
-    shutil.copytree(complete, tmp_path, dirs_exist_ok=True)
+def project(tmp_path, monkeypatch):
+    """A copy of the report, its artefacts and the notebooks, which a test may damage."""
+    for folder in ("report", "figures", "notebooks"):
+        shutil.copytree(SOURCE / folder, tmp_path / folder)
     monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
     return tmp_path
 
 
-def make_artefacts(profile: str) -> None:
-    for name in set(report.FIGURE.findall(TEXT)):
-        artifacts.save_figure(Figure(figsize=(2, 1)), name, profile, "06_results", "svg")
-    for name in set(report.NUMBER.findall(TEXT)):
-        artifacts.save_number(name, -1.25, profile, "07_lsd_tables", unit="dB", fmt=".2f")
-    for name, spec in TABLES:
-        table = synthetic_summary() if name == "lsd_summary" else synthetic_table(spec)
-        artifacts.save_table(table, name, profile, "07_lsd_tables", settings={"convention": "plain", "hop": 512})
-
-
-def edit(project: Path, old: str, new: str, name: str = "report.md") -> None:
-    path = project / "report" / name
+def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_builds_twice_to_the_same_bytes(project):
-    path = report.build("smoke", draft=True)
-    assert path == project / "build/smoke/report.pdf"
+def test_builds_twice_to_the_same_bytes_and_changes_nothing_else(project):
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    path = report.build("demo")
     first = path.read_bytes()
     assert first.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", first)) >= 12
-    assert report.build("smoke", draft=True).read_bytes() == first
+    assert report.build("demo").read_bytes() == first
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_typst_source_names_profile_notebooks_and_manifest(project):
-    report.build("smoke", draft=True)
-    source = (project / "build/smoke/report.typ").read_text(encoding="utf-8")
-    assert "Profile: *smoke*" in source and "(draft)" in source
-    captions = len(re.findall(r"caption: \[", source))
-    assert source.count("(notebook 0") == captions == len(TABLES) + len(set(report.FIGURE.findall(TEXT)))
-    assert "−1.25" in source and "[∞]" in source and "{{" not in source
-    digest = artifacts.sha256(artifacts.find_figure("overview", "smoke"))[:12]
-    assert digest in source and "numbers.json" in source and "hop" in source
+    report.build("demo")
+    source = (project / "build/demo/report.typ").read_text(encoding="utf-8")
+    assert "Profile: *demo*" in source and "(draft)" not in source and "{{" not in source
+    drawings = source.count("/report/architecture.typ")
+    assert drawings == 2 and source.count("(notebook ") + drawings == len(re.findall(r"caption: \[", source))
+    digest = artifacts.sha256(artifacts.find("figure", "overview", "demo"))[:12]
+    assert digest in source and "numbers.json" in source and "ssr_eval" in source
+    table, _ = artifacts.committed_table("lsd_summary")
+    (row,) = table.query("system == 'ours' and condition == 'clean_8k'").itertuples()
+    assert f"and {row.zimtohrli:.2f} after restoration" in " ".join(source.split()).replace("for the clean input ", "")
 
 
 def test_smoke_is_refused_unless_draft(project):
     with pytest.raises(SrlibError, match=r"refuses artefacts of profile 'smoke'"):
         report.build("smoke")
-    with pytest.raises(SrlibError, match=r"reproduce --profile demo"):  # and smoke artefacts never stand in for demo's
-        report.build("demo")
+    with pytest.raises(SrlibError, match=r"reproduce --profile smoke"):  # and those of demo never stand in for smoke's
+        report.build("smoke", draft=True)
 
 
 @pytest.mark.parametrize("kind", ["figure", "number", "table", "column"])
 def test_missing_artefacts_fail(project, kind):
     if kind == "figure":
-        artifacts.find_figure("loss_curve", "smoke").unlink()
-        expected = r"figure 'loss_curve'.*srlib reproduce --profile smoke --only 05_training"
+        artifacts.find("figure", "loss_curve", "demo").unlink()
+        expected = r"figure 'loss_curve'.*srlib reproduce --profile demo --only 05_training"
     elif kind == "number":
-        path = artifacts.numbers_file("smoke")
+        path = artifacts.place("number", "any", "demo")
         numbers = json.loads(path.read_text())
-        del numbers["lsd19_ours_clean_8k"]
+        del numbers["training_hours_total"]
         path.write_text(json.dumps(numbers))
-        expected = r"'lsd19_ours_clean_8k'.*--only 07_lsd_tables"
+        expected = r"'training_hours_total'.*--only 05_training"
     elif kind == "table":
-        (artifacts.tables_dir("smoke") / "vae.csv").unlink()
+        artifacts.find("table", "vae", "demo").unlink()
         expected = r"table 'vae'.*--only 03_vae"
     else:
-        artifacts.save_table(pd.DataFrame({"other": [1.0]}), "gt_mel", "smoke", "03_vae")
+        artifacts.save_table(pd.DataFrame({"other": [1.0]}), "gt_mel", "demo", "03_vae")
         expected = r"table 'gt_mel' for the column"
-    with pytest.raises(SrlibError, match=expected):
-        report.build("smoke", draft=True)
-    assert not (project / "build/smoke/report.pdf").exists()
+    with pytest.raises(SrlibError, match=expected) as error:
+        report.build("demo")
+    assert "\n" not in str(error.value)
+    assert not (project / "build/demo/report.pdf").exists()
 
 
 @pytest.mark.parametrize(("new", "expected"), [
@@ -131,19 +92,27 @@ def test_missing_artefacts_fail(project, kind):
     ("See @fig:nowhere.", "fig:nowhere"),
     ("See @sec:nowhere and @eq:nowhere.", "nowhere"),
     ("A {{nubmer:lsd}}.", "no directive"),
+    (CELL.replace("/ours/", "/theirs/"), "lsd_summary/theirs/clean_8k/zimtohrli.* has 0 such rows"),
+    (CELL.replace("zimtohrli", "loudness"), "has no column 'loudness'"),
+    (CELL.replace("/ours/", "/"), "needs 1 key columns of 'lsd_summary' under cell-keys"),
+    (CELL.replace("lsd_summary", "models"), "needs 2 key columns of 'models' under cell-keys"),
 ])  # fmt: skip
 def test_faults_in_the_text_fail(project, new, expected):
-    edit(project, "# Introduction {#sec:intro}", f"# Introduction {{#sec:intro}}\n\n{new}")
+    heading = "# Introduction {#sec:intro}"
+    edit(project / "report" / "report.md", heading, f"{heading}\n\n{new}")
     with pytest.raises(SrlibError, match=expected) as error:
-        report.build("smoke", draft=True)
+        report.build("demo")
     assert "\n" not in str(error.value)
 
 
 def test_hand_edited_tables_are_refused(project):
-    path = artifacts.tables_dir("smoke") / "lsd_summary.csv"
-    path.write_text(path.read_text().replace("1.25", "0.25"))
+    edit(
+        artifacts.find("table", "lsd_summary", "demo"),
+        "clean_2k,clean,2000,gt_mel,,10",
+        "clean_2k,clean,2000,gt_mel,,11",
+    )
     with pytest.raises(SrlibError, match="edited by hand"):
-        report.build("smoke", draft=True)
+        report.build("demo")
 
 
 def test_pivot_orders_labels_and_leaves_dashes():
@@ -156,31 +125,42 @@ def test_pivot_orders_labels_and_leaves_dashes():
     assert rows == [["**us**", "1.00", "–"], ["b\\_c", "–", "2.00"]]
 
 
-def test_readme_and_model_card_get_their_results(project):
-    make_artefacts("demo")
-    block = "# Title\n<!-- results:begin -->\nstale rows\n<!-- results:end -->\nrest\n"
-    (project / "README.md").write_text(block, encoding="utf-8")
+@pytest.mark.parametrize(("value", "form", "text"), [
+    (-1.25, ".2f", "−1.25"), (float("inf"), ".1f", "∞"), (0.5, ".0%", "50\u00a0%"), (5250, ",d", "5,250"),
+])  # fmt: skip
+def test_cells_are_typeset_as_numbers(project, value, form, text):
+    artifacts.save_table(pd.DataFrame({"split": ["train", "valid"], "x": [value, 0]}), "data_split", "demo", "01_data")
+    assert report.Expansion("demo").expand(f"{{{{cell:data_split/train/x:{form}}}}}") in (text, text.replace(",", ""))
+
+
+def test_readme_and_model_card_get_their_results_when_asked(project):
+    readme, card = project / "README.md", project / "report" / "model_card.md"
+    readme.write_text("# Title\n<!-- results:begin -->\nstale rows\n<!-- results:end -->\nrest\n", encoding="utf-8")
     for path in report.update_readme("demo"):
         text = path.read_text(encoding="utf-8")
-        assert "stale rows" not in text and "1.10 (1.25)" in text and "profile `demo`" in text
-    assert "| Run | Stage |" in (project / "report" / "model_card.md").read_text(encoding="utf-8")
-    before = (project / "README.md").read_bytes()
+        assert "stale rows" not in text and "| Prior alone |" in text and "profile `demo`" in text
+    assert "| Run | Stage |" in card.read_text(encoding="utf-8")
+    before = readme.read_bytes()
     report.update_readme("demo")
-    assert (project / "README.md").read_bytes() == before
-    (project / "README.md").write_text("# Title\n", encoding="utf-8")
+    assert readme.read_bytes() == before
+    readme.write_text("# Title\n", encoding="utf-8")
     with pytest.raises(SrlibError, match="results:begin"):
         report.update_readme("demo")
 
 
-def declared(kinds: tuple[str, ...]) -> set[str]:
-    outputs = (output.partition(".") for notebook in CHAIN for output in notebook.outputs)
-    return {name for name, _, kind in outputs if kind in kinds}
+def test_committed_readme_and_card_show_the_committed_table():
+    expansion = report.Expansion("demo")
+    table = expansion.pipe_table("lsd_summary", expansion.metadata["readme-table"])
+    for path in (SOURCE / "README.md", SOURCE / "report" / "model_card.md"):
+        assert table in path.read_text(encoding="utf-8"), f"{path.name}: run `make readme`"
 
 
-def test_the_text_uses_only_what_notebooks_declare():
-    assert set(report.NUMBER.findall(TEXT)) <= declared(("",))
-    assert set(report.FIGURE.findall(TEXT)) <= declared(("png", "svg"))
-    assert {name for name, _ in TABLES} <= declared(("csv",))
+def test_the_text_uses_only_what_notebooks_list():
+    listed = [pattern for one in chain() for pattern in outputs(one)]
+    files = {f"{name}.csv" for _, name, _ in report.TABLE.findall(TEXT)}
+    files |= {f"{name}.csv" for name, *_ in report.CELL.findall(TEXT)}
+    files |= {artifacts.find("figure", name, "demo").name for name in report.FIGURE.findall(TEXT)}
+    assert not [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in listed)]
 
 
 def test_every_reference_of_the_bibliography_is_cited():

@@ -1,8 +1,7 @@
-"""The chain: what runs, what is skipped, what is reported; and what the smoke profile leaves behind."""
+"""The chain: what runs, what is skipped and why, what is reported; and what the smoke profile leaves behind."""
 
-import ast
+import fnmatch
 import json
-import math
 import os
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -12,17 +11,15 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
 from srlib.config import PROFILES
 from srlib.errors import SrlibError
-from srlib.measure import ablations, evaluation
+from srlib.measure import evaluation
 from srlib.report import artifacts, reproduce
-from srlib.training import curriculum
+from srlib.report.run import outputs
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-PACKAGE = Path(reproduce.__file__).parent
 SMOKE = "smoke"
 
 
@@ -38,17 +35,18 @@ def smoke(tmp_path_factory):
 
 
 def test_smoke_chain_makes_every_artefact(smoke):
-    _, seconds = smoke
-    assert list(seconds) == [link.id for link in reproduce.CHAIN]
+    root, seconds = smoke
+    assert list(seconds) == reproduce.chain() == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     assert all(took is not None for took in seconds.values())
-    for link in reproduce.CHAIN:
-        assert set(reproduce.fingerprint(link.outputs, SMOKE)) == set(link.outputs)
+    made = {path.name for path in (root / "build" / SMOKE).glob("[ft]*/*") if path.suffix != ".json"}
+    listed = [pattern for one in reproduce.chain() for pattern in outputs(one)]
+    assert made and all(fnmatch.filter(made, pattern) for pattern in listed)
 
 
 def test_second_run_skips_everything(smoke, capsys):
     seconds = reproduce.reproduce(SMOKE)
     assert set(seconds.values()) == {None}
-    assert capsys.readouterr().out.count("up to date") == len(reproduce.CHAIN)
+    assert capsys.readouterr().out.count("up to date") == len(reproduce.chain())
 
 
 def test_smoke_writes_under_build_only(smoke):
@@ -59,27 +57,25 @@ def test_smoke_writes_under_build_only(smoke):
 
 def test_executed_copies_are_whole(smoke):
     root, _ = smoke
-    for link in reproduce.CHAIN:
-        executed = nbformat.read(root / "build" / SMOKE / "notebooks" / f"{link.id}.ipynb", as_version=4)
+    for one in reproduce.chain():
+        executed = nbformat.read(root / "build" / SMOKE / "notebooks" / f"{one}.ipynb", as_version=4)
         assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
 
 
 def test_figures_are_readable(smoke):
     from PIL import Image
 
-    for link in reproduce.CHAIN:
-        for name in link.outputs:
-            if name.endswith(".svg"):
-                assert ElementTree.parse(artifacts.figures_dir(SMOKE) / name).getroot().tag.endswith("svg")
-            if name.endswith(".png"):
-                with Image.open(artifacts.figures_dir(SMOKE) / name) as image:
-                    assert min(image.size) > 300
+    figures = artifacts.place("png", "any", SMOKE).parent
+    for path in figures.glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    for path in figures.glob("*.png"):
+        with Image.open(path) as image:
+            assert min(image.size) > 300
 
 
 def test_lsd_table_is_complete_and_finite(smoke):
     table = artifacts.read_table("lsd", SMOKE)
     conditions = {condition.name for condition in evaluation.conditions(PROFILES[SMOKE])}
-    assert conditions >= set(reproduce.LSD_NUMBER_CONDITIONS)
     systems = set(evaluation.SYSTEMS)
     assert set(table["system"]) == systems
     assert set(table["condition"]) == conditions
@@ -97,104 +93,12 @@ def test_summary_agrees_with_the_table(smoke):
         assert row.lsd_19k == pytest.approx(mean[row.condition, row.system], rel=1e-5)
         assert row.ratio == pytest.approx(row.lsd_19k / mean[row.condition, "oracle"], rel=1e-5)
         assert row.ci_low <= row.lsd_19k * 1.00001 and row.ci_high >= row.lsd_19k * 0.99999
-    number = artifacts.read_number("lsd19_ours_tone_8k", SMOKE)
-    assert number["value"] == pytest.approx(mean["tone_8k", "ours"], rel=1e-5)
 
 
 def test_live_training_was_real(smoke):
     live = pd.read_csv(artifacts.build_dir(SMOKE) / "runs" / "live" / "log.csv")
     assert live["global_step"].iloc[-1] == PROFILES[SMOKE].train_steps
     assert np.isfinite(live["train/loss"]).all()
-
-
-def test_conditions_are_seeded_by_track_and_name():
-    condition = evaluation.Condition.named("tone_8k")
-    assert condition == evaluation.Condition(8000, "tone")
-    one, again, other = (condition.degradation(track) for track in ("a", "a", "b"))
-    assert one == again
-    assert one.tone_hz != other.tone_hz and 100 <= one.tone_hz <= 15000
-
-
-def test_rows_are_computed_on_one_thread_in_one_process_as_in_many(monkeypatch):
-    counted = []
-
-    def rows(*_):
-        counted.append(torch.get_num_threads())
-        return [dict.fromkeys(("condition", "variation", "track", "patches"), "x")]
-
-    monkeypatch.setattr(evaluation.Evaluator, "fit_ridge", rows)
-    monkeypatch.setattr(evaluation.Evaluator, "rows", rows)
-    monkeypatch.setattr(ablations, "_rows", rows)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        for compute, what in ((evaluation.evaluate_systems, ()), (ablations.compare, ({"x": {}}, ["clean_4k"]))):
-            counted.clear()
-            compute(PROFILES[SMOKE], *what, workers=1)
-            assert set(counted) == {1}
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_runs_come_in_the_order_of_their_training():
-    names = list(curriculum.logs())
-    assert names[:3] == ["vae", "vocoder", "ldm-1-lowpass"]
-    assert [name for name in names if name.startswith("ldm")] == sorted(curriculum.logs("ldm"))
-
-
-def test_losses_of_a_run_are_means_over_its_steps():
-    """A row of a log counts for the steps since the one before: the last of these stands for two of a hundred."""
-    log = pd.DataFrame({"stage": "ldm", "global_step": [10, 50, 85, 98, 100], "wall_time": 60.0, "val/lsd": math.nan})
-    row = curriculum.summarise_runs({"run": log.assign(**{"train/loss": [4.0, 3.0, 2.0, 1.0, 9.0]})}).iloc[0]
-    assert row["first_loss"] == 4.0
-    assert row["last_loss"] == pytest.approx((13 * 1.0 + 2 * 9.0) / 15)
-
-
-def test_summarise_runs_scores_the_weights_that_are_kept_and_closed_forms_have_no_losses():
-    nan = math.nan
-    log = pd.DataFrame({"stage": "ldm", "global_step": [1, 2, 3], "wall_time": 60.0, "train/loss": [3.0, 2.0, 1.0]})
-    log = log.assign(**{"val/loss": [0.5, 0.2, 0.3], "val/lsd": [1.3, 1.2, 1.1], "val/zimtohrli": [9.0, 8.0, 7.0]})
-    fitted = pd.DataFrame({"stage": "vae", "global_step": [0], "wall_time": 1.2, "train/loss": [nan]})
-    fitted = fitted.assign(**{"val/loss": [0.1], "val/lsd": [0.9], "val/zimtohrli": [nan]})
-    kept, closed = (row for _, row in curriculum.summarise_runs({"ldm": log, "vae": fitted}).iterrows())
-    assert (kept["val_lsd"], kept["val_zimtohrli"]) == (1.2, 8.0)  # of the second validation, the best
-    assert (closed["steps"], closed["val_lsd"]) == (0, 0.9)
-    assert closed[["first_loss", "last_loss", "val_zimtohrli"]].isna().all()
-
-
-def test_the_learning_curve_is_that_of_runs_by_hours(tmp_path):
-    log = pd.DataFrame({"stage": "ldm", "global_step": [10, 20, 30], "val/lsd": [1.3, math.nan, 1.1]})
-    log.assign(**{"val/zimtohrli": [9.0, math.nan, 8.0]}).to_csv(tmp_path / "ldm-hours-12.csv", index=False)
-    log.to_csv(tmp_path / "ldm-4-mixed.csv", index=False)
-    curve = curriculum.learning_curve(tmp_path)
-    assert curve.to_dict("list") == {"hours": [12, 12], "step": [10, 30], "val_lsd": [1.3, 1.1],
-                                     "val_zimtohrli": [9.0, 8.0]}  # fmt: skip
-    assert list(curriculum.logs("ldm", tmp_path)) == ["ldm-4-mixed"]
-    (tmp_path / "ldm-hours-12.csv").unlink()
-    with pytest.raises(SrlibError, match="ldm-hours-N"):
-        curriculum.learning_curve(tmp_path)
-    assert curriculum.learning_curve(tmp_path, needed=False).isna().all(axis=None)
-
-
-def test_differences_are_paired_track_by_track_in_any_measure():
-    """Tracks differ by far more than systems do; the difference is the same on each."""
-    rows = [
-        {"track": track, "condition": "clean_4k", "system": system, "lsd_19k": level + better, "zimtohrli": 3 * better}
-        for track, level in (("a", 1.0), ("b", 2.0), ("c", 5.0))
-        for system, better in (("ours", 0.0), ("ridge", 0.25))
-    ]
-    table = pd.DataFrame([*rows, {**rows[0], "condition": "clean_8k", "lsd_19k": 9.0}])
-    assert evaluation.paired_difference(table, "ours", "ridge", "clean_4k") == pytest.approx((-0.25, -0.25, -0.25))
-    measured = evaluation.paired_difference(table, "ridge", "ours", "clean_4k", measure="zimtohrli")
-    assert measured == pytest.approx((0.75, 0.75, 0.75))
-
-
-def test_summarise_runs_reads_a_log():
-    log = pd.DataFrame({"stage": "ldm", "global_step": [10, 20], "wall_time": [30.0, 60.0]})
-    log = log.assign(**{"train/loss": [1.0, 0.5], "val/lsd": [math.nan, 1.2]})
-    row = curriculum.summarise_runs({"run": log}).iloc[0]
-    assert list(row[["steps", "minutes", "first_loss", "last_loss", "val_lsd"]]) == [20, 1.0, 1.0, 0.5, 1.2]
 
 
 # A small chain of two notebooks.
@@ -218,8 +122,6 @@ def write(root: Path, name: str, source: str) -> None:
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    chain = (reproduce.Notebook("00_first", ("first.csv",)), reproduce.Notebook("01_second", ("second",)))
-    monkeypatch.setattr(reproduce, "CHAIN", chain)
     monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
     write(tmp_path, "00_first", FIRST)
@@ -242,15 +144,30 @@ def test_failed_chain_continues_at_the_failed_notebook(small):
 
 
 def test_what_changed_runs_again_and_what_did_not_is_skipped(small):
+    assert reproduce.status(SMOKE) == [("00_first", "never run", ""), ("01_second", "never run", "")]
     assert ran(reproduce.reproduce(SMOKE)) == ["00_first", "01_second"]
     assert ran(reproduce.reproduce(SMOKE, start="01", force=True)) == ["01_second"]
     (small / "notebooks" / "01_second.ipynb").touch()  # a time is not a change
+    assert reproduce.status(SMOKE) == [("00_first", "fresh", ""), ("01_second", "fresh", "")]
     assert ran(reproduce.reproduce(SMOKE)) == []
     write(small, "01_second", SECOND.replace("value,", "value + 1,"))
+    assert reproduce.status(SMOKE)[1] == ("01_second", "stale", "notebooks/01_second.ipynb changed")
     assert ran(reproduce.reproduce(SMOKE)) == ["01_second"]
     assert artifacts.read_number("second", SMOKE)["value"] == 2
-    (artifacts.tables_dir(SMOKE) / "first.csv").unlink()
+    artifacts.find("table", "first", SMOKE).unlink()
+    assert "'first' of profile 'smoke' is missing" in reproduce.status(SMOKE)[0].reason
     assert ran(reproduce.reproduce(SMOKE)) == ["00_first"]
+    artifacts.find("table", "first", SMOKE).write_text("x\n9\n")
+    assert reproduce.status(SMOKE)[0] == ("00_first", "stale", "table first is not as it was made")
+
+
+def test_a_number_that_a_notebook_no_longer_saves_goes(small):
+    reproduce.reproduce(SMOKE)
+    write(small, "01_second", SECOND.replace('"second"', '"other"'))
+    reproduce.reproduce(SMOKE)
+    assert list(artifacts.fingerprint("01_second", SMOKE)) == ["number other"]
+    with pytest.raises(SrlibError, match="'second' is not in"):
+        artifacts.read_number("second", SMOKE)
 
 
 def test_unknown_notebook_and_profile_are_errors(small):
@@ -271,44 +188,70 @@ def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkey
     assert [os.environ[name] for name in names] == ["3"] * 3
 
 
-def imported_modules(source: str) -> set[str]:
-    """Modules of the package that a source imports anywhere but for its type checker, by their file's name."""
-    tree, found = ast.parse(source), {"__init__.py"}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            node.body = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            package = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-            for name in (package + alias.name for alias in node.names):
-                top, _, rest = name.partition(".")
-                file = f"{rest.partition('.')[0]}.py"
-                found |= {file} if top == "srlib" and (PACKAGE / file).is_file() else set()
-    return found
-
-
-def test_what_no_notebook_can_reach_does_not_run_it_again_and_all_else_does():
-    cells = [cell for path in NOTEBOOKS.glob("*.ipynb") for cell in nbformat.read(path, as_version=4).cells]
-    waiting = set().union(*(imported_modules(cell.source) for cell in cells if cell.cell_type == "code"))
-    reached: set[str] = set()
-    while waiting:
-        reached.add(module := waiting.pop())
-        waiting |= imported_modules((PACKAGE / module).read_text()) - reached
-    assert {path.name for path in PACKAGE.glob("*.py")} - reached == reproduce._NOT_USED_BY_NOTEBOOKS
-
-
-def test_markdown_in_the_package_changes_no_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "reproduce.py"))
-    (tmp_path / "mel.py").write_text("")
-    package_hash = reproduce._package_hash.__wrapped__
-    before = package_hash()
-    (tmp_path / "README.md").write_text("About the package.")
-    assert package_hash() == before
-    (tmp_path / "mel.py").write_text("1")
-    assert package_hash() != before
-
-
 def test_state_records_seconds_outside_what_is_committed(small):
     reproduce.reproduce(SMOKE, only="00")
     state = json.loads((small / "build" / SMOKE / "notebooks" / "00_first.state.json").read_text())
-    assert state["seconds"] > 0 and set(state["outputs"]) == {"first.csv"}
+    assert state["seconds"] > 0 and set(state["outputs"]) == {"table first"}
+    assert not list((small / "build" / SMOKE / "tables").glob("*seconds*"))
+
+
+# What a notebook's result depends on
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package in which `pkg.draw` needs `pkg.maths`, and `pkg.report.run` offers weights to those who ask."""
+    files = {
+        "pkg/__init__.py": "def __getattr__(name):\n    from srlib.report.run import setup\n    return setup\n",
+        "pkg/report/__init__.py": "",
+        "pkg/report/run.py": "class Run:\n    def pipeline(self):\n        from srlib import model\n",
+        "pkg/model.py": 'FOLDER = __file__ + "assets" + "small"\n',
+        "pkg/draw.py": "import srlib.maths\nif TYPE_CHECKING:\n    from srlib import model\n",
+        "pkg/maths.py": "",
+        "pkg/unused.py": "import srlib.maths\n",
+        "pkg/assets/small/weights.bin": "1",
+        "pkg/assets/small/README.md": "About the weights.",
+        "pkg/assets/other/music.flac": "2",
+    }
+    root = tmp_path / "srlib"
+    for name, text in files.items():
+        path = root / name.removeprefix("pkg/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(reproduce, "_PACKAGE", root)
+    return root
+
+
+def names(paths: list[Path], package: Path) -> set[str]:
+    return {path.relative_to(package).as_posix() for path in paths} - {"__init__.py", "report/__init__.py"}
+
+
+def test_a_notebook_reaches_what_it_imports_and_no_more(package):
+    assert names(reproduce.reached("from srlib import draw"), package) == {"draw.py", "maths.py"}
+    assert names(reproduce.reached("from srlib.maths import x\nimport numpy"), package) == {"maths.py"}
+    assert names(reproduce.reached("from srlib import setup"), package) == {"report/run.py"}
+    loads = reproduce.reached("from srlib import setup\nsetup().pipeline()")
+    assert names(loads, package) == {"report/run.py", "model.py"}
+    assert names(reproduce._assets(loads), package) == {"assets/small/weights.bin"}
+    assert reproduce._assets(reproduce.reached("from srlib import draw")) == []
+
+
+def test_a_change_in_the_plots_makes_stale_the_notebooks_that_import_them(small, monkeypatch):
+    """With the notebooks and the package of this checkout, as if all had been run."""
+    shutil.rmtree(small / "notebooks")
+    shutil.copytree(NOTEBOOKS, small / "notebooks")
+    package = shutil.copytree(reproduce._PACKAGE, small / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(reproduce, "_PACKAGE", package)
+    for one in reproduce.chain():
+        state = {"outputs": {}, "inputs": reproduce._inputs(one, SMOKE)}
+        artifacts.write_text(reproduce._state_file(one, SMOKE), json.dumps(state))
+    assert {one.state for one in reproduce.status(SMOKE)} == {"fresh"}
+    for module in ("plots_tables", "pdf"):
+        path = package / "report" / f"{module}.py"
+        path.write_text(path.read_text() + "# a comment\n")
+        sources = {file.stem: file.read_text() for file in NOTEBOOKS.glob("*.ipynb")}
+        users = {one for one, source in sources.items() if f"{module}." in source}
+        users |= {one for one, source in sources.items() if "plots_tables." in source}
+        stale = {one.notebook: one.reason for one in reproduce.status(SMOKE) if one.state == "stale"}
+        assert stale == dict.fromkeys(users, "srlib/report/plots_tables.py changed")
+    assert 0 < len(users) < len(sources)
