@@ -22,6 +22,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,11 +166,9 @@ def save_number(
     value = _plain(value)
     if not isinstance(value, int | float):  # NaN and infinity became None
         raise SrlibError(f"Number {_checked(name)!r} of notebook {notebook} is not finite; nothing was written.")
-    path = place("number", name, profile)
-    numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = format(value, fmt)
-    numbers[name] = {"value": value, "unit": unit, "text": text, "notebook": notebook, "profile": profile}
-    _write_json(path, dict(sorted(numbers.items())))
+    number = {"value": value, "unit": unit, "text": text, "notebook": notebook, "profile": profile}
+    _write_json(place("number", name, profile), dict(sorted({**_numbers(profile), name: number}.items())))
     _record("number", name, profile, notebook, context)
     return text
 
@@ -178,11 +177,10 @@ def forget(notebook: str, profile: str) -> None:
     """Drop a notebook's numbers and volatile records before it runs anew: what it no longer makes does not stay."""
     for path, _, _ in _records(notebook, profile):
         path.unlink()
-    path = place("number", "", profile)
-    if path.is_file():
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        mine = (notebook, profile)
-        _write_json(path, {name: of for name, of in numbers.items() if (of["notebook"], of["profile"]) != mine})
+    numbers = _numbers(profile)
+    if numbers:
+        left = {name: of for name, of in numbers.items() if (of["notebook"], of["profile"]) != (notebook, profile)}
+        _write_json(place("number", "", profile), left)
 
 
 def fingerprint(notebook: str, profile: str) -> dict[str, str]:
@@ -215,10 +213,10 @@ def committed_table(name: str) -> tuple[pandas.DataFrame, dict[str, Any]] | None
 
 def read_number(name: str, profile: str) -> dict[str, Any]:
     """One number as {value, unit, text, notebook, profile}; a missing one is an error that names what to run."""
-    path = place("number", name, profile)
-    number = json.loads(path.read_text(encoding="utf-8")).get(name) if path.is_file() else None
+    number = _numbers(profile).get(name)
     if number is None or number["profile"] != profile:
-        raise SrlibError(f"Number {name!r} is not in {path} for profile {profile!r}; {_advice(name, profile)}.")
+        path, advice = place("number", name, profile), _advice(name, profile)
+        raise SrlibError(f"Number {name!r} is not in {path} for profile {profile!r}; {advice}.")
     return number
 
 
@@ -243,6 +241,11 @@ def read_sidecar(path: Path, profile: str) -> dict[str, Any]:
     if sidecar["file"] != path.name or sidecar["sha256"] != sha256(path):
         raise SrlibError(f"{path} is not what its record {record.name} describes (edited by hand?); {advice}.")
     return sidecar
+
+
+def _numbers(profile: str) -> dict[str, dict[str, Any]]:
+    path = place("number", "", profile)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _read_csv(path: Path) -> pandas.DataFrame:
@@ -294,16 +297,8 @@ def _write_sidecar(
 
 
 def _record(kind: str, name: str, profile: str, notebook: str, context: Mapping[str, Any] | None) -> None:
-    stamp = {
-        "notebook": notebook,
-        "profile": profile,
-        "versions": {package: _version(package) for package in ("srlib", "torch", "diffusers", "numpy")},
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "commit": _commit(root()),
-        "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **(context or {}),
-    }
+    utc = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    stamp = {"notebook": notebook, "profile": profile, "utc": utc, **_machine(root()), **(context or {})}
     _write_json(provenance_dir(profile) / f"{kind}_{_checked(name)}.json", stamp)
 
 
@@ -317,18 +312,15 @@ def _records(notebook: str, profile: str) -> list[tuple[Path, str, str]]:
     return found
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 @functools.cache
-def _commit(folder: Path) -> str | None:
-    """Commit of the checkout, with "-dirty" if tracked files differ from it; None outside one. Once per process."""
+def _machine(folder: Path) -> dict[str, Any]:
+    """What stays the same while a process runs: versions, machine, and the commit of the checkout, "-dirty" or not."""
+    packages = {one.name: one.version for one in importlib.metadata.distributions()}
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    return {
+        "commit": commit,
+        "versions": {name: packages.get(name) for name in ("srlib", "torch", "diffusers", "numpy")},
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+    }

@@ -252,12 +252,15 @@ def _offered(name: str) -> set[Path]:
 
 
 def _assets(modules: Iterable[Path]) -> list[Path]:
-    """Files of each folder of assets/ that a module opens; what is written about them changes no result."""
-    opened = set()
+    """Files of those folders of assets/ that a module names, or of all if it names none; text about them is no input."""
+    folders = {path.name for path in (_PACKAGE / "assets").iterdir()}
+    opened: set[str] = set()
     for module in modules:
-        words = {node.value for node in ast.walk(_parsed(module)) if isinstance(node, ast.Constant)}
-        opened |= {path for path in (_PACKAGE / "assets").iterdir() if {"assets", path.name} <= words}
-    return sorted(path for folder in opened for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+        texts = [str(node.value) for node in ast.walk(_parsed(module)) if isinstance(node, ast.Constant)]
+        words = {word for text in texts for word in text.split("/")}
+        opened |= (folders & words or folders) if "assets" in words else set()
+    files = [path for folder in opened for path in (_PACKAGE / "assets" / folder).rglob("*")]
+    return sorted(path for path in files if path.is_file() and path.suffix != ".md")
 
 
 def _parsed(path: Path) -> ast.Module:
