@@ -101,20 +101,17 @@ def sha256(path: str | os.PathLike[str]) -> str:
 # ---------------------------------------------------------------------------------------------- saving
 
 
-def save_figure(
-    fig: Figure, name: str, profile: str, notebook: str, kind: str = "", context: Mapping[str, Any] | None = None
-) -> Path:
-    """Write a matplotlib figure to figures/<name>.<kind>: the same drawing gives the same bytes.
+def save_figure(fig: Figure, name: str, profile: str, notebook: str, context: Mapping[str, Any] | None = None) -> Path:
+    """Write a matplotlib figure to figures/<name>: the same drawing gives the same bytes.
+
+    It becomes a png if it holds images, which bloat an svg, else an svg.
 
     Args:
-        kind: "svg" or "png"; by default png where the figure holds images, which bloat an svg, else svg.
         context: what the volatile record should also hold: parameters, device, seconds.
     """
-    kind = kind or ("png" if any(ax.images for ax in fig.axes) else "svg")
-    if kind not in FIGURE_KINDS:
-        raise SrlibError(f"Figure {name!r} was asked for as {kind!r}; choose one of {', '.join(FIGURE_KINDS)}.")
     import matplotlib
 
+    kind = "png" if any(ax.images for ax in fig.axes) else "svg"
     path = place(kind, name, profile)
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     metadata["Description"] = f"srlib, profile {profile}, notebook {notebook}"

@@ -208,17 +208,13 @@ def _cells(
         return headings, [
             [_show(row[name], form, labels) for name, form in formats.items()] for row in frame.to_dict("records")
         ]
-    columns = list(frame[spec["columns"]].drop_duplicates())
-    if all(isinstance(column, int | float) for column in columns):
-        columns.sort()
-    cells = {(row[spec["rows"]], row[spec["columns"]]): row for row in frame.to_dict("records")}
-    present = list(dict.fromkeys(frame[spec["rows"]]))
-    rows = [
-        [_show(name, "", labels), *(_fill(spec["cell"], cells.get((name, column))) for column in columns)]
-        for name in spec.get("order", present)
-        if name in present
-    ]
-    return [spec["heading"], *(_show(column, "", labels) for column in columns)], rows
+    filled = frame.assign(_cell=[_fill(spec["cell"], row) for row in frame.to_dict("records")])
+    rows, columns = filled[spec["rows"]].drop_duplicates(), filled[spec["columns"]].drop_duplicates()
+    columns = columns.sort_values() if columns.dtype.kind in "if" else columns
+    order = [name for name in spec.get("order", rows) if name in set(rows)]
+    table = filled.pivot(index=spec["rows"], columns=spec["columns"], values="_cell").fillna(DASH).loc[order, columns]
+    header = [spec["heading"], *(_show(column, "", labels) for column in columns)]
+    return header, [[_show(name, "", labels), *cells] for name, cells in zip(order, table.to_numpy(), strict=True)]
 
 
 def _show(value: Any, form: str, labels: Mapping[str, str]) -> str:
@@ -229,9 +225,9 @@ def _show(value: Any, form: str, labels: Mapping[str, str]) -> str:
     return _typeset_number(format(value, form)) if form else _escape(str(value))
 
 
-def _fill(template: str, row: Mapping[str, Any] | None) -> str:
-    """Cell of a pivoted table; a combination that was not run, or has no value, is a dash."""
-    text = template.format_map(row) if row else "nan"
+def _fill(template: str, row: Mapping[str, Any]) -> str:
+    """Cell of a pivoted table; a dash if it has no value."""
+    text = template.format_map(row)
     return DASH if "nan" in text else _typeset_number(text)
 
 

@@ -252,7 +252,7 @@ def _offered(name: str) -> set[Path]:
 
 
 def _assets(modules: Iterable[Path]) -> list[Path]:
-    """Files of those folders of assets/ that a module names, or of all if it names none; text about them is no input."""
+    """Files of the folders of assets/ that a module names, or of all if it names none, without text about them."""
     folders = {path.name for path in (_PACKAGE / "assets").iterdir()}
     opened: set[str] = set()
     for module in modules:

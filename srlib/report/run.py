@@ -83,7 +83,7 @@ class Run:
 
     def save_figure(self, fig: Figure, name: str) -> Figure:
         """Save a figure (png if it shows images, else svg) and hand it back: a cell's last line saves and shows it."""
-        self._list(artifacts.save_figure(fig, name, self.profile.name, self.notebook, context=self._context()))
+        self._list(artifacts.save_figure(fig, name, self.profile.name, self.notebook, self._context()))
         return fig
 
     def save_table(self, table: pd.DataFrame, name: str, settings: Mapping[str, Any] | None = None) -> pd.DataFrame:
