@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from srlib.errors import SrlibError
+
+# Names that users give, as types: the modules that own what they stand for and the command line take them from here.
+FilterType = Literal["cheby1", "ellip", "butter", "boxcar"]
+NoiseType = Literal["none", "tone", "white"]
+MergeType = Literal["gain", "replace", "none"]
+SchedulerType = Literal["dpm", "ddim", "unipc"]
+DType = Literal["fp32", "bf16", "fp16"]  # of stored weights
+Stage = Literal["vae", "vocoder", "ldm"]  # trained parts, in the order of their training
 
 # Front end of AudioSR (haoheliu/versatile_audio_super_resolution, audiosr/utils.py:107-147).
 SAMPLE_RATE = 48_000  # Hz
