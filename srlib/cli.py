@@ -253,7 +253,7 @@ def evaluate(
         return
     table = pd.DataFrame(rows).set_index("file")
     table = table.T if len(table) == 1 else pd.concat([table, table.agg(["mean", "median", "count"])])
-    print(table.to_string(float_format="{:.4f}".format))
+    print(table.to_string(line_width=120, float_format="{:.4f}".format))
 
 
 def train(
