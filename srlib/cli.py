@@ -1,13 +1,13 @@
 """The command line `srlib VERB ...`: it checks what was asked for, calls the library and prints.
 
-Bad input of any kind ends with exit code 2 and one sentence on standard error. What loads scipy or torch is imported
-by the verb that needs it, so that help is instant.
+Bad input ends with exit code 2 and one sentence. A verb imports what loads scipy or torch, so that help is instant.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import sys
 import time
@@ -22,8 +22,7 @@ from typer import Argument, Option
 from typer.exceptions import TyperException
 
 from srlib import __version__, config
-from srlib.audio import files as audio
-from srlib.audio import folders
+from srlib.audio import files, folders
 from srlib.errors import SrlibError
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -55,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @app.callback(invoke_without_command=True)
-def _main(
-    context: typer.Context, version: Annotated[bool, Option("--version", help="say it and leave")] = False
-) -> None:
+def _main(context: typer.Context, version: Annotated[bool, Option("--version")] = False) -> None:
     if version:
         print(f"srlib {__version__}")
     elif context.invoked_subcommand is None:
@@ -72,11 +69,11 @@ def _gap(text: str) -> tuple[float, float] | str:
     """Start and end in seconds, or `auto`."""
     try:
         start, end = map(float, text.split(":"))
+        return start, end
     except ValueError:
-        if text == "auto":
-            return text
-        raise typer.BadParameter(f"{text!r} is not START:END in seconds") from None
-    return start, end
+        if text != "auto":
+            raise typer.BadParameter(f"{text!r} is not START:END in seconds") from None
+        return text
 
 
 _NONE: Any = []  # the default of an option that can be repeated; nothing changes it
@@ -93,12 +90,12 @@ def restore(
     model: Annotated[str, Option(metavar="compact|PATH|HUB_ID")] = "compact",
     steps: Annotated[int | None, Option(min=0, metavar="N", help="diffusion steps (default: the model's)")] = None,
     samples: Annotated[int, Option(min=1, metavar="K", help="draws to average, of --steps above 1")] = 1,
-    scheduler: Annotated[config.SchedulerType | None, Option(help="default: the model's")] = None,
+    scheduler: Annotated[config.Scheduler | None, Option(help="default: the model's")] = None,
     eta: Annotated[float, Option(metavar="E", help="0 is deterministic DDIM, 1 like DDPM")] = 0.0,
     guidance: Annotated[float | None, Option(metavar="G", help="guidance scale (default: the model's)")] = None,
     seed: Annotated[int, Option(min=0, metavar="S")] = 0,
     cutoff_hz: Annotated[Any, Option(parser=_hz_or_auto, metavar="auto|HZ", help="end of the input's band")] = "auto",
-    merge: Annotated[config.MergeType, Option(help="how input and generated audio join")] = "gain",
+    merge: Annotated[config.Merge, Option(help="how input and generated audio join")] = "gain",
     gap: Annotated[list[Any], Option(parser=_gap, metavar="START:END|auto", help="seconds to fill")] = _NONE,
     device: Annotated[str | None, Option(metavar="D", help="cpu or cuda (default: cuda where there is one)")] = None,
     overwrite: Overwrite = False,
@@ -116,7 +113,7 @@ def restore(
     promised: dict[Path, float] = {}  # seconds, by the header of each input
     for path in outputs:
         with _naming(path, faults):
-            header = audio.info(path)
+            header = files.info(path)
             promised[path] = header.samples / header.sample_rate
     pipe = _load(model, device, asked) if promised else None
     bar = {"unit": "s", "bar_format": "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"}
@@ -131,11 +128,16 @@ def restore(
 
 def _load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
     """The pipeline of a model on a device; what it can do for no file is refused before the first."""
-    from srlib import machine
+    import torch
+
     from srlib.restore.pipeline import RestorationPipeline
     from srlib.restore.restoration import Options
 
-    pipe = RestorationPipeline.from_pretrained(model).to(machine.device(device))
+    cuda = torch.cuda.is_available()
+    device = device or ("cuda" if cuda else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?" if cuda else "cpu", device):
+        raise SrlibError(f"There is no device {device!r} here: use cpu, or cuda where torch sees one.")
+    pipe = RestorationPipeline.from_pretrained(model).to(device)
     pipe.sampling(Options(**asked))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in order: no temporary file stays
     return pipe
@@ -178,13 +180,13 @@ def degrade(
     folders.check_output(out, [path], overwrite)
     if record.exists() and not overwrite:
         raise SrlibError(f"{record}: exists already; add --overwrite to replace it.")
-    wav, sample_rate = audio.read(path)
+    wav, sample_rate = files.read(path)
     degradation = _degradation(context, sample_rate)
     with _naming(path):
         degraded = degradation.apply(wav, sample_rate)
-    with audio.atomic_path(record) as unfinished:  # both files or neither
+    with files.atomic_path(record) as unfinished:  # both files or neither
         unfinished.write_text(degradation.to_json(sample_rate), encoding="utf-8")
-        audio.write(out, degraded, sample_rate)
+        files.write(out, degraded, sample_rate)
     print(f"{out}: degraded; {record} replays it")
 
 
@@ -194,8 +196,7 @@ def _degradation(context: typer.Context, sample_rate: int) -> Any:
 
     from srlib.degrade import Degradation, DegradationConfig, sample
 
-    described = Degradation.__annotations__
-    given = {name: value for name, value in context.params.items() if name in described and value not in (None, [])}
+    given = {k: v for k, v in context.params.items() if k in Degradation.__annotations__ and v not in (None, [])}
     random, replay, noise = context.params["random"], context.params["replay"], given.get("noise_type", "none")
     if random and replay:
         raise SrlibError("--random and --replay exclude each other: give one of them.")
@@ -241,12 +242,12 @@ def evaluate(
     from srlib.measure import metrics
 
     rows: list[dict[str, Any]] = []
-    for name, files in folders.matched(reference, restored, degraded).items():
-        truth, estimate, *others = (audio.resample(*audio.read(file), config.SAMPLE_RATE) for file in files)
+    for name, paths in folders.matched(reference, restored, degraded).items():
+        truth, estimate, *others = (files.resample(*files.read(path), config.SAMPLE_RATE) for path in paths)
         known = _read_record(folders.record(record, name)) if record else None
-        with _naming(files[1]):
+        with _naming(paths[1]):
             scores = metrics.evaluate(truth, estimate, config.SAMPLE_RATE, *(others or [None]), cutoff_hz, known)
-        rows.append({"file": name + files[1].suffix} | scores)
+        rows.append({"file": name + paths[1].suffix} | scores)
     if as_json:  # has neither NaN (undefined) nor infinity (a perfect match): null stands for both
         finite = [{k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()} for row in rows]
         print(json.dumps(finite if reference.is_dir() else finite[0], indent=2))

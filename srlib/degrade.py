@@ -13,16 +13,14 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from scipy import fft, optimize, signal
 
-from srlib.config import FilterType, NoiseType
+from srlib.config import FILTER_TYPES, NOISE_TYPES
 from srlib.errors import SrlibError
 
-FILTER_TYPES = get_args(FilterType)
-NOISE_TYPES = get_args(NoiseType)
 FILTER_ORDERS = range(2, 11)
 RIPPLE_DB = 0.1  # pass band of cheby1 and ellip, one way
 STOP_BAND_DB = 60.0  # ellip, one way

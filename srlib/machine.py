@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from srlib.errors import SrlibError
-
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -24,22 +22,3 @@ def hardware() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
     }
-
-
-def device(name: str | None = None) -> Any:
-    """The `torch.device` of a name, `cpu` or `cuda`; None takes CUDA where there is one.
-
-    Raises:
-        SrlibError: for another name, or CUDA where torch sees none.
-    """
-    import torch
-
-    try:
-        chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise SrlibError(f"There is no device {name!r}: use cpu or cuda.") from None
-    if chosen.type not in ("cpu", "cuda"):
-        raise SrlibError(f"The device {name} is not supported: use cpu or cuda.")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise SrlibError(f"The device {name} was asked for, but torch sees no CUDA here: use cpu.")
-    return chosen
