@@ -66,7 +66,7 @@ def test_choices_are_those_of_the_library():
     assert set(get_args(config.Stage)) == set(STAGES)
 
 
-def test_help_is_instant_and_names_every_choice(capsys):
+def test_help_names_every_choice(capsys):
     for verb, choices in [
         (["restore"], [config.Scheduler, config.Merge]),
         (["degrade"], [config.FilterType, config.NoiseType]),
@@ -76,11 +76,6 @@ def test_help_is_instant_and_names_every_choice(capsys):
         assert run(*verb, "--help") == run(*verb, "-h") == 0
         printed = capsys.readouterr().out
         assert all(name in printed for choice in choices for name in get_args(choice))
-    code = "import sys; from srlib.cli import main; main(['restore', '--help']); print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"'torch'", "'scipy'", "'pandas'", "'diffusers'"} & set(
-        done.stdout.splitlines()[-1].strip("[]").split(", ")
-    )
 
 
 @pytest.mark.parametrize(
