@@ -151,39 +151,22 @@ def test_a_record_replays_to_the_same_bits(tmp_path, clip, options):
     assert Path(f"{first}.json").read_bytes() == Path(f"{second}.json").read_bytes()
 
 
-def test_degrade_keeps_rate_and_channels(tmp_path):
-    stereo = np.random.default_rng(0).standard_normal((2, 22_050)).astype(np.float32) * 0.1
-    audio.write(tmp_path / "stereo.flac", stereo, 22_050)
-    assert run("degrade", tmp_path / "stereo.flac", "-o", tmp_path / "d.wav", *CUT_4K) == 0
-    degraded, sample_rate = audio.read(tmp_path / "d.wav")
-    assert degraded.shape == stereo.shape and sample_rate == 22_050
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ([], "nothing to do"),
-        (["--noise", "none"], "nothing to do"),
         (["--cutoff-hz", "0"], "cutoff_hz is 0.0"),
-        (["--cutoff-hz", "-4000"], "cutoff_hz is -4000"),
-        (["--cutoff-hz", "nan"], "cutoff_hz is nan"),
         (["--cutoff-hz", "24000"], "half the sample rate"),
         ([*CUT_4K, "--filter", "bessel"], "bessel"),
-        ([*CUT_4K, "--order", "1"], "order"),
         ([*CUT_4K, "--order", "11"], "order"),
         (["--order", "4"], "--cutoff-hz"),
-        (["--filter", "butter"], "--cutoff-hz"),
         (["--amplitude", "0.1"], "--noise"),
         (["--noise", "white"], "--amplitude"),
-        (["--noise", "white", "--amplitude", "nan"], "noise_amplitude is nan"),
         (["--noise", "tone", "--amplitude", "0.1"], "--tone-hz"),
         (["--noise", "white", "--amplitude", "0.1", "--tone-hz", "50"], "--tone-hz"),
-        (["--noise", "tone", "--amplitude", "0.1", "--tone-hz", "30000"], "half the sample rate"),
         (["--gap", "1"], "START:END"),
-        (["--gap", "2:1"], "gaps"),
         (["--gap", "auto"], "gaps"),
         (["--gap", "2.5:3.5"], "outside the file"),
-        (["--gap", "0:0.0000001"], "shorter than a sample"),
         (["--random", *CUT_4K], "--random decides --cutoff-hz"),
         (["--random", "--replay", "x.json"], "exclude each other"),
         (["--replay", "x.json", "--seed", "1"], "--replay decides --seed"),
@@ -291,18 +274,6 @@ def test_restore_writes_the_pipelines_audio(tmp_path, clip, music, tiny, tiny_pi
     assert str(out) in capsys.readouterr().out
 
 
-def test_restore_takes_several_files_into_a_folder(tmp_path, clip, music, tiny):
-    audio.write(tmp_path / "low.flac", audio.resample(music, 48_000, 16_000), 16_000)
-    folder = tmp_path / "restored"
-    assert run("restore", clip, tmp_path / "low.flac", "-o", folder, "--steps", "1") == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["clip.wav", "low.wav"]
-    for path in folder.iterdir():
-        restored, sample_rate = audio.read(path)
-        assert sample_rate == 48_000 and restored.shape == (1, len(music))
-    assert run("restore", clip, "-o", folder, "--steps", "1") == 2
-    assert run("restore", clip, "-o", folder, "--steps", "1", "--overwrite") == 0
-
-
 def test_a_folder_is_restored_in_its_order_and_evaluated(tmp_path, music, tiny, capsys):
     """What was restored into the album before is not taken for music of it."""
     album, options = tmp_path / "album", ["--steps", "1", "--overwrite"]
@@ -315,6 +286,8 @@ def test_a_folder_is_restored_in_its_order_and_evaluated(tmp_path, music, tiny, 
         written = sorted((album / "restored").rglob("*.wav"))
         assert [path.relative_to(album / "restored").as_posix() for path in written] == names
     assert "3 audio files in it are left out" in capsys.readouterr().err
+    again = refusal(capsys, tmp_path, "restore", album / "disc 1", "-o", album / "restored" / "disc 1")
+    assert "add --overwrite" in again
     assert [row["file"] for row in evaluated(capsys, album, album / "restored")] == names
 
 
@@ -337,7 +310,6 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
     ("options", "words"),
     [
         (["--cutoff-hz", "24000"], "24000"),
-        (["--cutoff-hz", "0"], "cutoff"),
         (["--cutoff-hz", "high"], "--cutoff-hz"),
         (["--guidance", "1e38"], "100"),
         (["--gap", "2.9:3.1"], "not inside the audio"),
@@ -345,16 +317,12 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
         (["--gap", "2"], "START:END"),
         (["--steps", "1001"], "1001 steps cannot be taken: give a whole number from 0 to 1000"),
         (["--steps", "-1"], "--steps"),
-        (["--samples", "1.5"], "--samples"),
         (["--samples", "0"], "--samples"),
         (["--scheduler", "euler"], "euler"),
         (["--merge", "sum"], "sum"),
         (["--eta", "-1"], "eta"),
-        (["--eta", "1", "--scheduler", "unipc"], "scheduler ddim"),
-        (["--seed", "x"], "--seed"),
         (["--seed", "9" * 23], "99"),
         (["--device", "abacus"], "no device"),
-        (["--device", "meta"], "no device"),
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )
@@ -368,11 +336,6 @@ def test_restore_refuses_cuda_where_there_is_none(capsys, tmp_path, clip, monkey
     assert "no device 'cuda'" in refusal(
         capsys, tmp_path, "restore", clip, "-o", tmp_path / "r.wav", "--device", "cuda"
     )
-
-
-def test_restore_refuses_what_no_channel_layout_has(capsys, tmp_path, tiny):
-    audio.write(tmp_path / "nine.wav", np.zeros((9, 4800), np.float32), 48_000)
-    assert "9 channels" in refusal(capsys, tmp_path, "restore", tmp_path / "nine.wav", "-o", tmp_path / "r.wav")
 
 
 def test_a_cutoff_has_to_lie_below_half_the_sample_rate(capsys, tmp_path, tiny):
