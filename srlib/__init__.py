@@ -1,23 +1,39 @@
 """Audio super-resolution with noise removal: the thin package behind the notebooks and the report.
 
-Every module is imported by name (`from srlib.measure.metrics import lsd`); this one loads nothing heavy, so that
-`srlib --help` answers at once. The only re-export is what the first cell of each notebook calls.
+The public names below are imported on first use (PEP 562), so that `import srlib` loads no torch.
 """
 
+from importlib import import_module
 from typing import Any
 
 from srlib.audio import _torchaudio
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "notebook_setup"]
+
+_PUBLIC = {
+    "RestorationPipeline": "srlib.restore.pipeline",
+    "Degradation": "srlib.degrade",
+    "log_mel": "srlib.audio.stft",
+    "lsd": "srlib.measure.metrics",
+    "evaluate": "srlib.measure.metrics",
+    "read": "srlib.audio.files",
+    "write": "srlib.audio.files",
+    "from_audiosr": "srlib.audiosr.checkpoint",
+    "notebook_setup": "srlib.report.run",
+}  # name: the module that owns it
+__all__ = ["__version__", "degrade", *_PUBLIC]
 
 _torchaudio.prepare()  # before anything imports diffusers, which imports torchaudio
 
 
 def __getattr__(name: str) -> Any:
-    """Import `notebook_setup` on first use (PEP 562)."""
-    if name == "notebook_setup":
-        from srlib.report.run import notebook_setup
-
-        return notebook_setup
+    """A public name, from its module; or the module `degrade`."""
+    if name == "degrade":
+        return import_module("srlib.degrade")
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,81 +1,150 @@
-"""What the verbs of the command line do: check everything, call the library, print."""
+"""The command line `srlib VERB ...`: it checks what was asked for, calls the library and prints.
+
+Bad input ends with exit code 2 and one sentence. A verb imports what loads scipy or torch, so that help is instant.
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Annotated, Any, get_args
 
-import numpy as np
+import typer
+from typer import Argument, Option
+from typer.exceptions import TyperException
 
-from srlib.audio import files as audio
-from srlib.config import SAMPLE_RATE
-from srlib.degrade import Degradation
+from srlib import __version__, config
+from srlib.audio import files, folders
 from srlib.errors import SrlibError
 
-OUTPUT_SUFFIXES = (".wav", ".flac")
-_Job = tuple[Path, Path, float]  # input, output, seconds that the input's header promises
+_HELP = {"help_option_names": ["-h", "--help"]}
+_PLAIN = {"add_completion": False, "rich_markup_mode": None, "context_settings": _HELP}
+app = typer.Typer(help="Audio super-resolution with noise removal.", **_PLAIN)
+train_app = typer.Typer(help="Train one part of the model, or all runs of a recipe.", **_PLAIN)
+app.add_typer(train_app, name="train")
 
 
-def restore(args: argparse.Namespace) -> int:
-    """Restore one file into a file, or several into a folder; 2 if some of several could not be restored."""
-    names = _restorable(args.inputs, Path(args.out))
-    inputs, outputs = list(names), _restored_paths(names, args.out)
-    for out in outputs:
-        _check_output(out, inputs, args.overwrite)
-    if "auto" in args.gap and len(args.gap) > 1:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    try:
+        with typer.main.get_command(app).make_context("srlib", list(sys.argv[1:] if argv is None else argv)) as context:
+            return context.command.invoke(context) or 0
+    except typer.Exit as stop:  # help and version
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except TyperException as error:
+        called = error.ctx.command_path if getattr(error, "ctx", None) else "srlib"
+        sentence = error.format_message().replace("Value error, ", "").rstrip(".")  # the prefix is pydantic's
+        message = f"{called}: {sentence} (see {called} --help)"
+    except SrlibError as error:
+        message = f"srlib: {error}"
+    except OSError as error:  # disk full, no permission, a folder where a file was expected
+        message = f"srlib: {error.filename}: {error.strerror}" if error.filename else f"srlib: {error}"
+    print(" ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+@app.callback(invoke_without_command=True)
+def _main(context: typer.Context, version: Annotated[bool, Option("--version")] = False) -> None:
+    if version:
+        print(f"srlib {__version__}")
+    elif context.invoked_subcommand is None:
+        context.fail("Missing command")
+
+
+def _hz_or_auto(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
+def _gap(text: str) -> tuple[float, float] | str:
+    """Start and end in seconds, or `auto`."""
+    try:
+        start, end = map(float, text.split(":"))
+        return start, end
+    except ValueError:
+        if text != "auto":
+            raise typer.BadParameter(f"{text!r} is not START:END in seconds") from None
+        return text
+
+
+_NONE: Any = []  # the default of an option that can be repeated; nothing changes it
+Overwrite = Annotated[bool, Option("--overwrite", help="replace an existing output")]
+Music = Annotated[str, Option(metavar="ROOT", help="demo, musdb (in MUSDB_ROOT) or a folder of audio")]
+Init = Annotated[Path | None, Option(metavar="FOLDER", help="model folder to start from")]
+Profile = Annotated[str | None, Option(metavar="P", help="smoke, demo or paper (default: $SRLIB_PROFILE, else demo)")]
+
+
+@app.command()
+def restore(
+    inputs: Annotated[list[Path], Argument(metavar="IN", help="audio files, or folders of them")],
+    out: Annotated[str, Option("-o", "--out", metavar="OUT|DIR", help="a .wav or .flac file, or a folder")],
+    model: Annotated[str, Option(metavar="compact|PATH|HUB_ID")] = "compact",
+    steps: Annotated[int | None, Option(min=0, metavar="N", help="diffusion steps (default: the model's)")] = None,
+    samples: Annotated[int, Option(min=1, metavar="K", help="draws to average, of --steps above 1")] = 1,
+    scheduler: Annotated[config.Scheduler | None, Option(help="default: the model's")] = None,
+    eta: Annotated[float, Option(metavar="E", help="0 is deterministic DDIM, 1 like DDPM")] = 0.0,
+    guidance: Annotated[float | None, Option(metavar="G", help="guidance scale (default: the model's)")] = None,
+    seed: Annotated[int, Option(min=0, metavar="S")] = 0,
+    cutoff_hz: Annotated[Any, Option(parser=_hz_or_auto, metavar="auto|HZ", help="end of the input's band")] = "auto",
+    merge: Annotated[config.Merge, Option(help="how input and generated audio join")] = "gain",
+    gap: Annotated[list[Any], Option(parser=_gap, metavar="START:END|auto", help="seconds to fill")] = _NONE,
+    device: Annotated[str | None, Option(metavar="D", help="cpu or cuda (default: cuda where there is one)")] = None,
+    overwrite: Overwrite = False,
+) -> int:
+    """Restore bandwidth and remove noise: one file into a file, or several into a folder."""
+    from tqdm import tqdm
+
+    outputs = folders.outputs(inputs, out, overwrite)
+    if "auto" in gap and len(gap) > 1:
         raise SrlibError("--gap auto finds all gaps itself: leave out the others.")
-    faults: list[Path] | None = [] if len(inputs) > 1 else None
-    jobs: list[_Job] = []
-    for path, out in zip(inputs, outputs, strict=True):
+    asked = {"num_inference_steps": steps, "num_samples": samples, "generator": seed, "guidance_scale": guidance}
+    asked |= {"eta": eta, "scheduler": scheduler, "cutoff_hz": cutoff_hz, "merge": merge}
+    asked["gaps"] = "auto" if "auto" in gap else gap
+    faults: list[Path] | None = [] if len(outputs) > 1 else None
+    promised: dict[Path, float] = {}  # seconds, by the header of each input
+    for path in outputs:
         with _naming(path, faults):
-            header = audio.info(path)
-            jobs.append((path, out, header.samples / header.sample_rate))
-    if jobs:
-        _restore_each(jobs, args, faults)
+            header = files.info(path)
+            promised[path] = header.samples / header.sample_rate
+    pipe = _load(model, device, asked) if promised else None
+    bar = {"unit": "s", "bar_format": "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"}
+    with tqdm(total=sum(promised.values()), disable=not sys.stderr.isatty(), **bar) as progress:
+        for path in promised:
+            started = time.perf_counter()
+            with _naming(path, faults):
+                seconds = pipe.restore_file(path, outputs[path], progress.update, **asked)
+                tqdm.write(f"{outputs[path]}: {seconds:.1f} s restored in {time.perf_counter() - started:.1f} s")
     return 2 if faults else 0
 
 
-def _restore_each(jobs: list[_Job], args: argparse.Namespace, faults: list[Path] | None) -> None:
-    """Restore file by file, behind one progress bar; `faults` as in `_naming`."""
-    from tqdm import tqdm
+def _load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
+    """The pipeline of a model on a device; what it can do for no file is refused before the first."""
+    import torch
 
+    from srlib.restore.pipeline import RestorationPipeline
     from srlib.restore.restoration import Options
 
-    asked = {
-        "num_inference_steps": args.steps,
-        "num_samples": args.samples,
-        "generator": args.seed,
-        "guidance_scale": args.guidance,
-        "eta": args.eta,
-        "scheduler": args.scheduler,
-        "cutoff_hz": args.cutoff_hz,
-        "merge": args.merge,
-        "gaps": "auto" if "auto" in args.gap else args.gap,
-    }
-    pipe = _load_pipeline(args.model, args.device)
-    pipe.sampling(Options(**asked))  # what no file could change is refused before the first
-    bar = {"unit": "s", "bar_format": "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"}
-    total = sum(seconds for *_, seconds in jobs)
-    with tqdm(total=total, disable=not sys.stderr.isatty(), **bar) as progress, _termination():
-        for path, out, _ in jobs:
-            started = time.perf_counter()
-            with _naming(path, faults):
-                seconds = pipe.restore_file(path, out, progress.update, **asked)
-                tqdm.write(f"{out}: {seconds:.1f} s restored in {time.perf_counter() - started:.1f} s")
+    cuda = torch.cuda.is_available()
+    device = device or ("cuda" if cuda else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?" if cuda else "cpu", device):
+        raise SrlibError(f"There is no device {device!r} here: use cpu, or cuda where torch sees one.")
+    pipe = RestorationPipeline.from_pretrained(model).to(device)
+    pipe.sampling(Options(**asked))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in order: no temporary file stays
+    return pipe
 
 
 @contextmanager
-def _naming(path: Path, faults: list[Path] | None) -> Iterator[None]:
+def _naming(path: Path, faults: list[Path] | None = None) -> Iterator[None]:
     """Name the file in the sentence of an error; with a list of faults, print it and go on with the next file."""
     try:
         yield
@@ -88,302 +157,194 @@ def _naming(path: Path, faults: list[Path] | None) -> Iterator[None]:
         faults.append(path)
 
 
-@contextmanager
-def _termination() -> Iterator[None]:
-    """Leave in order when asked to terminate, so that no temporary file stays."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _restorable(given: list[str], out: Path) -> dict[Path, str]:
-    """The inputs and what each is called below OUT; of a folder all audio in it, but for an OUT that lies there."""
-    names: dict[Path, str] = {}
-    for path in map(Path, given):
-        inside = _audio_files(path) if path.is_dir() else {path.stem: path}
-        found = _without(inside, path, out)
-        if not found:
-            raise SrlibError(f"{path}: this folder holds no audio files.")
-        if left := len(inside) - len(found):
-            print(f"srlib: {out} is where the output goes: {left} audio files in it are left out.", file=sys.stderr)
-        names |= {file: name for name, file in found.items()}
-    return names
-
-
-def _restored_paths(inputs: dict[Path, str], out: str) -> list[Path]:
-    """OUT itself for one input and a file name; else the input's name + .wav in the folder OUT."""
-    folder = Path(out)
-    if len(inputs) == 1 and folder.suffix.lower() in OUTPUT_SUFFIXES and not folder.is_dir():
-        return [folder]
-    if folder.suffix and not folder.is_dir() and not out.endswith(os.sep):
-        want = "one of .wav, .flac" if len(inputs) == 1 else "a folder, since there are several inputs"
-        raise SrlibError(f"{out}: the output has to be {want}.")
-    outputs = [folder / f"{name}.wav" for name in inputs.values()]
-    for i, path in enumerate(outputs):
-        if path in outputs[:i]:
-            raise SrlibError(f"{path}: two inputs would be written there; restore them into different folders.")
-    return outputs
-
-
-def _check_output(out: Path, inputs: list[Path], overwrite: bool) -> None:
-    """Refuse an output that is an input, exists already, or is of a kind that is not written."""
-    if out.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise SrlibError(f"{out}: the output has to be one of {', '.join(OUTPUT_SUFFIXES)}.")
-    if any(path.exists() and out.exists() and out.samefile(path) for path in inputs):
-        raise SrlibError(f"{out}: this is an input, which is never overwritten; name another output.")
-    if out.is_dir():
-        raise SrlibError(f"{out}: this is a folder; name a file.")
-    if out.exists() and not overwrite:
-        raise SrlibError(f"{out}: exists already; add --overwrite to replace it.")
-
-
-def _check_degradation(path: Path, degradation: Degradation, wav: np.ndarray, sample_rate: int) -> None:
-    try:
-        degradation.check(sample_rate, wav.shape[-1])
-    except SrlibError as error:
-        raise SrlibError(f"{path}: {error}") from None
-
-
-def _load_pipeline(model: str, device: str | None) -> Any:
-    """The model on the device asked for: by default CUDA where there is one."""
-    import torch
-
-    from srlib.restore.pipeline import RestorationPipeline
-
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise SrlibError(f"There is no device {device!r}: use cpu or cuda.") from None
-    if chosen.type not in ("cpu", "cuda"):
-        raise SrlibError(f"The device {device} is not supported: use cpu or cuda.")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise SrlibError(f"The device {device} was asked for, but torch sees no CUDA here: use cpu.")
-    return RestorationPipeline.from_pretrained(model).to(chosen)
-
-
-def degrade(args: argparse.Namespace) -> None:
-    """Write a degraded copy, and the record that replays it."""
-    path, out = Path(args.input), Path(args.out)
+@app.command()
+def degrade(
+    context: typer.Context,
+    path: Annotated[Path, Argument(metavar="IN", help="an audio file")],
+    out: Annotated[Path, Option("-o", "--out", metavar="OUT", help="a .wav or .flac file")],
+    cutoff_hz: Annotated[float | None, Option(metavar="HZ", help="design frequency of the low-pass filter")] = None,
+    filter_type: Annotated[config.FilterType | None, Option("--filter", help="default: cheby1")] = None,
+    filter_order: Annotated[int | None, Option("--order", metavar="N", help="2 to 10 (default: 8)")] = None,
+    noise_type: Annotated[config.NoiseType | None, Option("--noise", help="default: none")] = None,
+    noise_amplitude: Annotated[float | None, Option("--amplitude", metavar="A", help="peak of a tone, or rms")] = None,
+    tone_hz: Annotated[float | None, Option(metavar="HZ", help="frequency of the tone")] = None,
+    noise_first: Annotated[bool | None, Option("--noise-first", help="add the noise before the filter")] = None,
+    gaps: Annotated[list[Any], Option("--gap", parser=_gap, metavar="START:END", help="seconds to set to 0")] = _NONE,
+    seed: Annotated[int | None, Option(min=0, metavar="S", help="of the noise, or of --random (default: 0)")] = None,
+    random: Annotated[bool, Option("--random", help="draw everything from the ranges that training uses")] = False,
+    replay: Annotated[Path | None, Option(metavar="JSON", help="do again what a record says")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Low-pass a file and add noise: write OUT, and OUT.json, the record that replays it."""
     record = Path(f"{out}.json")
-    _check_output(out, [path], args.overwrite)
-    if record.exists() and not args.overwrite:
+    folders.check_output(out, [path], overwrite)
+    if record.exists() and not overwrite:
         raise SrlibError(f"{record}: exists already; add --overwrite to replace it.")
-    wav, sample_rate = audio.read(path)
-    degradation = _degradation(args, sample_rate)
-    _check_degradation(path, degradation, wav, sample_rate)
-    degraded = degradation.apply(wav, sample_rate)
-    with audio.atomic_path(record) as unfinished:  # both files or neither
+    wav, sample_rate = files.read(path)
+    degradation = _degradation(context, sample_rate)
+    with _naming(path):
+        degraded = degradation.apply(wav, sample_rate)
+    with files.atomic_path(record) as unfinished:  # both files or neither
         unfinished.write_text(degradation.to_json(sample_rate), encoding="utf-8")
-        audio.write(out, degraded, sample_rate)
+        files.write(out, degraded, sample_rate)
     print(f"{out}: degraded; {record} replays it")
 
 
-def _degradation(args: argparse.Namespace, sample_rate: int) -> Degradation:
-    """What the options ask for: a drawn, a recorded or a described degradation, and never nothing."""
-    from srlib.degrade import DegradationConfig, sample
+def _degradation(context: typer.Context, sample_rate: int) -> Any:
+    """What the options of `degrade` ask for: a drawn, a recorded or a described degradation, and never nothing."""
+    import numpy as np
 
-    described = ("cutoff_hz", "filter", "order", "noise", "amplitude", "tone_hz", "noise_first", "gap")
-    given = [f"--{name.replace('_', '-')}" for name in described if getattr(args, name) is not None]
-    if args.random and args.replay:
+    from srlib.degrade import Degradation, DegradationConfig, sample
+
+    given = {k: v for k, v in context.params.items() if k in Degradation.__annotations__ and v not in (None, [])}
+    random, replay, noise = context.params["random"], context.params["replay"], given.get("noise_type", "none")
+    if random and replay:
         raise SrlibError("--random and --replay exclude each other: give one of them.")
-    if args.replay and args.seed is not None:
-        given.append("--seed")
-    if given and (args.random or args.replay):
-        source = "--random" if args.random else "--replay"
-        raise SrlibError(f"{source} decides {', '.join(given)} itself: leave that out.")
-    if args.random:
-        return sample(np.random.default_rng(args.seed or 0), DegradationConfig().for_sample_rate(sample_rate))
-    if args.replay:
-        recorded = _read_record(Path(args.replay))
-        if recorded.does_nothing:
-            raise SrlibError(f"{args.replay}: this record says to do nothing: give one with a cutoff, noise or gaps.")
-        return recorded
-    return _described(args)
-
-
-def _described(args: argparse.Namespace) -> Degradation:
-    noise = args.noise or "none"
-    if args.cutoff_hz is None and (args.filter or args.order is not None):
+    decided = given.keys() - ({"seed"} if random else set()) if random or replay else set()
+    if options := [parameter.opts[0] for parameter in context.command.params if parameter.name in decided]:
+        raise SrlibError(f"{'--replay' if replay else '--random'} decides {', '.join(options)} itself: leave that out.")
+    if random:
+        return sample(np.random.default_rng(given.get("seed", 0)), DegradationConfig().for_sample_rate(sample_rate))
+    if "cutoff_hz" not in given and given.keys() & {"filter_type", "filter_order"}:
         raise SrlibError("--filter and --order describe a low-pass filter: add --cutoff-hz.")
-    if noise == "none" and (args.amplitude is not None or args.tone_hz or args.noise_first):
+    if noise == "none" and given.keys() & {"noise_amplitude", "tone_hz", "noise_first"}:
         raise SrlibError("--amplitude, --tone-hz and --noise-first describe noise: add --noise tone or --noise white.")
-    if noise != "none" and not args.amplitude:
+    if noise != "none" and not given.get("noise_amplitude"):
         raise SrlibError(f"--noise {noise} needs an --amplitude above zero, such as 0.01.")
-    if (noise == "tone") != (args.tone_hz is not None):
+    if (noise == "tone") != ("tone_hz" in given):
         raise SrlibError("--noise tone and --tone-hz HZ go together: give both or neither.")
-    degradation = Degradation(
-        cutoff_hz=args.cutoff_hz,
-        filter_type=args.filter or "cheby1",
-        filter_order=8 if args.order is None else args.order,
-        noise_type=noise,
-        noise_amplitude=args.amplitude or 0.0,
-        tone_hz=args.tone_hz,
-        gaps=tuple(args.gap or ()),
-        seed=args.seed or 0,
-        noise_first=bool(args.noise_first),
-    )
+    degradation = _read_record(replay) if replay else Degradation(**given)
     if degradation.does_nothing:
-        raise SrlibError("There is nothing to do: give --cutoff-hz, --noise, --gap, --random or --replay.")
+        raise SrlibError(f"{replay or 'degrade'}: there is nothing to do: give a cutoff, noise or gaps.")
     return degradation
 
 
-def _read_record(path: Path) -> Degradation:
-    try:
-        return Degradation.from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise SrlibError(f"{path}: this is no text: give the .json file written beside the audio.") from None
-    except SrlibError as error:
-        raise SrlibError(f"{path}: {error}") from None
+def _read_record(path: Path) -> Any:
+    """The degradation of a record that `degrade` wrote."""
+    from srlib.degrade import Degradation
+
+    with _naming(path):
+        return Degradation.from_json(path.read_text(encoding="utf-8", errors="replace"))
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Print the metrics of one pair of files, or of every pair of two folders."""
-    reference, restored = Path(args.reference), Path(args.restored)
-    folders = reference.is_dir() and restored.is_dir()
-    if not folders and (reference.is_dir() or restored.is_dir()):
-        raise SrlibError(f"{reference} and {restored}: give two files or two folders, not one of each.")
-    pairs = _pairs(reference, restored) if folders else {restored.stem: (reference, restored)}
-    degraded = _degraded_of(args.degraded, pairs, folders) if args.degraded else {}
-    rows = []
-    for stem, (ref, est) in pairs.items():
-        record = _record_of(args.record, stem) if args.record else None
-        rows.append({"file": stem + est.suffix} | _evaluate_pair(ref, est, degraded.get(stem), record, args.cutoff_hz))
-    if args.json:
-        finite = [_finite(row) for row in rows]
-        print(json.dumps(finite if folders else finite[0], indent=2))
-    else:
-        _print_table(rows)
+@app.command()
+def evaluate(
+    reference: Annotated[Path, Argument(metavar="REFERENCE", help="the original: a file or a folder")],
+    restored: Annotated[Path, Argument(metavar="RESTORED", help="what to judge: a file or a folder")],
+    degraded: Annotated[Path | None, Option(metavar="FILE|DIR", help="what was restored: adds gains over it")] = None,
+    cutoff_hz: Annotated[float | None, Option(metavar="HZ", help="adds measures below and above it")] = None,
+    record: Annotated[Path | None, Option(metavar="JSON|DIR", help="of `srlib degrade`: its cutoff and tone")] = None,
+    as_json: Annotated[bool, Option("--json", help="print JSON: an object for two files, a list for folders")] = False,
+) -> None:
+    """Compare restored audio with its reference: two files, or two folders that hold files of the same names."""
+    import pandas as pd
 
-
-def _without(found: dict[str, Path], folder: Path, restored: Path) -> dict[str, Path]:
-    """Audio `found` in a folder, less what lies in `restored` where that is a folder in it."""
-    restored = restored.resolve()
-    if folder.resolve() not in restored.parents:
-        return found
-    return {name: path for name, path in found.items() if restored not in path.resolve().parents}
-
-
-def _audio_files(folder: Path) -> dict[str, Path]:
-    """Audio of a folder and the folders in it, by path from there without the suffix."""
-    inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
-    shown = {name: path for name, path in inside.items() if not any(part.startswith(".") for part in name.parts)}
-    paths = {name: path for name, path in shown.items() if audio.is_audio_file(path)}
-    found = {name.with_suffix("").as_posix(): path for name, path in paths.items()}
-    if len(found) < len(paths):
-        raise SrlibError(f"{folder}: holds audio files that differ only in their suffix; keep one of each name.")
-    return found
-
-
-def _pairs(reference: Path, restored: Path) -> dict[str, tuple[Path, Path]]:
-    """Files of two folders by stem, since restoring a .flac writes a .wav."""
-    references, estimates = _without(_audio_files(reference), reference, restored), _audio_files(restored)
-    unpaired = sorted(references.keys() ^ estimates.keys())
-    if unpaired or not references:
-        what = f"{unpaired[0]} is only in one of them" if unpaired else "neither holds audio"
-        raise SrlibError(f"{reference} and {restored}: the folders have to hold files of the same names, but {what}.")
-    return {stem: (references[stem], estimates[stem]) for stem in references}
-
-
-def _degraded_of(given: str, stems: Collection[str], folders: bool) -> dict[str, Path]:
-    """The degraded file of every stem: one for the one there is, or those in a folder."""
-    path = Path(given)
-    if path.is_dir() != folders:
-        raise SrlibError(f"{path}: give a {'folder' if folders else 'file'} of degraded audio, like the others.")
-    found = _audio_files(path) if folders else dict.fromkeys(stems, path)
-    if missing := next((stem for stem in stems if stem not in found), None):
-        raise SrlibError(f"{path}: holds no audio file named {missing}.")
-    return found
-
-
-def _record_of(given: str, stem: str) -> Path:
-    """One record for every file, or the record in a folder that `srlib degrade` wrote for a stem."""
-    path = Path(given)
-    if not path.is_dir():
-        return path
-    for suffix in (*OUTPUT_SUFFIXES, ""):
-        if (found := path / f"{stem}{suffix}.json").is_file():
-            return found
-    raise SrlibError(f"{path}: holds no record for {stem}, such as {stem}.wav.json.")
-
-
-def _evaluate_pair(
-    reference: Path, restored: Path, degraded: Path | None, record: Path | None, cutoff_hz: float | None
-) -> dict[str, float]:
-    """Metrics of one pair, at 48 kHz."""
     from srlib.measure import metrics
 
-    wavs = [_read_48k(path) for path in (reference, restored)]
-    degraded_wav = _read_48k(degraded) if degraded else None
-    degradation = _read_record(record) if record else None
-    try:
-        return metrics.evaluate(*wavs, SAMPLE_RATE, degraded_wav, cutoff_hz, degradation)
-    except SrlibError as error:
-        raise SrlibError(f"{restored}: {error}") from None
+    rows: list[dict[str, Any]] = []
+    for name, paths in folders.matched(reference, restored, degraded).items():
+        truth, estimate, *others = (files.resample(*files.read(path), config.SAMPLE_RATE) for path in paths)
+        known = _read_record(folders.record(record, name)) if record else None
+        with _naming(paths[1]):
+            scores = metrics.evaluate(truth, estimate, config.SAMPLE_RATE, *(others or [None]), cutoff_hz, known)
+        rows.append({"file": name + paths[1].suffix} | scores)
+    if as_json:  # has neither NaN (undefined) nor infinity (a perfect match): null stands for both
+        finite = [{k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()} for row in rows]
+        print(json.dumps(finite if reference.is_dir() else finite[0], indent=2))
+        return
+    table = pd.DataFrame(rows).set_index("file")
+    table = table.T if len(table) == 1 else pd.concat([table, table.agg(["mean", "median", "count"])])
+    print(table.to_string(line_width=120, float_format="{:.4f}".format))
 
 
-def _read_48k(path: Path) -> np.ndarray:
-    return audio.resample(*audio.read(path), SAMPLE_RATE)
+def train(
+    context: typer.Context,
+    settings: Annotated[Path, Option("--config", metavar="FILE", help="settings of the run, a TOML file")],
+    data: Music,
+    out: Annotated[Path, Option(metavar="RUN", help="folder of the run; decoded audio lies beside it")],
+    init: Init = None,
+    max_steps: Annotated[int | None, Option(min=1, metavar="N", help="stop after so many optimiser steps")] = None,
+    resume: Annotated[bool, Option("--resume", help="continue the run in RUN from its last checkpoint")] = False,
+) -> None:
+    """Train the part of the model that the command is named after."""
+    from srlib.training import loop
 
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has neither NaN (undefined) nor infinity (a perfect match): null stands for both."""
-    return {key: value if isinstance(value, str) or math.isfinite(value) else None for key, value in row.items()}
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    """One metric a line; folders add the mean and the median over files."""
-    for row in rows:
-        print(row["file"])
-        for key, value in row.items():
-            if key != "file":
-                print(f"  {key:<20} {value:10.4f}")
-    if len(rows) > 1:
-        print(f"mean and median over {len(rows)} files")
-        for key in dict.fromkeys(key for row in rows for key in row if key != "file"):
-            # Only tones have a tone's metrics; and NaN, which silence has, is in no order that a median could follow.
-            values = [row[key] for row in rows if key in row and not math.isnan(row[key])]
-            mean = sum(values) / len(values) if values else math.nan  # fmean raises for opposite infinities
-            count = f"  of {len(values)} files" if len(values) < len(rows) else ""
-            print(f"  {key:<20} {mean:10.4f} {median(values or [math.nan]):10.4f}{count}")
-
-
-def train(args: argparse.Namespace) -> None:
-    """Train one part of the model."""
-    import warnings
-
-    from srlib.training import loop as training
-
-    if args.resume and not (Path(args.out) / training.CHECKPOINT).is_file():  # or it was stopped before its first one
-        print(f"srlib: {args.out} holds no checkpoint: this run starts anew.", file=sys.stderr)
+    if resume and not (out / loop.CHECKPOINT).is_file():  # or it was stopped before its first one
+        print(f"srlib: {out} holds no checkpoint: this run starts anew.", file=sys.stderr)
     warnings.formatwarning = lambda message, *_, **__: f"srlib: {message}\n"
-    run = training.train(
-        args.stage, args.config, args.data, args.out, init=args.init, max_steps=args.max_steps, resume=args.resume
-    )
-    print(run)
+    print(loop.train(context.command.name, settings, data, out, init=init, max_steps=max_steps, resume=resume))
 
 
-def import_audiosr(args: argparse.Namespace) -> None:
-    """Convert AudioSR's checkpoint to a model folder; its path is the last line."""
-    from srlib.audiosr import checkpoint as convert
-
-    print(convert.import_audiosr(args.checkpoint, args.out, args.dtype, args.ema))
+for _stage in get_args(config.Stage):
+    train_app.command(_stage, help=f"Train the {_stage}.")(train)
 
 
-def reproduce(args: argparse.Namespace) -> None:
+@train_app.command()
+def recipe(
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="a TOML file a run, and runs.toml with their order")],
+    data: Music,
+    out: Annotated[Path, Option(metavar="RUNS", help="a folder a run, and pipeline/ with the newest parts")],
+    init: Init = None,
+    only: Annotated[list[str], Option(metavar="RUN", help="train this run alone; can be repeated")] = _NONE,
+) -> None:
+    """Train the runs of a recipe in their order: finished ones are skipped, stopped ones go on."""
+    from srlib.training.curriculum import retrain
+
+    print(retrain(folder, data, out, init=init, only=only))
+
+
+@train_app.command()
+def publish(
+    runs: Annotated[Path, Argument(metavar="RUNS", help="what `srlib train recipe` wrote")],
+    out: Annotated[Path, Argument(metavar="OUT", help="the model folder to ship")],
+) -> None:
+    """Write the newest weights of a folder of runs in half precision, with logs and examples."""
+    from srlib.training.curriculum import publish
+
+    print(publish(runs, out))
+
+
+@app.command()
+def import_audiosr(
+    checkpoint: Annotated[Path, Argument(metavar="CHECKPOINT", help="AudioSR's pytorch_model.bin, or a .safetensors")],
+    out: Annotated[Path, Option("-o", "--out", metavar="FOLDER", help="the model folder, which must not exist yet")],
+    dtype: Annotated[config.DType, Option(help="of the stored weights")] = "fp32",
+    ema: Annotated[bool, Option("--ema", help="the averaged U-Net, which AudioSR stores but does not use")] = False,
+) -> None:
+    """Write AudioSR's checkpoint as a model folder; its path is the last line."""
+    from srlib.audiosr.checkpoint import import_audiosr
+
+    print(import_audiosr(checkpoint, out, dtype, ema))
+
+
+@app.command()
+def reproduce(
+    profile: Profile = None,
+    start: Annotated[str | None, Option("--from", metavar="NB", help="first notebook to run, such as 05")] = None,
+    only: Annotated[str | None, Option(metavar="NB", help="the one notebook to run")] = None,
+    force: Annotated[bool, Option("--force", help="run even what is up to date")] = False,
+    status: Annotated[bool, Option("--status", help="run nothing; say what would run, and why")] = False,
+) -> None:
     """Run the notebooks whose inputs changed."""
-    from srlib import config
-    from srlib.report.reproduce import reproduce as run_chain
+    from srlib.report import reproduce as chain
 
-    run_chain(config.profile(args.profile).name, start=args.start, only=args.only, force=args.force)
+    if start and only:
+        raise SrlibError("--from and --only exclude each other: give one of them.")
+    name = config.profile(profile).name
+    if not status:
+        return chain.reproduce(name, start=start, only=only, force=force)
+    for notebook, state, reason in chain.status(name):
+        print(f"{notebook:<24} {state:<8} {reason}".rstrip())
 
 
-def report(args: argparse.Namespace) -> None:
-    """Typeset the PDF, or fill the tables of README.md and the model card; the path is the last line."""
-    from srlib import config
-    from srlib.report import pdf as reporting
+@app.command()
+def report(
+    profile: Profile = None,
+    draft: Annotated[bool, Option("--draft", help="mark it as a draft; the smoke profile makes nothing else")] = False,
+    readme: Annotated[bool, Option("--readme", help="fill the table of README.md instead")] = False,
+) -> None:
+    """Typeset the PDF and print its path."""
+    from srlib.report import pdf
 
-    profile = config.profile(args.profile).name
-    paths = reporting.update_readme(profile) if args.readme else (reporting.build(profile, draft=args.draft),)
-    print(*paths, sep="\n")
+    name = config.profile(profile).name
+    print(*(pdf.update_readme(name) if readme else [pdf.build(name, draft=draft)]), sep="\n")

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from scipy import fft, optimize, signal
 
+from srlib.config import FILTER_TYPES, NOISE_TYPES
 from srlib.errors import SrlibError
 
-FILTER_TYPES = ("cheby1", "ellip", "butter", "boxcar")
-NOISE_TYPES = ("none", "tone", "white")
 FILTER_ORDERS = range(2, 11)
 RIPPLE_DB = 0.1  # pass band of cheby1 and ellip, one way
 STOP_BAND_DB = 60.0  # ellip, one way

@@ -1,20 +1,18 @@
 """The command line on real files: what it writes, what it prints, and how it refuses."""
 
-import argparse
-import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import soundfile
 
-from srlib import __main__ as command_line
-from srlib import cli, degrade
-from srlib.__main__ import main
+from srlib import config, degrade
 from srlib.audio import files as audio
+from srlib.cli import main
 
 CUT_4K = ["--cutoff-hz", "4000"]
 
@@ -42,10 +40,7 @@ def tiny_folder(tmp_path_factory, tiny_pipeline) -> Path:
 
 
 def run(*argv: str | Path) -> int:
-    try:
-        return main([str(arg) for arg in argv])
-    except SystemExit as stop:  # argparse's own refusals
-        return stop.code
+    return main([str(arg) for arg in argv])
 
 
 def refusal(capsys, folder: Path, *argv: str | Path) -> str:
@@ -61,16 +56,55 @@ def refusal(capsys, folder: Path, *argv: str | Path) -> str:
 
 
 def test_choices_are_those_of_the_library():
-    """The parser repeats them, so that help needs no scipy and no torch."""
-    from srlib.models import diffusion as ldm
-    from srlib.restore import merge
-    from srlib.training import objectives
+    """The names stand in `srlib.config`, so that help needs no scipy and no torch."""
+    from srlib.audiosr.checkpoint import DTYPES
+    from srlib.models.diffusion import SCHEDULERS
+    from srlib.training.objectives import STAGES
 
-    assert command_line.FILTER_TYPES == degrade.FILTER_TYPES
-    assert command_line.NOISE_TYPES == degrade.NOISE_TYPES
-    assert set(command_line.MERGES) == set(merge.MERGES)
-    assert set(command_line.SCHEDULERS) == set(ldm.SCHEDULERS)
-    assert set(command_line.STAGES) == set(objectives.STAGES)
+    assert set(get_args(config.Scheduler)) == set(SCHEDULERS)
+    assert set(get_args(config.DType)) == set(DTYPES)
+    assert set(get_args(config.Stage)) == set(STAGES)
+
+
+def test_help_names_every_choice(capsys):
+    for verb, choices in [
+        (["restore"], [config.Scheduler, config.Merge]),
+        (["degrade"], [config.FilterType, config.NoiseType]),
+        (["import-audiosr"], [config.DType]),
+        (["train"], [config.Stage]),
+    ]:
+        assert run(*verb, "--help") == run(*verb, "-h") == 0
+        printed = capsys.readouterr().out
+        assert all(name in printed for choice in choices for name in get_args(choice))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "srlib: Missing command (see srlib --help)"),
+        (["louder"], "No such command 'louder'"),
+        (["restore", "a.wav"], "srlib restore: Missing option"),
+        (["restore", "-o", "x.wav"], "Missing argument 'IN'"),
+        (["restore", "a.wav", "-o", "x.wav", "--louder"], "No such option: --louder"),
+        (["train", "gan", "--config", "c"], "srlib train: No such command 'gan'"),
+        (["train", "ldm"], "srlib train ldm: Missing option '--config'"),
+        (["import-audiosr", "x"], "Missing option"),
+        (["reproduce", "--only", "02", "--from", "03"], "exclude each other"),
+        (["reproduce", "--profile", "huge"], "smoke, demo, paper"),
+        (["report", "--profile", "huge"], "smoke, demo, paper"),
+    ],
+)
+def test_usage_is_refused(capsys, tmp_path, argv, words):
+    assert words in refusal(capsys, tmp_path, *argv)
+
+
+def test_an_interrupt_ends_with_130_and_no_words(capsys, monkeypatch, clip):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("srlib.audio.files.read", interrupt)
+    assert run("degrade", clip, "-o", clip.with_name("d.wav"), *CUT_4K) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_shell_gets_the_same(tmp_path, clip):
@@ -102,7 +136,12 @@ TONE = ["--noise", "tone", "--tone-hz", "1000", "--amplitude", "0.1"]
 
 @pytest.mark.parametrize(
     "options",
-    [["--random", "--seed", "3"], [*TONE, "--noise-first", *CUT_4K], ["--gap", "0.5:0.75", "--gap", "1:1.5"]],
+    [
+        ["--random", "--seed", "3"],
+        [*TONE, "--noise-first", *CUT_4K],
+        ["--gap", "0.5:0.75", "--gap", "1:1.5"],
+        ["--noise", "white", "--amplitude", "0.01", "--seed", "9" * 23],
+    ],
 )
 def test_a_record_replays_to_the_same_bits(tmp_path, clip, options):
     first, second = tmp_path / "first.wav", tmp_path / "second.wav"
@@ -112,54 +151,27 @@ def test_a_record_replays_to_the_same_bits(tmp_path, clip, options):
     assert Path(f"{first}.json").read_bytes() == Path(f"{second}.json").read_bytes()
 
 
-def test_random_draws_stay_in_the_ranges(tmp_path, clip):
-    seen = []
-    for seed in range(5):
-        out = tmp_path / f"{seed}.wav"
-        assert run("degrade", clip, "-o", out, "--random", "--seed", seed) == 0
-        record = json.loads(Path(f"{out}.json").read_text())
-        assert 2000 <= record["cutoff_hz"] <= 16_000 and 2 <= record["filter_order"] <= 10
-        seen.append(record["cutoff_hz"])
-    assert len(set(seen)) == 5
-
-
-def test_degrade_keeps_rate_and_channels(tmp_path):
-    stereo = np.random.default_rng(0).standard_normal((2, 22_050)).astype(np.float32) * 0.1
-    audio.write(tmp_path / "stereo.flac", stereo, 22_050)
-    assert run("degrade", tmp_path / "stereo.flac", "-o", tmp_path / "d.wav", *CUT_4K) == 0
-    degraded, sample_rate = audio.read(tmp_path / "d.wav")
-    assert degraded.shape == stereo.shape and sample_rate == 22_050
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ([], "nothing to do"),
-        (["--noise", "none"], "nothing to do"),
-        (["--cutoff-hz", "0"], "positive frequency"),
-        (["--cutoff-hz", "-4000"], "positive frequency"),
-        (["--cutoff-hz", "nan"], "positive frequency"),
+        (["--cutoff-hz", "0"], "cutoff_hz is 0.0"),
         (["--cutoff-hz", "24000"], "half the sample rate"),
         ([*CUT_4K, "--filter", "bessel"], "bessel"),
-        ([*CUT_4K, "--order", "1"], "2 to 10"),
-        ([*CUT_4K, "--order", "11"], "2 to 10"),
+        ([*CUT_4K, "--order", "11"], "order"),
         (["--order", "4"], "--cutoff-hz"),
-        (["--filter", "butter"], "--cutoff-hz"),
         (["--amplitude", "0.1"], "--noise"),
         (["--noise", "white"], "--amplitude"),
-        (["--noise", "white", "--amplitude", "-1"], "zero or more"),
         (["--noise", "tone", "--amplitude", "0.1"], "--tone-hz"),
         (["--noise", "white", "--amplitude", "0.1", "--tone-hz", "50"], "--tone-hz"),
-        (["--noise", "tone", "--amplitude", "0.1", "--tone-hz", "30000"], "half the sample rate"),
         (["--gap", "1"], "START:END"),
-        (["--gap", "2:1"], "START < END"),
+        (["--gap", "auto"], "gaps"),
         (["--gap", "2.5:3.5"], "outside the file"),
-        (["--gap", "0:0.0000001"], "shorter than a sample"),
         (["--random", *CUT_4K], "--random decides --cutoff-hz"),
         (["--random", "--replay", "x.json"], "exclude each other"),
         (["--replay", "x.json", "--seed", "1"], "--replay decides --seed"),
         (["--replay", "no-such-record.json"], "no-such-record.json"),
-        (["--seed", "-1", "--random"], "zero or more"),
+        (["--seed", "-1", "--random"], "greater than or equal to 0"),
     ],
 )
 def test_degrade_refuses(capsys, tmp_path, clip, options, words):
@@ -198,15 +210,7 @@ def test_a_record_that_is_none(capsys, tmp_path, clip):
         bad.write_text(text, encoding="latin-1")
         assert "bad.json" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", "--replay", bad)
     bad.write_bytes(b"\xff\xfe")
-    for verb in (["degrade", "-o", tmp_path / "d.wav", "--replay", bad], ["evaluate", clip, "--record", bad]):
-        assert "bad.json: this is no text: give the .json file" in refusal(capsys, tmp_path, *verb, clip)
-
-
-def test_a_seed_of_the_noise_may_have_any_length(tmp_path, clip):
-    options = ["--noise", "white", "--amplitude", "0.01", "--seed", "9" * 23]
-    assert run("degrade", clip, "-o", tmp_path / "d.wav", *options) == 0
-    assert run("degrade", clip, "-o", tmp_path / "again.wav", "--replay", tmp_path / "d.wav.json") == 0
-    assert (tmp_path / "d.wav").read_bytes() == (tmp_path / "again.wav").read_bytes()
+    assert "bad.json: the record is not JSON" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", bad)
 
 
 def test_what_clips_in_a_flac_is_told_in_a_line(tmp_path, clip, music, tiny, capsys):
@@ -270,44 +274,29 @@ def test_restore_writes_the_pipelines_audio(tmp_path, clip, music, tiny, tiny_pi
     assert str(out) in capsys.readouterr().out
 
 
-def test_restore_takes_several_files_into_a_folder(tmp_path, clip, music, tiny):
-    audio.write(tmp_path / "low.flac", audio.resample(music, 48_000, 16_000), 16_000)
-    folder = tmp_path / "restored"
-    assert run("restore", clip, tmp_path / "low.flac", "-o", folder, "--steps", "1") == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["clip.wav", "low.wav"]
-    for path in folder.iterdir():
-        restored, sample_rate = audio.read(path)
-        assert sample_rate == 48_000 and restored.shape == (1, len(music))
-    assert run("restore", clip, "-o", folder, "--steps", "1") == 2
-    assert run("restore", clip, "-o", folder, "--steps", "1", "--overwrite") == 0
-
-
-def test_a_folder_s_audio_is_neither_hidden_nor_a_folder(tmp_path, music, tiny):
-    """What macOS writes beside a file on other disks, and a folder that is named like a file."""
-    album, restored = tmp_path / "album", tmp_path / "restored"
-    (album / "side.wav").mkdir(parents=True)
-    (album / "._song.wav").write_bytes(b"\0\5\26\7")
-    audio.write(album / "song.wav", music[:24_000], 48_000)
-    assert run("restore", album, "-o", restored, "--steps", "1") == 0
-    assert [path.name for path in restored.iterdir()] == ["song.wav"]
-    assert run("evaluate", album, restored) == 0
-
-
-def test_folders_in_a_folder_keep_their_places(tmp_path, music, tiny, capsys):
-    """As the discs of an album do; what was restored into the album before is not taken for music of it."""
+def test_a_folder_is_restored_in_its_order_and_evaluated(tmp_path, music, tiny, capsys):
+    """What was restored into the album before is not taken for music of it."""
     album, options = tmp_path / "album", ["--steps", "1", "--overwrite"]
-    for name in ("disc 1/song.flac", "disc 2/song.flac", "talk.1.wav", ".trash/old.wav"):
+    for name in ("disc 1/song.flac", "disc 2/song.flac", "talk.1.wav"):
         (album / name).parent.mkdir(parents=True, exist_ok=True)
         audio.write(album / name, music[:24_000], 48_000)
-    for folder in (tmp_path / "restored", album / "restored", album / "restored"):
-        assert run("restore", album, "-o", folder, *options) == 0
-        written = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        assert written == ["disc 1/song.wav", "disc 2/song.wav", "talk.1.wav"]
+    names = ["disc 1/song.wav", "disc 2/song.wav", "talk.1.wav"]
+    for _ in range(2):
+        assert run("restore", album, "-o", album / "restored", *options) == 0
+        written = sorted((album / "restored").rglob("*.wav"))
+        assert [path.relative_to(album / "restored").as_posix() for path in written] == names
     assert "3 audio files in it are left out" in capsys.readouterr().err
-    rows = evaluated(capsys, album, album / "restored")
-    assert [row["file"] for row in rows] == ["disc 1/song.wav", "disc 2/song.wav", "talk.1.wav"]
-    assert run("restore", album / "disc 1", "-o", album, *options) == 0  # into the folder above
-    assert (album / "song.wav").is_file()
+    again = refusal(capsys, tmp_path, "restore", album / "disc 1", "-o", album / "restored" / "disc 1")
+    assert "add --overwrite" in again
+    assert [row["file"] for row in evaluated(capsys, album, album / "restored")] == names
+
+
+def test_one_broken_file_does_not_stop_the_others(tmp_path, clip, tiny, capsys):
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    assert run("restore", tmp_path / "broken.wav", clip, "-o", tmp_path / "out", "--steps", "1") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip.wav"]
+    error = capsys.readouterr().err
+    assert "broken.wav" in error and error.count("\n") == 1
 
 
 def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny):
@@ -320,24 +309,20 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--cutoff-hz", "24000"], "below 24000 Hz"),
-        (["--cutoff-hz", "0"], "positive frequency"),
-        (["--cutoff-hz", "high"], "positive frequency"),
-        (["--guidance", "1e38"], "from 0 to 100"),
+        (["--cutoff-hz", "24000"], "24000"),
+        (["--cutoff-hz", "high"], "--cutoff-hz"),
+        (["--guidance", "1e38"], "100"),
         (["--gap", "2.9:3.1"], "not inside the audio"),
         (["--gap", "auto", "--gap", "1:2"], "leave out the others"),
         (["--gap", "2"], "START:END"),
         (["--steps", "1001"], "1001 steps cannot be taken: give a whole number from 0 to 1000"),
-        (["--steps", "-1"], "zero or more"),
-        (["--samples", "1.5"], "above zero"),
+        (["--steps", "-1"], "--steps"),
+        (["--samples", "0"], "--samples"),
         (["--scheduler", "euler"], "euler"),
         (["--merge", "sum"], "sum"),
-        (["--eta", "-1"], "zero or more"),
-        (["--eta", "1", "--scheduler", "unipc"], "scheduler ddim"),
-        (["--seed", "x"], "zero or more"),
-        (["--seed", "9" * 23], "64 bits"),
+        (["--eta", "-1"], "eta"),
+        (["--seed", "9" * 23], "99"),
         (["--device", "abacus"], "no device"),
-        (["--device", "meta"], "not supported"),
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )
@@ -348,27 +333,15 @@ def test_restore_refuses(capsys, tmp_path, clip, tiny_folder, options, words):
 
 def test_restore_refuses_cuda_where_there_is_none(capsys, tmp_path, clip, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "CUDA" in refusal(capsys, tmp_path, "restore", clip, "-o", tmp_path / "r.wav", "--device", "cuda")
-
-
-def test_restore_refuses_what_no_channel_layout_has(capsys, tmp_path, tiny):
-    audio.write(tmp_path / "nine.wav", np.zeros((9, 4800), np.float32), 48_000)
-    assert "9 channels" in refusal(capsys, tmp_path, "restore", tmp_path / "nine.wav", "-o", tmp_path / "r.wav")
+    assert "no device 'cuda'" in refusal(
+        capsys, tmp_path, "restore", clip, "-o", tmp_path / "r.wav", "--device", "cuda"
+    )
 
 
 def test_a_cutoff_has_to_lie_below_half_the_sample_rate(capsys, tmp_path, tiny):
     audio.write(tmp_path / "phone.wav", np.zeros(800, np.float32), 8000)
     words = refusal(capsys, tmp_path, "restore", tmp_path / "phone.wav", "-o", tmp_path / "r.wav", *CUT_4K)
     assert "half the sample rate" in words and "phone.wav" in words
-
-
-def test_restore_refuses_outputs_that_collide(capsys, tmp_path, clip):
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "clip.wav").write_bytes(clip.read_bytes())
-    twice = refusal(capsys, tmp_path, "restore", clip, tmp_path / "b" / "clip.wav", "-o", tmp_path / "out")
-    assert "two inputs" in twice
-    both = [clip, tmp_path / "b" / "clip.wav"]
-    assert "a folder" in refusal(capsys, tmp_path, "restore", *both, "-o", tmp_path / "r.wav")
 
 
 # evaluate
@@ -420,33 +393,14 @@ def test_evaluate_pairs_folders_by_name(tmp_path, music, capsys):
     assert all(row["lsd_gain"] > 0 for row in rows)
     assert "tone_suppression_db" in rows[0] and "tone_suppression_db" not in rows[1]
     assert run("evaluate", *folders, *options) == 0
-    assert "mean and median over 2 files" in capsys.readouterr().out
-
+    printed = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:5]}
+    assert (
+        printed["a.wav"] == f"{rows[0]['lsd']:.4f}"
+        and printed["mean"] == f"{(rows[0]['lsd'] + rows[1]['lsd']) / 2:.4f}"
+    )
     (tmp_path / "degraded" / "a.wav").unlink()
-    assert "named a" in refusal(capsys, tmp_path, "evaluate", *folders, *options)
-    (tmp_path / "restored" / "a.wav").unlink()
-    assert "a is only in one" in refusal(capsys, tmp_path, "evaluate", *folders)
-    assert "two folders" in refusal(capsys, tmp_path, "evaluate", tmp_path / "reference", tmp_path / "x.wav")
-
-
-def test_the_summary_of_folders_is_over_what_is_defined(capsys):
-    """Whatever the order of files: NaN has no place in it. Opposite infinities have a median and no mean."""
-    rows = [
-        {"file": "a.wav", "snr_db": np.nan, "si_sdr_db": np.nan, "lsd": 4.0, "level_high_db": np.inf},
-        {"file": "b.wav", "snr_db": 1.0, "si_sdr_db": np.nan, "lsd": 0.0, "level_high_db": -np.inf},
-        {"file": "c.wav", "snr_db": 6.0, "si_sdr_db": np.nan, "lsd": 8.0, "level_high_db": 2.0, "tone_db": 9.0},
-        {"file": "d.wav", "snr_db": 2.0, "si_sdr_db": np.nan, "lsd": 8.0, "level_high_db": 2.0},
-    ]
-    for order in itertools.permutations(rows):
-        cli._print_table(order)
-        _, summary = capsys.readouterr().out.split("mean and median over 4 files\n")
-        assert {line.split()[0]: line.split(maxsplit=1)[1] for line in summary.splitlines()} == {
-            "snr_db": "3.0000     2.0000  of 3 files",
-            "si_sdr_db": "nan        nan  of 0 files",
-            "lsd": "5.0000     6.0000",
-            "level_high_db": "nan     2.0000",
-            "tone_db": "9.0000     9.0000  of 1 files",
-        }
+    assert "a is only in one" in refusal(capsys, tmp_path, "evaluate", *folders, *options)
+    assert "only files or only folders" in refusal(capsys, tmp_path, "evaluate", folders[0], tmp_path / "x.wav")
 
 
 def test_evaluate_refuses_other_lengths_and_channels(capsys, tmp_path, clip, music):
@@ -459,36 +413,53 @@ def test_evaluate_refuses_other_lengths_and_channels(capsys, tmp_path, clip, mus
 # the project's own verbs
 
 
-def test_project_verbs_pass_their_options_on(monkeypatch, capsys, tmp_path):
-    calls = []
-
-    def record(result):
-        return lambda *args, **kwargs: calls.append((args, kwargs)) or result
-
-    monkeypatch.setattr("srlib.training.loop.train", record(tmp_path / "run"))
-    monkeypatch.setattr("srlib.report.reproduce.reproduce", record(None))
-    monkeypatch.setattr("srlib.report.pdf.build", record(tmp_path / "report.pdf"))
-    assert run("train", "vae", "--config", "c.yaml", "--data", "d", "--out", "o", "--max-steps", "3", "--resume") == 0
-    assert calls[-1] == (("vae", "c.yaml", "d", "o"), {"init": None, "max_steps": 3, "resume": True})
-    assert "o holds no checkpoint" in capsys.readouterr().err
-    assert run("reproduce", "--profile", "smoke", "--from", "05", "--force") == 0
-    assert calls[-1] == (("smoke",), {"start": "05", "only": None, "force": True})
-    assert run("report", "--profile", "smoke", "--draft") == 0
-    assert calls[-1] == (("smoke",), {"draft": True})
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.pdf")
+def test_a_part_is_trained(capsys, tmp_path, music_folder):
+    (tmp_path / "vae.toml").write_text('size = "tiny"\nbatch_size = 2\n')
+    options = ["--config", tmp_path / "vae.toml", "--data", music_folder, "--out", tmp_path / "run", "--resume"]
+    assert run("train", "vae", *options) == 0
+    printed = capsys.readouterr()
+    assert "run holds no checkpoint" in printed.err
+    assert printed.out.splitlines()[-1] == str(tmp_path / "run") and (tmp_path / "run" / "pipeline").is_dir()
 
 
-def test_profiles(capsys, monkeypatch, tmp_path):
+def test_recipe_and_publish_print_what_they_wrote(capsys, monkeypatch):
+    def retrain(recipe, data, out, init=None, only=()):
+        return f"{out} of {recipe.name} with {', '.join(only) or 'all'}"
+
+    monkeypatch.setattr("srlib.training.curriculum.retrain", retrain, raising=False)
+    monkeypatch.setattr("srlib.training.curriculum.publish", lambda runs, out: f"{out} of {runs}", raising=False)
+    for argv, line in [
+        (["recipe", "recipes/compact", "--data", "demo", "--out", "runs"], "runs of compact with all"),
+        (["recipe", "r", "--data", "d", "--out", "o", "--only", "vae", "--only", "ldm"], "o of r with vae, ldm"),
+        (["publish", "runs", "model"], "model of runs"),
+    ]:
+        assert run("train", *argv) == 0 and capsys.readouterr().out == line + "\n"
+
+
+def test_profiles(monkeypatch):
     calls = []
     monkeypatch.setattr("srlib.report.reproduce.reproduce", lambda profile, **_kwargs: calls.append(profile))
     monkeypatch.setenv("SRLIB_PROFILE", "smoke")
-    assert run("reproduce") == 0 and calls == ["smoke"]
-    for verb in ("reproduce", "report"):
-        assert "smoke, demo, paper" in refusal(capsys, tmp_path, verb, "--profile", "huge")
+    assert run("reproduce") == 0 and run("reproduce", "--profile", "paper") == 0
+    assert calls == ["smoke", "paper"]
 
 
-def test_one_notebook_is_no_place_to_start_from(capsys, tmp_path):
-    assert "not allowed with" in refusal(capsys, tmp_path, "reproduce", "--only", "02", "--from", "03")
+def test_status_prints_a_line_a_notebook(capsys, monkeypatch):
+    rows = [("00_overview", "current", ""), ("01_data", "stale", "srlib.data.tracks changed")]
+    monkeypatch.setattr("srlib.report.reproduce.status", lambda _profile: rows, raising=False)
+    assert run("reproduce", "--status") == 0
+    assert [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()] == [
+        ["00_overview", "current"],
+        ["01_data", "stale", "srlib.data.tracks changed"],
+    ]
+
+
+def test_report_prints_the_path(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("srlib.report.pdf.build", lambda *_args, **_kwargs: tmp_path / "report.pdf")
+    monkeypatch.setattr("srlib.report.pdf.update_readme", lambda _profile: (tmp_path / "README.md",))
+    for options, name in [([], "report.pdf"), (["--draft"], "report.pdf"), (["--readme"], "README.md")]:
+        assert run("report", *options) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / name)
 
 
 def test_disk_errors_are_one_sentence(capsys, tmp_path, clip, monkeypatch):
@@ -497,11 +468,3 @@ def test_disk_errors_are_one_sentence(capsys, tmp_path, clip, monkeypatch):
 
     monkeypatch.setattr("soundfile.SoundFile.write", fail)
     assert "No space left" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", *CUT_4K)
-
-
-def test_no_verb_is_offered_that_does_not_exist():
-    parser = command_line.build_parser()
-    (verbs,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    assert set(verbs) == {"restore", "degrade", "evaluate", "train", "import-audiosr", "reproduce", "report"}
-    assert all(callable(getattr(cli, verb.replace("-", "_"), None)) for verb in verbs)
-    assert run("import-audiosr", "x") == 2

@@ -9,10 +9,10 @@ import torch
 
 from srlib.audio.stft import aligned_stft, band_edges_hz, frames_of, istft_same
 from srlib.config import F_MAX, N_FFT
+from srlib.config import MERGES as MERGES
 from srlib.restore.gaps import Gap, fill_gaps
 from srlib.stopwatch import stage
 
-MERGES = ("gain", "replace", "none")
 # Of the low-pass where the known band ends, where the missing one starts, and how far down its fall is taken back:
 # 40 dB below music, 16 bits still hold what was given. Best of 20 to 50 dB on the valid split of the demo set.
 _KNOWN_DB, _MISSING_DB, _LOST_DB = -3.0, -20.0, -40.0

@@ -1,0 +1,189 @@
+"""The shape of the package, read from its sources: which way imports run, sizes, and a test file for every module."""
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import srlib
+
+ROOT = Path(__file__).parents[1]
+# A module may import what stands left of it, and its own folder.
+ORDER = ["ground", "audio", "degrade", "data", "models", "restore", "audiosr", "measure", "training", "report", "cli"]
+GROUND = ("config", "errors", "machine", "settings", "stopwatch")
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
+# Modules without a test file of their own, and why.
+UNTESTED = {
+    "srlib.__main__": "tests/test_cli.py runs it",
+    "srlib.config": "constants, which every test uses",
+    "srlib.errors": "one empty class",
+    "srlib.machine": "says what the machine is, which differs from one to the next",
+    "srlib.audio._torchaudio": "tests/test_environment.py, with other builds of torch",
+}
+# What is still to be mended, by the name of its check: shrink it, never extend it.
+KNOWN: dict[str, set[str]] = {
+    "arrows_up": {
+        "srlib.data.batches -> srlib.restore.gaps",
+        "srlib.data.batches -> srlib.restore.merge",
+        "srlib.data.batches -> srlib.restore.observation",
+        "srlib.measure.detection -> srlib.report.reproduce",
+        "srlib.measure.evaluation -> srlib.report.reproduce",
+        "srlib.measure.performance -> srlib.report.artifacts",
+    },
+    "circles": {
+        "srlib.measure.baselines -> srlib.measure.metrics",
+        "srlib.measure.metrics -> srlib.measure.baselines",
+        "srlib.report.artifacts -> srlib.report.reproduce",
+        "srlib.report.reproduce -> srlib.report.artifacts",
+        "srlib.restore.pipeline -> srlib.restore.restoration",
+        "srlib.restore.restoration -> srlib.restore.pipeline",
+    },
+    "long_files": {
+        "srlib.audio.files",
+        "srlib.data.batches",
+        "srlib.data.tracks",
+        "srlib.degrade",
+        "srlib.measure.evaluation",
+        "srlib.measure.metrics",
+        "srlib.report.plots",
+        "srlib.restore.pipeline",
+        "srlib.training.loop",
+    },
+    "without_tests": {
+        "srlib.audio.recording",
+        "srlib.audiosr.compatible",
+        "srlib.measure.ablations",
+        "srlib.measure.detection",
+        "srlib.measure.evaluation",
+        "srlib.report.diagrams",
+        "srlib.report.plots_costs",
+        "srlib.report.plots_lsd",
+        "srlib.report.plots_model",
+        "srlib.report.run",
+        "srlib.restore.analysis",
+        "srlib.restore.checks",
+        "srlib.stopwatch",
+        "srlib.training.config",
+        "srlib.training.curriculum",
+        "srlib.training.logs",
+        "srlib.training.objectives",
+        "srlib.training.processes",
+        "srlib.training.publish",
+    },
+}
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """Every module of the package but the `__init__` files, by its name."""
+    paths = [path for path in (ROOT / "srlib").rglob("*.py") if path.name != "__init__.py"]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(paths)}
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Modules of the package that each module imports, anywhere in it; lazy names of `srlib` lead to their module."""
+    graph: dict[str, set[str]] = {}
+    for module, path in sources().items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module} has a relative import"
+                owners = srlib._PUBLIC if node.module == "srlib" else {}
+                whole = {owners.get(alias.name, f"{node.module}.{alias.name}") for alias in node.names}
+                found |= {name if name in sources() else node.module for name in whole}
+        graph[module] = found & sources().keys() - {module}
+    return graph
+
+
+def rank(module: str) -> int:
+    """Place in ORDER of the folder or the single file that a module is."""
+    top = module.split(".")[1].replace("__main__", "cli")
+    return 0 if top in GROUND else ORDER.index(top)
+
+
+def arrows_up() -> set[str]:
+    return {f"{a} -> {b}" for a, found in imports().items() for b in found if rank(b) > rank(a)}
+
+
+def circles() -> set[str]:
+    reached = {module: set(found) for module, found in imports().items()}
+    for through in reached:  # Warshall: paths through one more module at a time
+        for module in reached:
+            if through in reached[module]:
+                reached[module] |= reached[through]
+    return {f"{a} -> {b}" for a, found in imports().items() for b in found if a in reached[b]}
+
+
+def long_files() -> set[str]:
+    return {name for name, path in sources().items() if len(path.read_text("utf-8").splitlines()) > MOST_LINES}
+
+
+def long_functions() -> set[str]:
+    functions = {
+        f"{module}.{node.name}": node.end_lineno - node.lineno + 1
+        for module, path in sources().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    return {name for name, lines in functions.items() if lines > MOST_LINES_OF_A_FUNCTION}
+
+
+def without_tests() -> set[str]:
+    expected = {m: ROOT.joinpath("tests", *m.split(".")[1:-1], f"test_{m.split('.')[-1]}.py") for m in sources()}
+    return {module for module, path in expected.items() if module not in UNTESTED and not path.is_file()}
+
+
+def notebooks_with_logic() -> set[str]:
+    found = set()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+        if any(re.search(r"^\s*(async def|def|class)\s", "".join(c["source"]), re.MULTILINE) for c in cells):
+            found.add(path.stem)
+    return found
+
+
+CHECKS = [arrows_up, circles, long_files, long_functions, without_tests, notebooks_with_logic]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_nothing_new_offends(check):
+    assert sorted(check() - KNOWN.get(check.__name__, set())) == []
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_what_is_mended_is_no_longer_known(check):
+    assert sorted(KNOWN.get(check.__name__, set()) - check()) == []
+
+
+def test_the_graph_holds_imports_inside_functions():
+    assert "srlib.restore.pipeline" in imports()["srlib.cli"] and "srlib.errors" in imports()["srlib.config"]
+
+
+def test_exceptions_exist():
+    assert UNTESTED.keys() <= sources().keys() and KNOWN.keys() <= {check.__name__ for check in CHECKS}
+
+
+def test_public_names_are_those_of_their_modules():
+    for name, module in srlib._PUBLIC.items():
+        assert getattr(srlib, name) is getattr(importlib.import_module(module), name)
+        assert callable(getattr(srlib, name)) and name in dir(srlib)
+    with pytest.raises(AttributeError, match="no attribute 'louder'"):
+        _ = srlib.louder
+
+
+def test_importing_the_package_loads_neither_torch_nor_scipy():
+    code = (
+        "import sys, srlib; print([n for n in ('torch', 'scipy', 'numpy', 'diffusers', 'pandas') if n in sys.modules])"
+    )
+    code += "; print(srlib.degrade.sample.__module__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines() == ["[]", "srlib.degrade False"]
