@@ -119,7 +119,9 @@ def pair(reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE) -> t
     Raises:
         SrlibError: for other shapes, lengths that differ by more than 100 samples, no samples, and NaN or infinity.
     """
-    sounds = [one if isinstance(one, Spectra) else Spectra(np.atleast_2d(one), sample_rate) for one in (reference, estimate)]
+    sounds = [
+        one if isinstance(one, Spectra) else Spectra(np.atleast_2d(one), sample_rate) for one in (reference, estimate)
+    ]
     shapes = [sound.wav.shape for sound in sounds]
     lengths = [shape[-1] for shape in shapes]
     if len(shapes[0]) > 2 or len(shapes[1]) > 2 or shapes[0][0] != shapes[1][0]:
@@ -132,7 +134,9 @@ def pair(reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE) -> t
     if not all(np.isfinite(sound.wav).all() for sound in sounds):
         raise SrlibError("the audio to compare holds NaN or infinite samples: repair the file first")
     samples = min(lengths)
-    first, second = (one if one.wav.shape[1] == samples else Spectra(one.wav[:, :samples], one.sample_rate) for one in sounds)
+    first, second = (
+        one if one.wav.shape[1] == samples else Spectra(one.wav[:, :samples], one.sample_rate) for one in sounds
+    )
     return first, second
 
 
