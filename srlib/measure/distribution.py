@@ -49,7 +49,7 @@ def two_sample_accuracy(real: Sequence[np.ndarray], restored: Sequence[np.ndarra
 
 
 def accuracies(rows: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
-    """`two_sample_accuracy` of each group of rows with a column of real and of restored log-mels; none for one track."""
+    """`two_sample_accuracy` of each group of rows with columns of log-mels, where it has several tracks."""
     several = rows.groupby(list(keys), sort=False).filter(lambda group: len(group) > 1).groupby(list(keys), sort=False)
     return pd.Series(
         {key: two_sample_accuracy(group["real"], group["restored"]) for key, group in several}, dtype=float

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.measure import metrics, perceptual
@@ -15,6 +16,7 @@ from srlib.measure.conditions import Case
 from srlib.measure.distribution import upper_band
 from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance, lsd
 from srlib.measure.systems import System
+from srlib.restore.cutoff import FULL_FROM_HZ, detect_band
 
 _SEEDS = 3  # samples that diversity is measured over
 _NEAR_TONE_HZ = 200.0
@@ -163,3 +165,33 @@ def in_gaps(trial: Trial) -> list[Columns]:
         row = {"gap_ms": round(1000 * (end - start)), "lsd_19k": lsd_19k}
         rows.append(row | {"log_mel_l1": float(np.abs(mel[inside[1]]).mean())})
     return rows
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Where a detector says that the degraded clip's band ends, beside where it does, Hz.
+
+    `<name>_inside` says whether that is so, by a share `tolerance` of the -3 dB point less and of the -20 dB point
+    more; full band is any edge from 18.5 kHz on. `<name>_off` is the distance from there, % of the -3 dB point.
+    """
+
+    name: str
+    detector: Callable[[torch.Tensor], float]
+    tolerance: float = 0.1
+
+    def __call__(self, trial: Trial) -> Columns:
+        """The columns low_hz, high_hz and three of the detector."""
+        low_hz, high_hz = trial.case.passband_hz or FULL_FROM_HZ, trial.case.stopband_hz or FULL_FROM_HZ
+        full = low_hz == high_hz >= FULL_FROM_HZ  # a sharp edge so high, or none
+        if full:
+            low_hz, high_hz = FULL_FROM_HZ, SAMPLE_RATE / 2
+        edge_hz = self.detector(torch.from_numpy(trial.case.degraded))
+        inside = (1 - self.tolerance) * low_hz <= edge_hz <= (1 + self.tolerance) * high_hz
+        off = 100 * max(low_hz - edge_hz, edge_hz - high_hz, 0.0) / low_hz
+        found = {"hz": edge_hz, "inside": edge_hz >= FULL_FROM_HZ if full else inside, "off": off}
+        return {"low_hz": low_hz, "high_hz": high_hz} | {f"{self.name}_{key}": value for key, value in found.items()}
+
+
+def band_edge(wav: torch.Tensor) -> float:
+    """Our detector's -3 dB point of `[samples]` at 48 kHz, Hz."""
+    return detect_band(wav).passband_hz

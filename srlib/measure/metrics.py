@@ -23,6 +23,16 @@ TEXTURE_SMOOTHING = (9, 15)  # frames, bins
 RESAMPLES = 10_000  # of a bootstrap interval
 LOWER_IS_BETTER = ("lsd", "log_mel")  # how the names of such metrics begin
 
+SETTINGS = {  # of the columns of tables
+    "lsd, lsd_19k, lsd_low, lsd_high": "plain: n_fft 2048, hop 512, periodic Hann, power floor 1e-8; no gain alignment",
+    "lsd_ssr_eval": "n_fft 2229, hop 480, eps 1e-12, at 48 kHz",
+    "lsd_19k": "bins up to 19 kHz",
+    "cutoff": "known to every system",
+    "zimtohrli": "Zimtohrli's distance times 1000, lower is better",
+    "two_f, visqol": "2f model (0 to 100) and ViSQOL (1 to 5), higher is better; at the quoted conditions",
+    "interval": "95 % percentile bootstrap over tracks",
+}
+
 
 def _ratio_db(power: float, other: float) -> float:
     """10 log10(power / other) with the limits: inf for a perfect match, -inf for silence, NaN for two silences."""

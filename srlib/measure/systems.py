@@ -189,13 +189,15 @@ def named(names: Mapping[str, Any] | tuple | list, profile: Profile, device: str
     """{name: system} of names in `TABLE` or `MODELS`, `gt_mel`, command templates and options of our model.
 
     Args:
-        names: such names, or {row: name, command template, or options of the pipeline's call}.
+        names: such names, or {row: name, command template, options of the pipeline's call, or a system}.
     """
     rows = names if isinstance(names, Mapping) else {name: name for name in names}
     return {row: _system(given, profile, device) for row, given in rows.items()}
 
 
 def _system(given: Any, profile: Profile, device: str) -> System:
+    if callable(given):
+        return given
     variant, options = MODELS.get(given, (None, None)) if isinstance(given, str) else (None, given)
     if options is not None:
         steps = {"num_inference_steps": profile.num_inference_steps}
