@@ -108,6 +108,11 @@ def headline(trial: Trial) -> Columns:
     return row | {"log_mel_l1": metrics.log_mel_l1(*pair)}
 
 
+def input_distance(trial: Trial) -> Columns:
+    """`lsd_19k` of the degraded clip."""
+    return {"lsd_19k_input": distance(trial.case.truth, trial.case.degraded)}
+
+
 def known_band(trial: Trial) -> Columns:
     """SNR below the cutoff against the reference as filtered, and under noise its gain over the input.
 

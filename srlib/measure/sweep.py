@@ -29,6 +29,7 @@ from srlib.measure.systems import System
 
 T, R = TypeVar("T"), TypeVar("R")
 _WORTH = 4  # tasks a worker, under which processes take longer to start than to work
+_REPORT_SECONDS = 30
 
 
 def sweep(
@@ -148,12 +149,13 @@ def single_threaded() -> Iterator[None]:
 
 
 def _reported(results: Iterator[R], total: int) -> Iterator[R]:
-    """The same, with a line about the time at the beginning, half-way and at the end."""
-    start = time.perf_counter()
+    """The same, with a line about the time twice a minute."""
+    start = said = time.perf_counter()
     for count, result in enumerate(results, 1):
         yield result
-        if count in (1, total // 2, total):
-            print(f"{count} of {total} cases, {time.perf_counter() - start:.0f} s", flush=True)
+        if time.perf_counter() - said > _REPORT_SECONDS:
+            said = time.perf_counter()
+            print(f"{count} of {total} cases, {said - start:.0f} s", flush=True)
 
 
 def fit_ridges(
