@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import pandas as pd
 import torch
 
 from srlib.config import SAMPLE_RATE
+from srlib.errors import SrlibError
 from srlib.measure.baselines import Ridge
 from srlib.measure.conditions import Case, Recipe, draw
 from srlib.measure.measures import Measure, Trial
@@ -103,7 +105,14 @@ class _Store:
 
     def key(self, *parts: Any) -> str:
         """Of a row; the same in every process. Without a file no row is looked up."""
-        return joblib.hash((*parts, _code())) if self.path else ""
+        if not self.path:
+            return ""
+        try:
+            return joblib.hash((*parts, _code()))
+        except pickle.PicklingError as error:
+            raise SrlibError(
+                f"{self.path} cannot keep rows of functions without a module: store none ({error})"
+            ) from None
 
     def add(self, key: str, rows: list[dict[str, Any]]) -> None:
         """Append the rows of one system and case."""

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 
 from srlib.audio.stft import log_mel
 from srlib.config import AUDIOSR, SAMPLE_RATE, TINY
-from srlib.errors import SrlibError
 from srlib.measure import performance
 from srlib.measure.metrics import lsd
 from srlib.models import diffusion as ldm
@@ -44,20 +44,19 @@ def mel(music):
     return log_mel(torch.from_numpy(music[: 128 * 480]))
 
 
-def test_measure_times_every_stage(tiny_pipeline):
-    row = performance.measure(tiny_pipeline, 0.64, 2)
-    stages = [row[f"{stage}_s"] for stage in performance.STAGES]
-    assert min(stages) > 0
-    assert sum(stages) == pytest.approx(row["total_s"])
-    assert row["real_time_factor"] == pytest.approx(row["total_s"] / 0.64)
+def test_every_stage_takes_time_within_the_total(tiny_pipeline):
+    start = time.process_time()
+    row = performance.time_by_stage(tiny_pipeline, 0.64, 2)
+    assert min(row[f"{stage}_s"] for stage in performance.STAGES) > 0
+    assert row["total_s"] < time.process_time() - start
     assert 0.1 < row["peak_gib"] < 16
 
 
-def test_measure_file_restores_every_channel(tiny_pipeline):
-    row = performance.measure_file(tiny_pipeline, 0.64, 3)
+def test_a_file_is_timed_with_every_channel(tiny_pipeline):
+    start = time.perf_counter()
+    row = performance.time_of_file(tiny_pipeline, 0.64, 3)
     assert (row["audio_s"], row["channels"]) == (0.64, 3)
-    assert row["real_time_factor"] == pytest.approx(row["total_s"] / 0.64)
-    assert row["cpu_factor"] == pytest.approx(row["cpu_s"] / 0.64)
+    assert 0 < row["total_s"] < time.perf_counter() - start
     assert 0.1 < row["peak_gib"] < 16
 
 
@@ -82,41 +81,10 @@ def test_stopwatch_adds_up_and_only_runs_when_asked():
 
 
 def test_a_case_runs_in_a_process_of_its_own():
-    table = performance.benchmark([performance.Case("compact", "bfloat16", 0.64, 1)])
+    table = performance.benchmark([("compact", "bfloat16", 0.64, 1)])
     assert list(table)[:5] == ["size", "dtype", "audio_s", "steps", "device"]
     assert np.isfinite(table.drop(columns=["size", "dtype", "device"]).to_numpy(float)).all()
-
-
-def test_the_record_is_read_and_only_measured_when_asked(tmp_path, monkeypatch):
-    monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
-    measured = []
-    monkeypatch.setattr(performance, "benchmark", lambda cases: measured.append(cases) or pd.DataFrame({"x": [2.0]}))
-    here = pd.DataFrame({"x": [1.0]})
-    assert performance.recorded("smoke", here)[0] is here
-    artifacts.save_table(here, "performance", "demo", "10_performance", {"processor": "one"})
-    for profile in ("demo", "paper"):
-        table, machine = performance.recorded(profile, here)
-        assert table["x"].tolist() == [1.0] and machine == {"processor": "one"}
-    assert not measured
-    table, machine = performance.recorded("demo", here, again=True)
-    assert table["x"].tolist() == [2.0] and {"processor", "cores", "torch"} <= set(machine)
-    assert measured == [performance.RECORD]
-
-
-def test_an_exploration_reads_the_record_and_never_measures(tmp_path, monkeypatch):
-    monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
-    monkeypatch.setattr(artifacts, "_explored", None)
-    for name in ("benchmark", "file_benchmark"):
-        monkeypatch.setattr(performance, name, lambda *_: pytest.fail("measured"))
-    here = pd.DataFrame({"x": [1.0]})
-    for name in ("performance", "restore_speed"):
-        artifacts.save_table(here, name, "demo", "10_performance", {"processor": "one"})
-    artifacts.explore(tmp_path / "build" / "demo" / "explore")
-    for table, machine in (performance.recorded("demo", here), performance.recorded_files("demo", None)):
-        assert table["x"].tolist() == [1.0] and machine == {"processor": "one"}
-    (tmp_path / "report" / "tables" / "performance.csv").unlink()
-    with pytest.raises(SrlibError, match=r"performance\.csv.*python -m srlib\.performance"):
-        performance.recorded("demo", here)
+    assert {"processor", "cores", "torch"} <= set(performance.environment())
 
 
 def test_the_committed_record_holds_both_sizes_and_adds_up():
