@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from scipy import signal
 
-from srlib.audio import files as audio
+from srlib.audio import files
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation, istft, stft
 from srlib.measure.lsd import Spectra
@@ -37,9 +37,9 @@ class Coder:
 
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         """`[samples]` after coding and decoding at 44.1 kHz."""
-        at_rate = audio.resample(wav, sample_rate, CODER_RATE)
+        at_rate = files.resample(wav, sample_rate, CODER_RATE)
         decoded = (self._through_ffmpeg if self.name == "aac" else self._through_soundfile)(at_rate)
-        return audio.resample(decoded, CODER_RATE, sample_rate)
+        return files.resample(decoded, CODER_RATE, sample_rate)
 
     def passband_hz(self, sample_rate: int) -> float:
         """Where it cuts white noise off: the highest frequency less than 20 dB under the level at 1-3 kHz, Hz."""
@@ -56,13 +56,13 @@ class Coder:
         return soundfile.read(stream, dtype="float32")[0]
 
     def _through_ffmpeg(self, wav: np.ndarray) -> np.ndarray:
-        audio.find_ffmpeg()
+        files.find_ffmpeg()
         with tempfile.TemporaryDirectory() as folder:
             plain, packed = Path(folder) / "plain.wav", Path(folder) / "packed.m4a"
-            audio.write(plain, wav[None], CODER_RATE)
+            files.write(plain, wav[None], CODER_RATE)
             rate = ["-c:a", "aac", "-b:a", f"{self.setting}k"]
             subprocess.run(["ffmpeg", "-loglevel", "error", "-i", plain, *rate, packed], check=True)
-            return audio.read(packed)[0][0]
+            return files.read(packed)[0][0]
 
 
 @cache
@@ -81,8 +81,8 @@ class SampleRate:
 
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         """`[samples]` at the lower rate and back."""
-        stored = np.round(32767 * audio.resample(wav, sample_rate, self.rate)) / 32767
-        return audio.resample(stored.astype(np.float32), self.rate, sample_rate)
+        stored = np.round(32767 * files.resample(wav, sample_rate, self.rate)) / 32767
+        return files.resample(stored.astype(np.float32), self.rate, sample_rate)
 
     def passband_hz(self, sample_rate: int) -> float:
         """Half of the lower rate, Hz."""

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from srlib.audio import files as audio
+from srlib.audio import files
 from srlib.config import SAMPLE_RATE
 from srlib.data.tracks import load_dataset
 from srlib.machine import hardware
@@ -53,7 +53,7 @@ def time_of_file(pipe: RestorationPipeline, audio_s: float, channels: int) -> di
     """Seconds in total for a file that is restored as the command line does: chunk by chunk, cutoff detected."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "input.flac"
-        audio.write(source, np.stack([np.roll(_music(audio_s), 4800 * i) for i in range(channels)]), SAMPLE_RATE)
+        files.write(source, np.stack([np.roll(_music(audio_s), 4800 * i) for i in range(channels)]), SAMPLE_RATE)
         _forget_peak(pipe)
         wall, cpu = time.perf_counter(), time.process_time()
         pipe.restore_file(source, Path(folder) / "output.wav")

@@ -11,7 +11,6 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,10 +97,10 @@ class _Store:
     def __init__(self, path: str | Path | None) -> None:
         self.path, self.rows = path and Path(path), {}
         if self.path and self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):  # the last one may have been cut off
-                    key, rows = json.loads(line)
-                    self.rows[key] = rows
+            whole, _, torn = self.path.read_text(encoding="utf-8").rpartition("\n")
+            if torn:  # the last line was cut off
+                self.path.write_text(whole + "\n", encoding="utf-8")
+            self.rows = dict(json.loads(line) for line in whole.splitlines())
 
     def key(self, *parts: Any) -> str:
         """Of a row; the same in every process. Without a file no row is looked up."""
@@ -142,17 +141,11 @@ def parallel(function: Callable[[T], R], tasks: Sequence[T], workers: int | None
 
 
 def _alone(function: Callable[[T], R], task: T) -> R:
-    with single_threaded():
-        return function(task)
-
-
-@contextmanager
-def single_threaded() -> Iterator[None]:
-    """Compute on one thread: with others the last digits are others, and processes are the parallelism."""
+    """On one thread: with others the last digits are others, and processes are the parallelism."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        return function(task)
     finally:
         torch.set_num_threads(before)
 

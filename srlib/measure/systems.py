@@ -10,13 +10,13 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from srlib.audio import files as audio
+from srlib.audio import files
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE, Profile
 from srlib.degrade import Degradation, istft
 from srlib.errors import SrlibError
@@ -74,16 +74,9 @@ class Model:
         return restore(pipe, case.degraded, case.degradation, seed, **self.options)
 
 
-@dataclass(frozen=True)
-class TrueLogMel:
-    """GT-Mel: our trained vocoder on the log-mel of the reference."""
-
-    model: str = "compact"
-    device: str = "cpu"
-
-    def __call__(self, case: Case, seed: int = 0) -> np.ndarray:
-        """Vocode."""
-        return _vocoded(self.model, self.device, case.reference.tobytes())
+def true_log_mel(model: str, device: str, case: Case, seed: int = 0) -> np.ndarray:
+    """GT-Mel: the trained vocoder of a model on the log-mel of the reference."""
+    return _vocoded(model, device, case.reference.tobytes())
 
 
 @lru_cache(maxsize=2)  # one track comes with all of its conditions
@@ -92,50 +85,32 @@ def _vocoded(model: str, device: str, reference: bytes) -> np.ndarray:
     return pipe.vocode_truth(np.frombuffer(reference, np.float32).copy(), through_autoencoder=False)
 
 
-@dataclass(frozen=True)
-class Blind:
-    """A system that sees nothing but the degraded clip and its cutoff, by its name in `baselines.BLIND`."""
-
-    name: str
-
-    def __call__(self, case: Case, seed: int = 0) -> np.ndarray:
-        """Restore."""
-        return baselines.BLIND[self.name](case.degraded, SAMPLE_RATE, case.passband_hz, seed)
+def blind(name: str, case: Case, seed: int = 0) -> np.ndarray:
+    """A system of `baselines.BLIND`, which sees nothing but the degraded clip and its cutoff."""
+    return baselines.BLIND[name](case.degraded, SAMPLE_RATE, case.passband_hz, seed)
 
 
-@dataclass(frozen=True)
-class FittedRidge:
-    """A ridge regression for each condition, as `sweep.fit_ridges` gives them."""
-
-    ridges: Mapping[str, baselines.Ridge]
-
-    def __call__(self, case: Case, seed: int = 0) -> np.ndarray:
-        """Restore."""
-        return self.ridges[case.condition].restore(case.degraded, case.degradation)
+def ridge(ridges: Mapping[str, baselines.Ridge], case: Case, seed: int = 0) -> np.ndarray:
+    """The ridge regression of each condition, as `sweep.fit_ridges` gives them."""
+    return ridges[case.condition].restore(case.degraded, case.degradation)
 
 
-@dataclass(frozen=True)
-class Command:
-    """Any program: a command template with `{in}` and `{out}`, for wav files at 48 kHz in and any rate out."""
+def command(template: str, case: Case, seed: int = 0) -> np.ndarray:
+    """Any program: a command with `{in}` and `{out}`, for the degraded clip as wav at 48 kHz and for what it writes.
 
-    template: str
-
-    def __call__(self, case: Case, seed: int = 0) -> np.ndarray:
-        """Run it on the degraded clip; channels are averaged, and the length is that of the clip."""
-        with tempfile.TemporaryDirectory() as folder:
-            files = {"in": f"{folder}/in.wav", "out": f"{folder}/out.wav"}
-            audio.write(files["in"], case.degraded[None], SAMPLE_RATE, "FLOAT")
-            words = [word.format(**files) for word in shlex.split(self.template)]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-            if done.returncode or not Path(files["out"]).is_file():
-                said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-                raise SrlibError(f"{self.template}: ended with code {done.returncode} and no output; it said: {said}")
-            wav = audio.resample(*audio.read(files["out"]), SAMPLE_RATE).mean(axis=0)
-        return np.resize(wav, len(case.degraded)) if len(wav) > len(case.degraded) else _padded(wav, case)
-
-
-def _padded(wav: np.ndarray, case: Case) -> np.ndarray:
-    return np.pad(wav, (0, len(case.degraded) - len(wav)))
+    Channels are averaged, any sample rate is resampled, and the length is that of the clip.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"in": f"{folder}/in.wav", "out": f"{folder}/out.wav"}
+        files.write(paths["in"], case.degraded[None], SAMPLE_RATE, "FLOAT")
+        words = [word.format(**paths) for word in shlex.split(template)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode or not Path(paths["out"]).is_file():
+            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            raise SrlibError(f"{template}: ended with code {done.returncode} and no output; it said: {said}")
+        wav = files.resample(*files.read(paths["out"]), SAMPLE_RATE).mean(axis=0)
+    samples = len(case.degraded)
+    return np.pad(wav, (0, max(0, samples - len(wav))))[:samples]
 
 
 def reference(case: Case, seed: int = 0) -> np.ndarray:
@@ -181,7 +156,7 @@ def _gap_samples(case: Case) -> list[tuple[int, int]]:
 
 TABLE: dict[str, System] = {
     "reference": reference, "oracle": oracle, "ideal_wiener": ideal_wiener, "repetition": repetition,
-    "interpolation": interpolation, **{name: Blind(name) for name in baselines.BLIND},
+    "interpolation": interpolation, **{name: partial(blind, name) for name in baselines.BLIND},
 }  # fmt: skip
 
 
@@ -203,9 +178,9 @@ def _system(given: Any, profile: Profile, device: str) -> System:
         steps = {"num_inference_steps": profile.num_inference_steps}
         return Model(profile.model, device, {**steps, **options}, variant)
     if given == "gt_mel":
-        return TrueLogMel(profile.model, device)
+        return partial(true_log_mel, profile.model, device)
     if "{in}" in given and "{out}" in given:
-        return Command(given)
+        return partial(command, given)
     if given not in TABLE:
         known = ", ".join(("gt_mel", *TABLE, *MODELS))
         raise SrlibError(f"There is no system {given!r}: choose one of {known}, or a command with {{in}} and {{out}}.")

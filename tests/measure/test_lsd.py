@@ -8,8 +8,7 @@ from scipy import signal
 
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
-from srlib.measure import lsd as metrics
-from srlib.measure.lsd import PLAIN, Convention, Spectra, distance, ssr_eval
+from srlib.measure.lsd import PLAIN, Convention, Spectra, distance, lsd, pair, ssr_eval
 
 SAMPLE_RATE = 48000
 
@@ -29,9 +28,9 @@ def music(seconds=2.0):
 @pytest.mark.parametrize("sample_rate", [48000, 44100, 16000])
 def test_lsd_identities(convention, sample_rate):
     wav = noise()
-    assert metrics.lsd(wav, wav, sample_rate, convention) == pytest.approx(0.0, abs=1e-9)
-    assert metrics.lsd(wav, 0.5 * wav, sample_rate, convention) == pytest.approx(2 * math.log10(2), abs=1e-4)
-    assert metrics.lsd(wav, -wav, sample_rate, convention) == pytest.approx(0.0, abs=1e-9)
+    assert lsd(wav, wav, sample_rate, convention) == pytest.approx(0.0, abs=1e-9)
+    assert lsd(wav, 0.5 * wav, sample_rate, convention) == pytest.approx(2 * math.log10(2), abs=1e-4)
+    assert lsd(wav, -wav, sample_rate, convention) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("convention", ["plain", "ssr_eval"])
@@ -39,7 +38,7 @@ def test_two_independent_noises_differ_by_the_spread_of_log_rayleigh_power(conve
     # difference of two log10 exponential variates: variance 2 * (pi^2 / 6) / ln(10)^2
     expected = math.sqrt(math.pi**2 / 3) / math.log(10)
     assert expected == pytest.approx(0.788, abs=1e-3)
-    assert metrics.lsd(noise(4, 1), noise(4, 2), convention=convention) == pytest.approx(expected, abs=0.005)
+    assert lsd(noise(4, 1), noise(4, 2), convention=convention) == pytest.approx(expected, abs=0.005)
 
 
 @pytest.mark.parametrize("sample_rate", [48000, 44100, 24000])
@@ -51,7 +50,7 @@ def test_ssr_eval_is_the_tools_formula_on_librosas_stft(sample_rate):
         ref, est = (np.abs(librosa.stft(wav, n_fft=n_fft, hop_length=hop_length)) for wav in (reference, estimate))
         log_ratio = np.log10(ref**2 / ((est + 1e-12) ** 2) + 1e-12)
         expected = np.sqrt((log_ratio**2).mean(axis=0)).mean()
-        assert metrics.lsd(reference, estimate, sample_rate) == pytest.approx(expected, rel=1e-4)
+        assert lsd(reference, estimate, sample_rate) == pytest.approx(expected, rel=1e-4)
     assert int(2048 / (44100 / 48000)) == 2229
 
 
@@ -65,38 +64,38 @@ def test_plain_is_librosas_stft_with_reflect_padding():
     for f_low, f_high in ((0, None), (0, 19000), (4500, 19000), (6000, 12000)):
         kept = (bins_hz >= f_low) & (bins_hz <= (f_high or SAMPLE_RATE))
         expected = np.sqrt((log_ratio[kept] ** 2).mean(axis=0)).mean()
-        value = metrics.lsd(reference, estimate, convention="plain", f_low=f_low, f_high=f_high)
+        value = lsd(reference, estimate, convention="plain", f_low=f_low, f_high=f_high)
         assert value == pytest.approx(expected, rel=1e-6)
 
 
 def test_digital_silence_dominates_ssr_eval_and_plain_stops_at_its_floor():
     reference, silence = noise(), np.zeros(SAMPLE_RATE, np.float32)
     level = math.log10(0.01 * 768)  # expected power of a bin: variance times the sum of the squared window
-    assert metrics.lsd(reference, silence, convention="plain") == pytest.approx(level + 8, abs=0.4)
-    assert metrics.lsd(reference, silence) == pytest.approx(level + 24, abs=0.5)
-    assert metrics.lsd(silence, silence) == pytest.approx(12)  # the tool's formula: log10(0 + 1e-12)
-    assert metrics.lsd(silence, silence, convention="plain") == 0
+    assert lsd(reference, silence, convention="plain") == pytest.approx(level + 8, abs=0.4)
+    assert lsd(reference, silence) == pytest.approx(level + 24, abs=0.5)
+    assert lsd(silence, silence) == pytest.approx(12)  # the tool's formula: log10(0 + 1e-12)
+    assert lsd(silence, silence, convention="plain") == 0
 
 
 def test_channels_are_averaged():
     left, right = noise(seed=1), noise(seed=2)
-    both = metrics.lsd(np.stack([left, right]), np.stack([0.5 * left, right]), convention="plain")
+    both = lsd(np.stack([left, right]), np.stack([0.5 * left, right]), convention="plain")
     assert both == pytest.approx(math.log10(2), abs=1e-3)
 
 
 def test_lengths_may_differ_by_a_hundred_samples():
     wav = noise()
-    assert metrics.lsd(wav, wav[:-100], convention="plain") == pytest.approx(0, abs=1e-9)
+    assert lsd(wav, wav[:-100], convention="plain") == pytest.approx(0, abs=1e-9)
     for other in (wav[:-101], wav[:0], np.stack([wav, wav]), np.full_like(wav, np.nan)):
         with pytest.raises(SrlibError):
-            metrics.lsd(wav, other)
+            lsd(wav, other)
 
 
 def test_unknown_conventions_and_empty_bands_are_refused():
     with pytest.raises(SrlibError, match="ssr_eval"):
-        metrics.lsd(noise(), noise(), convention="")
+        lsd(noise(), noise(), convention="")
     with pytest.raises(SrlibError, match="widen"):
-        metrics.lsd(noise(), noise(), f_low=23999, f_high=23999.5)
+        lsd(noise(), noise(), f_low=23999, f_high=23999.5)
 
 
 def test_every_choice_of_a_convention_counts():
@@ -107,7 +106,7 @@ def test_every_choice_of_a_convention_counts():
               for wav in (reference, estimate)]  # fmt: skip
     ratio = np.subtract(*(np.log10(np.maximum(power, 1e-6)) for power in powers))
     assert distance(reference, estimate, own) == pytest.approx(np.sqrt((ratio**2).mean(axis=0)).mean(), rel=1e-6)
-    assert distance(reference, estimate) == metrics.lsd(reference, estimate, convention="plain", f_high=19000)
+    assert distance(reference, estimate) == lsd(reference, estimate, convention="plain", f_high=19000)
     assert math.isnan(distance(reference, estimate, Convention(f_low=23999.0, f_high=23999.5)))
 
 
@@ -134,6 +133,6 @@ def test_spectra_are_parsevals_and_computed_once():
 
 def test_a_pair_is_cropped_and_a_whole_one_stays_itself():
     whole = Spectra(noise()[None])
-    first, second = metrics.pair(whole, noise()[:-50])
+    first, second = pair(whole, noise()[:-50])
     assert first.wav.shape == second.wav.shape == (1, SAMPLE_RATE - 50)
-    assert metrics.pair(whole, noise())[0] is whole
+    assert pair(whole, noise())[0] is whole

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from srlib.audiosr.compatible import detect_cutoff_hz
 from srlib.config import SAMPLE_RATE, profile
 from srlib.degrade import Degradation
 from srlib.measure import measures, systems
@@ -49,7 +48,7 @@ def test_a_tone_is_looked_for_where_it_is(music):
         for system in (systems.TABLE["unprocessed"], lambda case, seed: case.reference)
     )
     assert nothing["tone_suppression_db"] == pytest.approx(0, abs=0.1) and perfect["tone_suppression_db"] > 100
-    assert nothing["lsd_near_tone"] > 1 and perfect["lsd_near_tone"] == 0
+    assert nothing["lsd_near_tone"] > 0.5 and perfect["lsd_near_tone"] == 0
     assert measures.near_tone(trial(music, Degradation(8000), halved)) == {}
 
 
@@ -75,8 +74,6 @@ def test_edges_are_right_within_the_tolerance(music):
     assert row["low_hz"] == steep.case.passband_hz and row["ours_inside"] and row["ours_off"] < 10
     off = measures.Edge("half", lambda wav: 0.5 * row["low_hz"])(steep)
     assert not off["half_inside"] and off["half_off"] == pytest.approx(50)
-    roll_off = measures.Edge("roll_off", detect_cutoff_hz)(steep)
-    assert not roll_off["roll_off_inside"] and roll_off["roll_off_hz"] < 7000
     full = measures.Edge("ours", measures.band_edge)(trial(music, Degradation(), halved))
     assert (full["low_hz"], full["high_hz"], full["ours_inside"]) == (18_500, SAMPLE_RATE / 2, True)
 

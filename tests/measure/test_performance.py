@@ -14,8 +14,7 @@ from srlib.audio.stft import log_mel
 from srlib.config import AUDIOSR, SAMPLE_RATE, TINY
 from srlib.measure import performance
 from srlib.measure.metrics import lsd
-from srlib.models import diffusion as ldm
-from srlib.models import vae
+from srlib.models import diffusion, vae
 from srlib.models.vocoder import build_vocoder, receptive_frames, vocode
 from srlib.report import artifacts, plots_costs
 from srlib.restore.pipeline import RestorationPipeline, build
@@ -139,7 +138,7 @@ def test_bfloat16_parts_take_and_give_float32(mel):
         pipe.to(dtype)
         posterior = pipe.prior(mel, torch.ones_like(mel))
         condition, latent = pipe.encode_condition(mel, posterior)
-        sampled = ldm.denoise(pipe.unet, pipe.scheduler, noise, condition, 3, guidance_scale=2.0)
+        sampled = diffusion.denoise(pipe.unet, pipe.scheduler, noise, condition, 3, guidance_scale=2.0)
         results.append([latent, sampled, vae.decode(pipe.vae, latent), posterior.mean])
     for exact, rounded in zip(*results, strict=True):
         assert exact.dtype == rounded.dtype == torch.float32
@@ -157,13 +156,13 @@ def test_bfloat16_restores_within_a_hundredth_of_the_score(compact_pipeline, mus
 
 @torch.no_grad()
 def test_guidance_in_one_batch_equals_two_calls():
-    unet, scheduler = unit_gain(ldm.build_unet(TINY)), ldm.build_scheduler(TINY)
+    unet, scheduler = unit_gain(diffusion.build_unet(TINY)), diffusion.build_scheduler(TINY)
     noise, condition = (torch.randn(1, channels, 16, 32) for channels in (8, 18))
-    without = ldm.unconditional(condition, 0.5)
+    without = diffusion.unconditional(condition, 0.5)
     velocities = []
     for given in (without, condition):  # one step from pure noise returns minus the velocity
-        velocities.append(-ldm.denoise(unet, scheduler, noise, given, 1))
-    guided = -ldm.denoise(unet, scheduler, noise, condition, 1, guidance_scale=3.5, scaling_factor=0.5)
+        velocities.append(-diffusion.denoise(unet, scheduler, noise, given, 1))
+    guided = -diffusion.denoise(unet, scheduler, noise, condition, 1, guidance_scale=3.5, scaling_factor=0.5)
     expected = velocities[0] + 3.5 * (velocities[1] - velocities[0])
     torch.testing.assert_close(guided, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_ridges_are_fitted_for_each_condition(clips):
     ridges = sweep.fit_ridges(CONDITIONS, clips, workers=1)
     assert list(ridges) == list(CONDITIONS)
     table = sweep.sweep(
-        {"ridge": systems.FittedRidge(ridges), **names("unprocessed")}, CONDITIONS, clips, [measures.headline]
+        {"ridge": partial(systems.ridge, ridges), **names("unprocessed")}, CONDITIONS, clips, [measures.headline]
     )
     mean = table.groupby("system")["lsd_19k"].mean()
     assert mean["ridge"] < mean["unprocessed"]

@@ -47,7 +47,7 @@ def test_a_model_is_loaded_once_and_told_where_the_band_ends(case):
 def test_a_ridge_serves_its_condition(case):
     ridge = baselines.Ridge.fit([(case.degraded, case.reference)])
     np.testing.assert_array_equal(
-        systems.FittedRidge({"clean_8k": ridge})(case, 0), ridge.restore(case.degraded, case.degradation)
+        systems.ridge({"clean_8k": ridge}, case), ridge.restore(case.degraded, case.degradation)
     )
 
 
@@ -60,7 +60,7 @@ def test_a_command_is_a_system(case):
     assert halved.shape == case.degraded.shape
     np.testing.assert_allclose(halved[:100_000], case.degraded[:100_000] / 2, atol=1e-6)
     with pytest.raises(SrlibError, match=r"false {in} {out}: ended with code 1"):
-        systems.Command("false {in} {out}")(case, 0)
+        systems.command("false {in} {out}", case)
 
 
 def test_interpolation_and_repetition_fill_steady_noise_as_well_as_noise_can():
