@@ -99,7 +99,7 @@ class _Store:
         if self.path and self.path.is_file():
             whole, _, torn = self.path.read_text(encoding="utf-8").rpartition("\n")
             if torn:  # the last line was cut off
-                self.path.write_text(whole + "\n", encoding="utf-8")
+                self.path.write_text(whole and whole + "\n", encoding="utf-8")
             self.rows = dict(json.loads(line) for line in whole.splitlines())
 
     def key(self, *parts: Any) -> str:
