@@ -14,7 +14,7 @@ _PUBLIC = {
     "RestorationPipeline": "srlib.restore.pipeline",
     "Degradation": "srlib.degrade",
     "log_mel": "srlib.audio.stft",
-    "lsd": "srlib.measure.metrics",
+    "lsd": "srlib.measure.lsd",
     "evaluate": "srlib.measure.metrics",
     "read": "srlib.audio.files",
     "write": "srlib.audio.files",

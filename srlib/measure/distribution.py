@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 
 from srlib.audio.stft import band_of_hz, log_mel
-from srlib.measure.metrics import HEADLINE_HZ
+from srlib.measure.lsd import HEADLINE_HZ
 
 _PATCH_FRAMES, _POOLED_BANDS = 32, 8  # a patch lasts 0.32 s; bands are means over 8
 _FLOOR_NAT = -9.0  # what lies lower is inaudible, and dither
@@ -38,13 +39,21 @@ def two_sample_accuracy(real: Sequence[np.ndarray], restored: Sequence[np.ndarra
     features, labels, groups = [], [], []
     for track, pair in enumerate(zip(real, restored, strict=True)):
         for label, mel in enumerate(pair):
-            patches = _features(mel)
+            patches = _features(np.asarray(mel, np.float32))
             features.append(patches)
             labels += [label] * len(patches)
             groups += [track] * len(patches)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     scores = cross_val_score(classifier, np.concatenate(features), labels, groups=groups, cv=LeaveOneGroupOut())
     return float(max(scores.mean(), 0.5))
+
+
+def accuracies(rows: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
+    """`two_sample_accuracy` of each group of rows with columns of log-mels, where it has several tracks."""
+    several = rows.groupby(list(keys), sort=False).filter(lambda group: len(group) > 1).groupby(list(keys), sort=False)
+    return pd.Series(
+        {key: two_sample_accuracy(group["real"], group["restored"]) for key, group in several}, dtype=float
+    )
 
 
 def _features(mel: np.ndarray) -> np.ndarray:

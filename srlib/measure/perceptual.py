@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Iterable
 from functools import cache
 
@@ -30,10 +31,9 @@ def zimtohrli(reference: np.ndarray, estimate: np.ndarray) -> float:
 
 
 def two_f(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """The 2f model's MUSHRA score, 0 to 100: higher is better. The first call of a process compiles for a minute."""
-    model = _package("two_f", "core.models.mms")
-    pair = (np.asarray(wav, np.float64)[None] for wav in (estimate, reference))
-    return float(model.estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
+    """The 2f model's MUSHRA score, 0 to 100: higher is better. The first call on a machine compiles for two minutes."""
+    pair = (np.array(wav, np.float64)[None] for wav in (estimate, reference))  # copies: it changes what it is given
+    return float(_two_f().estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
 
 
 def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
@@ -60,6 +60,17 @@ def _visqol():
     api = _package("visqol").VisqolApi()
     api.create(mode="audio")
     return api
+
+
+@cache
+def _two_f():
+    model = _package("two_f", "core.models.mms")
+    for name, module in list(sys.modules.items()):
+        if name.startswith(PACKAGES["two_f"]):
+            for compiled in vars(module).values():
+                if hasattr(compiled, "enable_caching"):  # numba's: on disk, for the processes that come after
+                    compiled.enable_caching()
+    return model
 
 
 def _package(measure: str, module: str = ""):

@@ -57,7 +57,7 @@ class Run:
     def pipeline(self, variant: str | None = None) -> RestorationPipeline:
         """The profile's restoration pipeline, loaded once; `variant="lowpass"` is the one trained without noise."""
         if variant not in self._pipelines:
-            from srlib.measure.evaluation import load_pipeline
+            from srlib.measure.systems import load_pipeline
 
             self._pipelines[variant] = load_pipeline(self.profile, variant, self.device)
         return self._pipelines[variant]

@@ -1,13 +1,14 @@
 """The two-sample test: chance for music of the same kind, certainty for what is blurred or made of noise."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
 
 from srlib.audio.stft import band_edges_hz, log_mel
 from srlib.data.tracks import load_dataset
-from srlib.measure.distribution import two_sample_accuracy, upper_band
+from srlib.measure.distribution import accuracies, two_sample_accuracy, upper_band
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,11 @@ def test_the_upper_band_is_that_of_the_log_mel(music):
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_array_equal(upper_band(mel, 4000.0), found)
     assert upper_band(np.zeros(48_000, np.float32), 4000.0).max() == -9.0  # inaudible is inaudible
+
+
+def test_groups_of_several_tracks_are_told_apart_one_by_one(tracks):
+    rows = [{"system": "same", "real": real, "restored": other} for real, other in tracks]
+    rows += [{"system": "blurred", "real": real, "restored": blurred(other)} for real, other in tracks]
+    rows += [{"system": "alone", "real": tracks[0][0], "restored": tracks[0][1]}]
+    found = accuracies(pd.DataFrame(rows), ["system"])
+    assert list(found.index.get_level_values(0)) == ["same", "blurred"] and found.iloc[0] < 0.6 and found.iloc[1] > 0.95

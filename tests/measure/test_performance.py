@@ -2,22 +2,20 @@
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from srlib.audio.stft import log_mel
 from srlib.config import AUDIOSR, SAMPLE_RATE, TINY
-from srlib.errors import SrlibError
 from srlib.measure import performance
 from srlib.measure.metrics import lsd
-from srlib.models import diffusion as ldm
-from srlib.models import vae
+from srlib.models import diffusion, vae
 from srlib.models.vocoder import build_vocoder, receptive_frames, vocode
-from srlib.report import artifacts, plots_tables
+from srlib.report import artifacts
 from srlib.restore.pipeline import RestorationPipeline, build
 from srlib.stopwatch import stage, stopwatch
 
@@ -44,20 +42,19 @@ def mel(music):
     return log_mel(torch.from_numpy(music[: 128 * 480]))
 
 
-def test_measure_times_every_stage(tiny_pipeline):
-    row = performance.measure(tiny_pipeline, 0.64, 2)
-    stages = [row[f"{stage}_s"] for stage in performance.STAGES]
-    assert min(stages) > 0
-    assert sum(stages) == pytest.approx(row["total_s"])
-    assert row["real_time_factor"] == pytest.approx(row["total_s"] / 0.64)
+def test_every_stage_takes_time_within_the_total(tiny_pipeline):
+    start = time.process_time()
+    row = performance.time_by_stage(tiny_pipeline, 0.64, 2)
+    assert min(row[f"{stage}_s"] for stage in performance.STAGES) > 0
+    assert row["total_s"] < time.process_time() - start
     assert 0.1 < row["peak_gib"] < 16
 
 
-def test_measure_file_restores_every_channel(tiny_pipeline):
-    row = performance.measure_file(tiny_pipeline, 0.64, 3)
+def test_a_file_is_timed_with_every_channel(tiny_pipeline):
+    start = time.perf_counter()
+    row = performance.time_of_file(tiny_pipeline, 0.64, 3)
     assert (row["audio_s"], row["channels"]) == (0.64, 3)
-    assert row["real_time_factor"] == pytest.approx(row["total_s"] / 0.64)
-    assert row["cpu_factor"] == pytest.approx(row["cpu_s"] / 0.64)
+    assert 0 < row["total_s"] < time.perf_counter() - start
     assert 0.1 < row["peak_gib"] < 16
 
 
@@ -82,52 +79,16 @@ def test_stopwatch_adds_up_and_only_runs_when_asked():
 
 
 def test_a_case_runs_in_a_process_of_its_own():
-    table = performance.benchmark([performance.Case("compact", "bfloat16", 0.64, 1)])
+    table = performance.benchmark([("compact", "bfloat16", 0.64, 1)])
     assert list(table)[:5] == ["size", "dtype", "audio_s", "steps", "device"]
     assert np.isfinite(table.drop(columns=["size", "dtype", "device"]).to_numpy(float)).all()
+    assert {"processor", "cores", "torch"} <= set(performance.environment())
 
 
-def test_the_record_is_read_and_only_measured_when_asked(tmp_path, monkeypatch):
-    monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
-    measured = []
-    monkeypatch.setattr(performance, "benchmark", lambda cases: measured.append(cases) or pd.DataFrame({"x": [2.0]}))
-    here = pd.DataFrame({"x": [1.0]})
-    assert performance.recorded("smoke", here)[0] is here
-    artifacts.save_table(here, "performance", "demo", "10_performance", {"processor": "one"})
-    for profile in ("demo", "paper"):
-        table, machine = performance.recorded(profile, here)
-        assert table["x"].tolist() == [1.0] and machine == {"processor": "one"}
-    assert not measured
-    table, machine = performance.recorded("demo", here, again=True)
-    assert table["x"].tolist() == [2.0] and {"processor", "cores", "torch"} <= set(machine)
-    assert measured == [performance.RECORD]
-
-
-def test_an_exploration_reads_the_record_and_never_measures(tmp_path, monkeypatch):
-    monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
-    monkeypatch.setattr(artifacts, "_explored", None)
-    for name in ("benchmark", "file_benchmark"):
-        monkeypatch.setattr(performance, name, lambda *_: pytest.fail("measured"))
-    here = pd.DataFrame({"x": [1.0]})
-    for name in ("performance", "restore_speed"):
-        artifacts.save_table(here, name, "demo", "10_performance", {"processor": "one"})
-    artifacts.explore(tmp_path / "build" / "demo" / "explore")
-    for table, machine in (performance.recorded("demo", here), performance.recorded_files("demo", None)):
-        assert table["x"].tolist() == [1.0] and machine == {"processor": "one"}
-    (tmp_path / "report" / "tables" / "performance.csv").unlink()
-    with pytest.raises(SrlibError, match=r"performance\.csv.*python -m srlib\.performance"):
-        performance.recorded("demo", here)
-
-
-def test_the_committed_record_holds_both_sizes_and_adds_up():
+def test_the_committed_record_holds_both_sizes():
     table = artifacts.read_table("performance", "demo")
     assert {"compact", "audiosr"} == set(table["size"])
-    stages = table[[f"{stage}_s" for stage in performance.STAGES]].sum(axis=1)
-    np.testing.assert_allclose(stages, table["total_s"], rtol=1e-4)
-    for ax, (_, rows) in zip(plots_tables.cost(table, "any").axes, table.groupby("size", sort=False), strict=True):
-        for name, bars in zip(performance.STAGES, ax.containers, strict=True):
-            np.testing.assert_allclose([bar.get_width() for bar in bars], rows[f"{name}_s"])
-        np.testing.assert_allclose([bar.get_x() + bar.get_width() for bar in bars], rows["total_s"], rtol=1e-4)
+    assert (table[["total_s", "peak_gib"]] > 0).all(axis=None)
 
 
 @torch.no_grad()
@@ -171,7 +132,7 @@ def test_bfloat16_parts_take_and_give_float32(mel):
         pipe.to(dtype)
         posterior = pipe.prior(mel, torch.ones_like(mel))
         condition, latent = pipe.encode_condition(mel, posterior)
-        sampled = ldm.denoise(pipe.unet, pipe.scheduler, noise, condition, 3, guidance_scale=2.0)
+        sampled = diffusion.denoise(pipe.unet, pipe.scheduler, noise, condition, 3, guidance_scale=2.0)
         results.append([latent, sampled, vae.decode(pipe.vae, latent), posterior.mean])
     for exact, rounded in zip(*results, strict=True):
         assert exact.dtype == rounded.dtype == torch.float32
@@ -189,13 +150,13 @@ def test_bfloat16_restores_within_a_hundredth_of_the_score(compact_pipeline, mus
 
 @torch.no_grad()
 def test_guidance_in_one_batch_equals_two_calls():
-    unet, scheduler = unit_gain(ldm.build_unet(TINY)), ldm.build_scheduler(TINY)
+    unet, scheduler = unit_gain(diffusion.build_unet(TINY)), diffusion.build_scheduler(TINY)
     noise, condition = (torch.randn(1, channels, 16, 32) for channels in (8, 18))
-    without = ldm.unconditional(condition, 0.5)
+    without = diffusion.unconditional(condition, 0.5)
     velocities = []
     for given in (without, condition):  # one step from pure noise returns minus the velocity
-        velocities.append(-ldm.denoise(unet, scheduler, noise, given, 1))
-    guided = -ldm.denoise(unet, scheduler, noise, condition, 1, guidance_scale=3.5, scaling_factor=0.5)
+        velocities.append(-diffusion.denoise(unet, scheduler, noise, given, 1))
+    guided = -diffusion.denoise(unet, scheduler, noise, condition, 1, guidance_scale=3.5, scaling_factor=0.5)
     expected = velocities[0] + 3.5 * (velocities[1] - velocities[0])
     torch.testing.assert_close(guided, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
@@ -208,12 +169,3 @@ def test_a_folder_runs_in_bfloat16_only_if_it_is_stored_so(tmp_path, dtype, monk
         fast = capabilities["avx512_bf16"] or torch.cuda.is_available()
         wanted = torch.bfloat16 if dtype == torch.bfloat16 and fast else torch.float32
         assert RestorationPipeline.from_pretrained(tmp_path).dtype == wanted
-
-
-def test_quality_figure_has_a_line_a_solver():
-    table = pd.DataFrame({"scheduler": ["ddim", "ddim", "dpm"], "steps": [1, 2, 1]})
-    table = table.assign(lsd_19k=[1.2, 1.1, 1.3], texture_high=[0.9, 0.8, 0.7])
-    for ax, column in zip(plots_tables.quality_by_steps(table).axes, ("lsd_19k", "texture_high"), strict=True):
-        for line, (name, rows) in zip(ax.lines[:2], table.groupby("scheduler", sort=False), strict=True):
-            assert line.get_label() == name
-            np.testing.assert_array_equal(line.get_xydata(), rows[["steps", column]])

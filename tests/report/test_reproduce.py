@@ -15,7 +15,6 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from srlib.config import PROFILES
 from srlib.errors import SrlibError
-from srlib.measure import evaluation
 from srlib.report import artifacts, reproduce
 from srlib.report.run import outputs
 
@@ -75,10 +74,8 @@ def test_figures_are_readable(smoke):
 
 def test_lsd_table_is_complete_and_finite(smoke):
     table = artifacts.read_table("lsd", SMOKE)
-    conditions = {condition.name for condition in evaluation.conditions(PROFILES[SMOKE])}
-    systems = set(evaluation.SYSTEMS)
-    assert set(table["system"]) == systems
-    assert set(table["condition"]) == conditions
+    conditions, systems = set(table["condition"]), set(table["system"])
+    assert conditions >= set(reproduce.LSD_NUMBER_CONDITIONS) and systems >= set(reproduce.LSD_NUMBER_SYSTEMS.values())
     assert len(table) == table["track"].nunique() * len(conditions) * len(systems)
     assert np.isfinite(table[["lsd", "lsd_19k", "lsd_ssr_eval", "log_mel_l1"]]).all(axis=None)
     oracle = table[(table["system"] == "oracle") & (table["noise"] == "clean")]

@@ -7,7 +7,7 @@ import torch
 from srlib.audiosr.compatible import detect_cutoff_hz
 from srlib.data.tracks import load_dataset
 from srlib.degrade import FILTER_TYPES, Degradation
-from srlib.measure import detection
+from srlib.measure.conditions import Coder, SampleRate
 from srlib.restore.cutoff import BandDetector, detect_band
 from srlib.restore.merge import FULL_BAND
 
@@ -76,18 +76,14 @@ def test_white_noise_over_the_edge(music):
 
 @pytest.mark.parametrize("rate", [8000, 22050])
 def test_what_was_sampled_lower_ends_at_its_nyquist(music, rate):
-    (case,) = [case for case in detection.resampled_cases([music]) if case.detail == f"{rate} Hz"]
-    assert band_of(case.wav).passband_hz == pytest.approx(rate / 2, rel=0.1)
+    assert band_of(SampleRate(rate).apply(music, SAMPLE_RATE)).passband_hz == pytest.approx(rate / 2, rel=0.1)
 
 
 @pytest.mark.parametrize(("coder", "setting"), [("mp3", 0.97), ("aac", 32), ("vorbis", 1.0)])
 def test_edge_of_coded_music_is_the_coder_s(tracks, coder, setting):
-    edge_hz = detection.coder_edge_hz(coder, setting)
-    assert band_of(detection.coded(tracks[0], coder, setting)).passband_hz == pytest.approx(edge_hz, rel=0.1)
-
-
-def test_coder_edge_of_vorbis_is_where_its_tables_cut():
-    assert detection.coder_edge_hz("vorbis", 1.0) == pytest.approx(15_100, rel=0.02)  # libvorbis, quality 0, 44.1 kHz
+    change = Coder(coder, setting)
+    edge_hz = change.passband_hz(SAMPLE_RATE)
+    assert band_of(change.apply(tracks[0], SAMPLE_RATE)).passband_hz == pytest.approx(edge_hz, rel=0.1)
 
 
 def test_half_a_second_is_enough(music):

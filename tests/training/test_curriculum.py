@@ -54,3 +54,9 @@ def test_summarise_runs_reads_a_log():
     log = log.assign(**{"train/loss": [1.0, 0.5], "val/lsd": [math.nan, 1.2]})
     row = curriculum.summarise_runs({"run": log}).iloc[0]
     assert list(row[["steps", "minutes", "first_loss", "last_loss", "val_lsd"]]) == [20, 1.0, 1.0, 0.5, 1.2]
+
+
+def test_thinned_logs_keep_every_validation():
+    log = pd.DataFrame({"run_id": "x", "global_step": range(1, 101), "val/lsd": [None] * 98 + [1.0, 2.0]})
+    thin = curriculum.thinned({"x": log, "y": log.head(3)}, rows=10)
+    assert list(thin["global_step"]) == [*range(1, 101, 10), 99, 100, 1, 2, 3]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from srlib import config, machine
 from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError
-from srlib.measure import evaluation
+from srlib.measure import systems
 from srlib.restore.pipeline import RestorationPipeline, build
 from srlib.training import curriculum, weights
 from srlib.training.publish import _newest, publish
@@ -117,7 +117,7 @@ def test_published_weights_give_back_the_pipeline_and_its_variant(runs, shipped)
         assert published(wav, SAMPLE_RATE).audio.shape == wav.shape
     assert load_file(shipped / "unet" / "diffusion_pytorch_model.safetensors")["head.weight"].dtype == torch.float16
     profile = config.Profile("here", "demo", str(shipped), 1.28, {}, (8000,), None)
-    assert same(evaluation.load_pipeline(profile, "lowpass").unet.state_dict(), published.unet.state_dict())
+    assert same(systems.load_pipeline(profile, "lowpass").unet.state_dict(), published.unet.state_dict())
 
 
 def test_what_is_published_holds_every_log_and_the_first_snapshot_of_each_noise(runs, shipped):

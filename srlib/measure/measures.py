@@ -1,0 +1,202 @@
+"""Measures of a sweep: functions of a `Trial` that give columns of its row, or several rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from srlib.config import HOP_LENGTH, SAMPLE_RATE
+from srlib.measure import metrics, perceptual
+from srlib.measure.conditions import Case
+from srlib.measure.distribution import upper_band
+from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance, lsd
+from srlib.measure.systems import System
+from srlib.restore.cutoff import FULL_FROM_HZ, detect_band
+
+_SEEDS = 3  # samples that diversity is measured over
+_NEAR_TONE_HZ = 200.0
+
+
+@dataclass
+class Trial:
+    """One system on one case, and what it gave."""
+
+    case: Case
+    name: str
+    system: System
+    seed: int
+
+    @cached_property
+    def output(self) -> Any:
+        """What the system returned: [samples], a `RestorationOutput`, or what else its measures take."""
+        return self.system(self.case, self.seed)
+
+    @cached_property
+    def audio(self) -> np.ndarray:
+        """The restored clip, [samples] at 48 kHz."""
+        return getattr(self.output, "audio", self.output)
+
+    @cached_property
+    def spectra(self) -> Spectra:
+        """Those of the restored clip."""
+        return Spectra(self.audio[None])
+
+
+Columns = dict[str, Any]
+Measure = Callable[[Trial], Columns | list[Columns]]
+
+
+@dataclass(frozen=True)
+class Only:
+    """A measure that is taken of some systems under some conditions."""
+
+    measure: Measure
+    systems: tuple[str, ...]
+    conditions: tuple[str, ...]
+
+    def __call__(self, trial: Trial) -> Columns:
+        """Its columns, or none."""
+        wanted = trial.name in self.systems and trial.case.condition in self.conditions
+        return self.measure(trial) if wanted else {}
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """Measures of `srlib.measure.perceptual` by name; those that are not installed are left out."""
+
+    names: tuple[str, ...] = ("zimtohrli",)
+
+    def __call__(self, trial: Trial) -> Columns:
+        """One column each."""
+        return perceptual.measure(trial.case.reference, trial.audio, self.names)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The LSD by one convention after a change of the reference and of the estimate, as the column `name`."""
+
+    name: str
+    convention: Convention = PLAIN
+    change_reference: Callable[[np.ndarray], np.ndarray] | None = None
+    change_estimate: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def __call__(self, trial: Trial) -> Columns:
+        """One column."""
+        pair = trial.case.truth, trial.spectra
+        changes = self.change_reference, self.change_estimate
+        pair = (one if change is None else change(one.wav[0]) for one, change in zip(pair, changes, strict=True))
+        return {self.name: distance(*pair, self.convention)}
+
+
+def scores(trial: Trial) -> Columns:
+    """All of `metrics.evaluate`."""
+    return metrics.evaluate(trial.case.truth, trial.spectra, degradation=trial.case.degradation)
+
+
+def headline(trial: Trial) -> Columns:
+    """`lsd_19k` and, against blur above the cutoff, `level_high_db`, `texture_high`; `log_mel_l1`."""
+    pair = trial.case.truth, trial.spectra
+    row = {"lsd_19k": distance(*pair)}
+    if (stopband_hz := trial.case.stopband_hz) is not None:
+        row["level_high_db"] = metrics.level_high_db(*pair, stopband_hz)
+        row["texture_high"] = metrics.texture_high(*pair, stopband_hz)
+    return row | {"log_mel_l1": metrics.log_mel_l1(*pair)}
+
+
+def input_distance(trial: Trial) -> Columns:
+    """`lsd_19k` of the degraded clip."""
+    return {"lsd_19k_input": distance(trial.case.truth, trial.case.degraded)}
+
+
+def known_band(trial: Trial) -> Columns:
+    """SNR below the cutoff against the reference as filtered, and under noise its gain over the input.
+
+    `snr_low_gain_db` is the gain against the reference itself. Without a filter the band ends at 19 kHz.
+    """
+    case, edge_hz = trial.case, trial.case.passband_hz or HEADLINE_HZ
+    row = {"snr_known_db": metrics.snr_low_db(case.filtered, trial.audio, edge_hz)}
+    if case.degradation.noise_type != "none":
+        for name, against in (("snr_gain_db", case.filtered), ("snr_low_gain_db", case.reference)):
+            before, after = (metrics.snr_low_db(against, wav, edge_hz) for wav in (case.degraded, trial.audio))
+            row[name] = after - before
+    return row
+
+
+def near_tone(trial: Trial) -> Columns:
+    """Suppression of the tone, and the plain LSD within 200 Hz of it; nothing without a tone."""
+    case, done = trial.case, trial.case.degradation
+    if done.noise_type != "tone":
+        return {}
+    suppressed = metrics.tone_suppression_db(case.reference, trial.audio, done.tone_hz, done.noise_amplitude)
+    band = {"f_low": max(done.tone_hz - _NEAR_TONE_HZ, 0.0), "f_high": done.tone_hz + _NEAR_TONE_HZ}
+    near = lsd(case.truth, trial.spectra, convention="plain", **band)
+    return {"tone_suppression_db": suppressed, "lsd_near_tone": near}
+
+
+def noise_found(trial: Trial) -> Columns:
+    """Whether our model found stationary noise."""
+    return {"noise_found": trial.output.noise_found}
+
+
+def samples(trial: Trial) -> Columns:
+    """Log-mels above the band for `distribution.accuracies` and, if the system samples, their `diversity`.
+
+    Diversity is the standard deviation over three seeds, nat; the first is that of the trial.
+    """
+    f_low = trial.case.stopband_hz
+    row = {"real": upper_band(trial.case.reference, f_low), "restored": upper_band(trial.audio, f_low)}
+    if trial.system.options.get("num_inference_steps") not in (None, 0, 1):
+        others = (trial.system(trial.case, trial.seed + i) for i in range(1, _SEEDS))
+        mels = [upper_band(output.log_mel, f_low) for output in (trial.output, *others)]
+        row["diversity"] = float(np.std(mels, axis=0).mean())
+    return row
+
+
+def in_gaps(trial: Trial) -> list[Columns]:
+    """One row a gap: plain LSD to 19 kHz and log-mel distance over the frames with their centre inside it."""
+    pair, band = (trial.case.truth, trial.spectra), PLAIN.band(0.0, HEADLINE_HZ)
+    power = np.subtract(*(one.log_power(PLAIN)[0, :, band] for one in pair))
+    mel = np.subtract(*(one.log_mel[0, 0] for one in pair))
+    centres = np.arange(len(power)) * PLAIN.hop_length, (np.arange(len(mel)) + 0.5) * HOP_LENGTH
+    rows = []
+    for start, end in trial.case.degradation.gaps:
+        inside = [(start * SAMPLE_RATE <= centre) & (centre < end * SAMPLE_RATE) for centre in centres]
+        lsd_19k = float(np.sqrt((power[inside[0]] ** 2).mean(1)).mean())
+        row = {"gap_ms": round(1000 * (end - start)), "lsd_19k": lsd_19k}
+        rows.append(row | {"log_mel_l1": float(np.abs(mel[inside[1]]).mean())})
+    return rows
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Where a detector says that the degraded clip's band ends, beside where it does, Hz.
+
+    `<name>_inside` says whether that is so, by a share `tolerance` of the -3 dB point less and of the -20 dB point
+    more; full band is any edge from 18.5 kHz on. `<name>_off` is the distance from there, % of the -3 dB point.
+    """
+
+    name: str
+    detector: Callable[[torch.Tensor], float]
+    tolerance: float = 0.1
+
+    def __call__(self, trial: Trial) -> Columns:
+        """The columns low_hz, high_hz and three of the detector."""
+        low_hz, high_hz = trial.case.passband_hz or FULL_FROM_HZ, trial.case.stopband_hz or FULL_FROM_HZ
+        full = low_hz == high_hz >= FULL_FROM_HZ  # a sharp edge so high, or none
+        if full:
+            low_hz, high_hz = FULL_FROM_HZ, SAMPLE_RATE / 2
+        edge_hz = self.detector(torch.from_numpy(trial.case.degraded))
+        inside = (1 - self.tolerance) * low_hz <= edge_hz <= (1 + self.tolerance) * high_hz
+        off = 100 * max(low_hz - edge_hz, edge_hz - high_hz, 0.0) / low_hz
+        found = {"hz": edge_hz, "inside": edge_hz >= FULL_FROM_HZ if full else inside, "off": off}
+        return {"low_hz": low_hz, "high_hz": high_hz} | {f"{self.name}_{key}": value for key, value in found.items()}
+
+
+def band_edge(wav: torch.Tensor) -> float:
+    """Our detector's -3 dB point of `[samples]` at 48 kHz, Hz."""
+    return detect_band(wav).passband_hz
