@@ -61,13 +61,13 @@ QUICK = ((_CHUNK_SECONDS, 1), (_CHUNK_SECONDS, 4), (5.0, 1))  # seconds of audio
 
 
 def measure(pipe: RestorationPipeline, audio_s: float, steps: int) -> dict[str, float]:
-    """Seconds (`srlib.stopwatch`) of each of STAGES and in total, real-time factor and peak memory in GiB.
+    """Seconds (`srlib.machine`) of each of STAGES and in total, real-time factor and peak memory in GiB.
 
     The memory is that of the process while it restores, weights included; on a GPU what torch allocated there.
     """
     import torch
 
-    from srlib.stopwatch import stopwatch
+    from srlib.machine import stopwatch
 
     wav, on_gpu = _music(audio_s), pipe.device.type == "cuda"
     pipe(wav[: SAMPLE_RATE // 2], SAMPLE_RATE, num_inference_steps=1, cutoff_hz=4000.0)  # libraries warm up

@@ -11,8 +11,8 @@ from torch import nn
 
 from srlib.config import UNCONDITIONAL_LATENT, ModelSize
 from srlib.errors import SrlibError
+from srlib.machine import stage
 from srlib.models.transformer import LatentTransformer
-from srlib.stopwatch import stage
 
 SCHEDULERS = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from srlib.audio.stft import envelope, istft_same, log_mel, stft
 from srlib.config import FRAME_PAD, HOP_LENGTH, SAMPLE_RATE
-from srlib.stopwatch import stage
+from srlib.machine import stage
 
 EXCITATIONS = ("copied", "noise")
 _LOOP_SAMPLES = 1024 * HOP_LENGTH  # 10.24 s: of the noise that is repeated

@@ -15,7 +15,7 @@ from torch import nn
 
 from srlib.audio.stft import envelope, istft_same, normalise, stft
 from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, N_MELS, ModelSize
-from srlib.stopwatch import stage
+from srlib.machine import stage
 
 _BINS = N_FFT // 2 + 1
 

@@ -9,8 +9,8 @@ import torch
 
 from srlib.audio.stft import aligned_stft, band_edges_hz, frames_of, istft_same
 from srlib.config import F_MAX, N_FFT
+from srlib.machine import stage
 from srlib.restore.gaps import Gap, fill_gaps
-from srlib.stopwatch import stage
 
 MERGES = ("gain", "replace", "none")
 # Of the low-pass where the known band ends, where the missing one starts, and how far down its fall is taken back:

@@ -12,6 +12,7 @@ import torch
 from srlib.audio.stft import log_mel
 from srlib.config import AUDIOSR, SAMPLE_RATE, TINY
 from srlib.errors import SrlibError
+from srlib.machine import stage, stopwatch
 from srlib.measure import performance
 from srlib.measure.metrics import lsd
 from srlib.models import diffusion as ldm
@@ -19,7 +20,6 @@ from srlib.models import vae
 from srlib.models.vocoder import build_vocoder, receptive_frames, vocode
 from srlib.report import artifacts, plots_costs
 from srlib.restore.pipeline import RestorationPipeline, build
-from srlib.stopwatch import stage, stopwatch
 
 HIFIGAN = replace(AUDIOSR, vocoder=AUDIOSR.vocoder | {"upsample_initial_channel": 64})
 
