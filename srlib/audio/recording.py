@@ -12,7 +12,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from srlib.audio import files as audio
+from srlib.audio.decoding import decoded, truncated, whole
+from srlib.audio.files import TAGS, check_finite
 from srlib.errors import SrlibError
 
 _BLOCK = 2**17  # samples of each channel
@@ -43,7 +44,7 @@ class Recording:
         return max(1, round(self.samples * sample_rate / self.sample_rate))
 
     def blocks_at(self, sample_rate: int, channels: Sequence[int]) -> Iterator[np.ndarray]:
-        """A pass over some channels, resampled as `audio.resample` does the whole."""
+        """A pass over some channels, resampled as `srlib.audio.files.resample` does the whole."""
         chosen = (block[list(channels)] for block in self.blocks())
         if sample_rate == self.sample_rate:
             yield from chosen
@@ -62,16 +63,16 @@ class Recording:
 def open_recording(path: str | PathLike) -> Iterator[Recording]:
     """The recording in a file; errors in it show when it is opened or in the first pass, as `SrlibError`."""
     path = Path(path)
-    with audio.decoded(path) as readable:
+    with decoded(path) as readable:
         with soundfile.SoundFile(readable) as file:
             rate, channels, samples = file.samplerate, file.channels, file.frames
-            tags = {name: value for name, value in file.copy_metadata().items() if name in audio.TAGS}
+            tags = {name: value for name, value in file.copy_metadata().items() if name in TAGS}
         if samples == 0:
             raise SrlibError(f"{path} holds no samples: nothing to process.")
 
         def blocks() -> Iterator[np.ndarray]:
             for block in _read_blocks(readable, samples, path):
-                audio.check_finite(block, path)
+                check_finite(block, path)
                 yield block
 
         yield Recording(rate, channels, samples, blocks, tags)
@@ -85,5 +86,5 @@ def _read_blocks(readable: Path, samples: int, path: Path) -> Iterator[np.ndarra
             try:
                 block = file.read(expected, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
-                raise audio.truncated(path) from error
-            yield audio.whole(block, expected, file, path).T
+                raise truncated(path) from error
+            yield whole(block, expected, file, path).T

@@ -1,7 +1,6 @@
 """Artefacts round-trip, repeat to the byte, keep profiles apart, and name the remedy when they are missing."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from srlib.audio.files import replace_folder
 from srlib.errors import SrlibError
 from srlib.report import artifacts
 
@@ -119,83 +117,6 @@ def test_bad_names_kinds_and_values_are_refused():
         artifacts.save_number("lsd_ours", float("nan"), "demo", "07_lsd_tables")
     with pytest.raises(SrlibError, match="no rows"):
         artifacts.save_table(table().iloc[:0], "lsd", "demo", "07_lsd_tables")
-
-
-def holds(folder) -> str | None:
-    """What version stands in a folder that `version` wrote, and whether all of it does."""
-    found = {path.read_text() for path in folder.glob("*")}
-    return found.pop() if len(found) == 1 and len(list(folder.iterdir())) == 3 else None
-
-
-def version(text):
-    def write(folder):
-        folder.mkdir()
-        for name in "abc":
-            (folder / name).write_text(text)
-
-    return write
-
-
-REPLACE_AND_DIE = """
-import os, sys
-from pathlib import Path
-from srlib.report import artifacts
-
-def write(folder):
-    folder.mkdir()
-    for name in "abc":
-        (folder / name).write_text("new")
-
-def audit(event, arguments):
-    if event in ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "open"):
-        count[0] -= 1
-        if count[0] == 0:
-            os._exit(9)
-
-count = [int(sys.argv[2])]
-folder = Path(sys.argv[1])
-sys.addaudithook(audit)
-replace_folder(folder, write)
-"""
-
-
-def test_a_folder_is_replaced_as_a_whole_whenever_the_process_dies(project):
-    """Killed before every single thing it does to files: the old or the new is there, whole, or put back next time."""
-    put_back = 0
-    for step in range(1, 100):
-        folder = project / str(step) / "folder"
-        folder.parent.mkdir()
-        version("old")(folder)
-        died = subprocess.run([sys.executable, "-c", REPLACE_AND_DIE, folder, str(step)]).returncode == 9
-        if not folder.exists():
-            put_back += 1
-            with pytest.raises(ZeroDivisionError):
-                replace_folder(folder, lambda _: 1 / 0)
-        assert holds(folder) in ("old", "new")
-        replace_folder(folder, version("newer"))
-        assert holds(folder) == "newer"
-        if not died:
-            break
-    assert step > 5 and put_back == 1
-    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
-
-
-def test_a_folder_whose_replacement_fails_stays(project, monkeypatch):
-    folder = project / "folder"
-    replace_folder(folder, version("old"))
-    rename, renamed = os.rename, []
-
-    def interrupted(*names):
-        renamed.append(names)
-        if len(renamed) == 2:
-            raise KeyboardInterrupt
-        rename(*names)
-
-    monkeypatch.setattr(os, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        replace_folder(folder, version("new"))
-    assert holds(folder) == "old"
-    assert [path.name for path in project.iterdir()] == ["folder"]
 
 
 def test_import_is_light():

@@ -197,7 +197,7 @@ def test_a_stopped_process_leaves_nothing(tmp_path, model, stop):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells switch it off for background jobs
     )
-    while not list((tmp_path / "new").glob(".*.tmp")) and process.poll() is None:
+    while not list((tmp_path / "new").glob(".part-*")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(stop)
     printed = process.communicate(timeout=60)
