@@ -11,12 +11,9 @@ import sys
 from typing import NoReturn
 
 from srlib import __version__
+from srlib.config import FILTER_TYPES, MERGES, NOISE_TYPES, SCHEDULERS
 from srlib.errors import SrlibError
 
-FILTER_TYPES = ("cheby1", "ellip", "butter", "boxcar")
-NOISE_TYPES = ("none", "tone", "white")
-MERGES = ("gain", "replace", "none")
-SCHEDULERS = ("dpm", "ddim", "unipc")
 DTYPES = ("fp32", "bf16", "fp16")
 STAGES = ("vae", "vocoder", "ldm")
 

@@ -49,7 +49,7 @@ def _restore_each(jobs: list[_Job], args: argparse.Namespace, faults: list[Path]
     """Restore file by file, behind one progress bar; `faults` as in `_naming`."""
     from tqdm import tqdm
 
-    from srlib.restore.restoration import Options
+    from srlib.restore.options import Options
 
     asked = {
         "num_inference_steps": args.steps,
@@ -63,7 +63,7 @@ def _restore_each(jobs: list[_Job], args: argparse.Namespace, faults: list[Path]
         "gaps": "auto" if "auto" in args.gap else args.gap,
     }
     pipe = _load_pipeline(args.model, args.device)
-    pipe.sampling(Options(**asked))  # what no file could change is refused before the first
+    Options(**asked).sampling(pipe)  # what no file could change is refused before the first
     bar = {"unit": "s", "bar_format": "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"}
     total = sum(seconds for *_, seconds in jobs)
     with tqdm(total=total, disable=not sys.stderr.isatty(), **bar) as progress, _termination():

@@ -63,12 +63,8 @@ def refusal(capsys, folder: Path, *argv: str | Path) -> str:
 def test_choices_are_those_of_the_library():
     """The parser repeats them, so that help needs no scipy and no torch."""
     from srlib.models import diffusion as ldm
-    from srlib.restore import merge
     from srlib.training import objectives
 
-    assert command_line.FILTER_TYPES == degrade.FILTER_TYPES
-    assert command_line.NOISE_TYPES == degrade.NOISE_TYPES
-    assert set(command_line.MERGES) == set(merge.MERGES)
     assert set(command_line.SCHEDULERS) == set(ldm.SCHEDULERS)
     assert set(command_line.STAGES) == set(objectives.STAGES)
 
@@ -141,8 +137,8 @@ def test_degrade_keeps_rate_and_channels(tmp_path):
         (["--cutoff-hz", "nan"], "positive frequency"),
         (["--cutoff-hz", "24000"], "half the sample rate"),
         ([*CUT_4K, "--filter", "bessel"], "bessel"),
-        ([*CUT_4K, "--order", "1"], "2 to 10"),
-        ([*CUT_4K, "--order", "11"], "2 to 10"),
+        ([*CUT_4K, "--order", "1"], "equal to 2"),
+        ([*CUT_4K, "--order", "11"], "equal to 10"),
         (["--order", "4"], "--cutoff-hz"),
         (["--filter", "butter"], "--cutoff-hz"),
         (["--amplitude", "0.1"], "--noise"),
@@ -320,10 +316,10 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--cutoff-hz", "24000"], "below 24000 Hz"),
+        (["--cutoff-hz", "24000"], "less than 24000"),
         (["--cutoff-hz", "0"], "positive frequency"),
         (["--cutoff-hz", "high"], "positive frequency"),
-        (["--guidance", "1e38"], "from 0 to 100"),
+        (["--guidance", "1e38"], "equal to 100"),
         (["--gap", "2.9:3.1"], "not inside the audio"),
         (["--gap", "auto", "--gap", "1:2"], "leave out the others"),
         (["--gap", "2"], "START:END"),

@@ -31,13 +31,14 @@ class Recording:
 
     @classmethod
     def from_array(cls, wav: np.ndarray, sample_rate: int) -> Recording:
-        """Of `[channels, samples]`."""
+        """Of floats `[samples]` or `[channels, samples]`; SrlibError for others and for NaN or Inf."""
+        rows = as_channels(wav, sample_rate)
 
         def blocks() -> Iterator[np.ndarray]:
-            for start in range(0, wav.shape[1], _BLOCK):
-                yield wav[:, start : start + _BLOCK].astype(np.float32)
+            for start in range(0, rows.shape[1], _BLOCK):
+                yield rows[:, start : start + _BLOCK].astype(np.float32)
 
-        return cls(sample_rate, *wav.shape, blocks)
+        return cls(sample_rate, *rows.shape, blocks)
 
     def samples_at(self, sample_rate: int) -> int:
         """Length after resampling, at least one sample."""
@@ -57,6 +58,22 @@ class Recording:
             yield resampled
         rest = stream.resample_chunk(np.empty((0, len(channels)), np.float32), last=True).T[:, :missing]
         yield np.pad(rest, ((0, 0), (0, missing - rest.shape[1])))  # soxr's own rounding, a sample at most
+
+
+def as_channels(wav: np.ndarray, sample_rate: int) -> np.ndarray:
+    """`[channels, samples]` of floats `[samples]` or `[channels, samples]`; SrlibError for what is no audio."""
+    wav = np.asarray(wav)
+    if not np.issubdtype(wav.dtype, np.floating):
+        raise SrlibError(f"The audio is {wav.dtype}: give floating point samples in -1..1.")
+    if wav.ndim not in (1, 2):
+        raise SrlibError(f"The audio has the shape {wav.shape}: give [samples] or [channels, samples].")
+    if wav.size == 0:
+        raise SrlibError("The audio has no samples: give a file that holds sound.")
+    if not sample_rate > 0:
+        raise SrlibError(f"The sample rate is {sample_rate}: give a positive number of Hz.")
+    if not np.isfinite(wav).all():
+        raise SrlibError("The audio holds NaN or infinite samples: repair the file first.")
+    return np.atleast_2d(wav)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from srlib.audio.stft import envelope, istft_same, log_mel, stft
 from srlib.config import FRAME_PAD, HOP_LENGTH, SAMPLE_RATE
 from srlib.machine import stage
 
-EXCITATIONS = ("copied", "noise")
 _LOOP_SAMPLES = 1024 * HOP_LENGTH  # 10.24 s: of the noise that is repeated
 # Of the noise under the copies, -100 dB of full scale: it takes over where the known band is silent.
 _FLOOR_AMPLITUDE = 1e-5

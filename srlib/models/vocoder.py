@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,8 +45,6 @@ class IstftVocoder(ModelMixin, ConfigMixin):
     it is a usable vocoder without training; the network, which starts at zero, learns the rest. One inverse STFT
     makes the waveform, as in Vocos (Siuzdak 2023).
     """
-
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = ["excitation"]  # earlier folders hold it
 
     @register_to_config
     def __init__(

@@ -13,12 +13,13 @@ from srlib.audio.recording import Recording
 from srlib.config import N_FFT, SAMPLE_RATE
 from srlib.restore.chunks import Chunk, cut, plan
 from srlib.restore.cutoff import BandDetector
-from srlib.restore.gaps import Gap, GapFinder
+from srlib.restore.gaps import GapFinder
 from srlib.restore.hiss import HissFinder
 from srlib.restore.merge import FULL_BAND, Band
 from srlib.restore.noise import NoiseFloor, smoothed_power
 from srlib.restore.stereo import ChannelSurvey, Layout
 from srlib.restore.tones import Tone, ToneFinder, fit_tone, without
+from srlib.settings import Gap
 
 _LEVELS = (0.1, 1.0)  # peaks that the model has seen
 

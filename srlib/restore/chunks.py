@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from srlib.config import HOP_LENGTH, LATENT_FACTOR, N_MELS, SAMPLE_RATE
-from srlib.restore.gaps import Gap
+from srlib.config import HOP_LENGTH, LATENT_FACTOR, N_MELS, SAMPLE_RATE, UNIT_FRAMES
+from srlib.settings import Gap
 
 CHUNK_FRAMES = 1024  # what the model sees at once, 10.24 s
 CONTEXT_FRAMES = 64  # at either end, whose result is dropped
-UNIT_FRAMES = 8 * LATENT_FACTOR  # of the grid: the U-Net halves the latent three times
 _FADE = 16 * HOP_LENGTH  # samples, 0.16 s around an edge
 
 

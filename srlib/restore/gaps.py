@@ -13,8 +13,7 @@ import torch
 from scipy import signal
 
 from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, SAMPLE_RATE
-
-Gap = tuple[float, float]
+from srlib.settings import Gap
 
 SHORTEST_S, LONGEST_S = 0.02, 0.5  # s; shorter runs are pauses of a waveform near zero, longer ones pauses of the music
 # The following are the best of a grid on the valid split of the demo set, by LSD inside gaps of 50 to 500 ms.

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from srlib.audio.stft import aligned_stft, band_edges_hz, frames_of, istft_same
-from srlib.config import F_MAX, N_FFT
+from srlib.config import F_MAX, N_FFT, Merge
+from srlib.config import MERGES as MERGES
 from srlib.machine import stage
-from srlib.restore.gaps import Gap, fill_gaps
+from srlib.restore.gaps import fill_gaps
+from srlib.settings import Gap
 
-MERGES = ("gain", "replace", "none")
 # Of the low-pass where the known band ends, where the missing one starts, and how far down its fall is taken back:
 # 40 dB below music, 16 bits still hold what was given. Best of 20 to 50 dB on the valid split of the demo set.
 _KNOWN_DB, _MISSING_DB, _LOST_DB = -3.0, -20.0, -40.0
@@ -79,7 +80,7 @@ def merge(
     generated: torch.Tensor,
     degraded: torch.Tensor,
     band: Band,
-    mode: str,
+    mode: Merge,
     gain: torch.Tensor | None = None,
     gaps: Iterable[Gap] = (),
 ) -> torch.Tensor:

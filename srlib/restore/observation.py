@@ -15,8 +15,9 @@ import torch
 
 from srlib.audio.stft import band_edges_hz, mel_filters
 from srlib.config import N_FFT, N_MELS, SAMPLE_RATE
-from srlib.restore.gaps import Gap, gap_frames, interpolate_gaps
+from srlib.restore.gaps import gap_frames, interpolate_gaps
 from srlib.restore.merge import Band
+from srlib.settings import Gap
 
 MISSING = 1e6  # nat^2: nothing is known
 _GAP_VARIANCE = 1.0  # nat^2: of a gap bridged from its two sides

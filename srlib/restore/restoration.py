@@ -5,77 +5,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 
 from srlib.audio.recording import Recording
 from srlib.audio.stft import band_of_hz, frames_of, log_mel
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.models.excitation import copied, noise, synthesise
-from srlib.models.prior import emphasised
+from srlib.models.pipeline import LogMelPipeline, pad_to_units
+from srlib.models.prior import Posterior, emphasised
 from srlib.models.vocoder import vocode
 from srlib.restore.analysis import Measured, Prepared, measure, prepare, survey, with_component
-from srlib.restore.checks import check_edges, check_recording
-from srlib.restore.chunks import UNIT_FRAMES, Chunk, PositionalNoise
-from srlib.restore.gaps import Gap, interpolate_gaps
+from srlib.restore.chunks import Chunk, PositionalNoise
+from srlib.restore.gaps import interpolate_gaps
 from srlib.restore.merge import FULL_BAND, Band, merge, replace_mel, scaled
 from srlib.restore.noise import noise_gain
 from srlib.restore.observation import observe
+from srlib.restore.options import Options
 from srlib.restore.stereo import level_differences, spread
 from srlib.restore.tones import Tone
-
-if TYPE_CHECKING:
-    from srlib.models.prior import Posterior
-    from srlib.restore.pipeline import RestorationPipeline
-
-
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `RestorationPipeline.__call__`, which explains them."""
-
-    num_inference_steps: int | None = None
-    num_samples: int = 1
-    generator: torch.Generator | int | None = None
-    guidance_scale: float | None = None
-    eta: float = 0.0
-    scheduler: str | None = None
-    cutoff_hz: float | str | None = "auto"
-    stopband_hz: float | None = None
-    merge: str = "gain"
-    gaps: Sequence[Gap] | str = ()
-    denoise: bool = True
-    excitation: str | None = None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the diffusion model is sampled."""
-
-    steps: int
-    samples: int  # averaged: LSD prefers the mean, ears prefer one sample
-    guidance_scale: float
-    eta: float
-    scheduler: SchedulerMixin
-    generator: torch.Generator
-
-    @property
-    def is_mean(self) -> bool:
-        """Whether the result is a mean, or near one, and not a sample."""
-        return self.steps <= 1 or self.samples > 1
-
-    def step_generators(self) -> list[torch.Generator]:
-        """One for what each step adds, if the sampler is stochastic; `generator` stays as it is.
-
-        Of their own: in a shared one, how much a chunk draws before the next would move what belongs to a position.
-        """
-        if not self.eta:
-            return []
-        device = self.generator.device
-        seeds = torch.randint(2**62, (self.steps,), generator=self.generator.clone_state(), device=device)
-        return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+from srlib.settings import Gap
 
 
 @dataclass(frozen=True)
@@ -97,17 +47,16 @@ class Restoration:
 
     def __init__(
         self,
-        pipe: RestorationPipeline,
+        pipe: LogMelPipeline,
         recording: Recording,
         options: Options,
         trajectory: list[torch.Tensor] | None = None,
     ) -> None:
-        check_recording(recording)
-        check_edges(options.cutoff_hz, options.stopband_hz, options.gaps, recording.samples, recording.sample_rate)
-        self.sampling = pipe.sampling(options)
+        options.check(recording)
+        self.sampling = options.sampling(pipe)
         self.tones: list[Tone] = []  # of the first chunk
         self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
-        self._excitation = pipe.excitation(options)
+        self._excitation = options.excitation or ("vocoder" if pipe.prior is None else "copied")
         gain = options.merge == "gain"
         self._find_noise = options.denoise and (gain or pipe.prior is not None)
         self.analysis = survey(recording, options.gaps, find_tones=self._find_noise, subtract_tones=gain)
@@ -151,8 +100,7 @@ class Restoration:
         if options.cutoff_hz is None or not sources:
             band = FULL_BAND
         elif options.cutoff_hz != "auto":
-            passband_hz = float(options.cutoff_hz)
-            band = Band(passband_hz, options.stopband_hz) if options.stopband_hz else Band.at(passband_hz)
+            band = Band(options.cutoff_hz, options.stopband_hz) if options.stopband_hz else Band.at(options.cutoff_hz)
         if not sources or (band is not None and not self._find_noise):
             return Measured.noiseless(band, sources)
         return measure(self._recording, self.analysis, band, self._find_noise)
@@ -166,7 +114,7 @@ class Restoration:
         chunk, samples = prepared.chunk, prepared.wav.shape[1]
         level, layout, band = np.float32(self.analysis.level), self.analysis.layout, self.band
         gaps = chunk.local(self.analysis.gaps)
-        wav = torch.from_numpy(pad_to_frames(prepared.wav * level)).to(self._pipe.device)
+        wav = torch.from_numpy(pad_to_units(prepared.wav * level)).to(self._pipe.device)
         # 1. Log-mels of the component that the model runs on and, if there are several, of every source
         rows = with_component(layout.mix(wav), wav)
         degraded = interpolate_gaps(log_mel(rows), gaps)
@@ -204,8 +152,6 @@ class Restoration:
     def _restore_log_mel(
         self, chunk: Chunk, degraded: torch.Tensor, posterior: Posterior | None, noises: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        if not self.sampling.steps:
-            return posterior.mean[:1]
         trajectory = self._trajectory if chunk.start == 0 else None
         first = None if posterior is None else posterior[:1]
         return self._pipe.generate(degraded, first, noises[0], self.sampling, trajectory, noises[1:])
@@ -232,10 +178,3 @@ class Restoration:
         else:
             generated = vocode(self._pipe.vocoder, restored, chunk.start)[:1]
         return generated if differences is None else spread(generated[0], differences, layout.weights)
-
-
-def pad_to_frames(wav: np.ndarray) -> np.ndarray:
-    """Reflect the end of `[..., samples]` to whole units of frames: zeros would be an edge to restore."""
-    missing = -wav.shape[-1] % (UNIT_FRAMES * HOP_LENGTH)
-    mode = "reflect" if wav.shape[-1] > 1 else "edge"
-    return np.pad(wav, [(0, 0)] * (wav.ndim - 1) + [(0, missing)], mode=mode)

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from srlib.audio.stft import aligned_stft, band_of_hz, frames_of, istft_same, mel_to_bins
 from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, SAMPLE_RATE
-from srlib.restore.gaps import Gap
+from srlib.settings import Gap
 
 _QUIETEST = 1e-20  # peak; below it is nothing that float32 arithmetic could restore
 _TIE = 0.05  # weight of the mean of all channels against their own covariance: it decides where that does not

@@ -160,7 +160,7 @@ def test_two_channels_above_the_edge_are_as_alike_as_below(music, tiny_pipeline,
     pair = np.stack([music[delay:], correlation * 0.7 * music[:-delay]])
     degraded = np.stack([degradation.apply(wav, SAMPLE_RATE) for wav in pair])
     edges = {"cutoff_hz": degradation.passband_hz(SAMPLE_RATE), "stopband_hz": degradation.stopband_hz(SAMPLE_RATE)}
-    restored = tiny_pipeline(degraded, SAMPLE_RATE, 0, **edges).audio
+    restored = tiny_pipeline(degraded, SAMPLE_RATE, num_inference_steps=0, **edges).audio
     high_pass = signal.butter(8, 9000, "high", fs=SAMPLE_RATE, output="sos")
     left, right = signal.sosfiltfilt(high_pass, restored)
     assert min(left.std(), right.std()) > 1e-3 * music.std()
