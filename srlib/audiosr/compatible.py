@@ -67,9 +67,9 @@ def detect_cutoff_hz(wav: torch.Tensor) -> float:
 def replace_mel(generated: torch.Tensor, degraded: torch.Tensor) -> torch.Tensor:
     """The generated log-mel with the degraded one below its cutoff, all `[batch, 1, frames, 256]`."""
     replaced = generated.clone()
-    for row, given in zip(replaced[:, 0], degraded[:, 0], strict=True):
-        cutoff = cutoff_index(given.exp())
-        row[:, :cutoff] = given[:, :cutoff]
+    for row, known in zip(replaced[:, 0], degraded[:, 0], strict=True):
+        cutoff = cutoff_index(known.exp())
+        row[:, :cutoff] = known[:, :cutoff]
     return replaced
 
 
@@ -78,11 +78,11 @@ def replace_waveform(generated: np.ndarray, degraded: np.ndarray) -> np.ndarray:
 
     What is copied is scaled so that both have the same magnitude in the bin of the cutoff, by 1/1.2 to 1/0.8.
     """
-    given, made = (librosa.stft(wav, n_fft=N_FFT, hop_length=_HOP_LENGTH) for wav in (degraded, generated))
-    cutoff = cutoff_index(np.abs(given).T)
-    ratio = np.abs(given[cutoff]).sum() / max(np.abs(made[cutoff]).sum(), np.finfo(np.float32).tiny)
-    made[:cutoff] = given[:cutoff] / np.clip(ratio, 0.8, 1.2)
-    return librosa.istft(made, hop_length=_HOP_LENGTH, length=len(generated))
+    known, joined = (librosa.stft(wav, n_fft=N_FFT, hop_length=_HOP_LENGTH) for wav in (degraded, generated))
+    cutoff = cutoff_index(np.abs(known).T)
+    ratio = np.abs(known[cutoff]).sum() / max(np.abs(joined[cutoff]).sum(), np.finfo(np.float32).tiny)
+    joined[:cutoff] = known[:cutoff] / np.clip(ratio, 0.8, 1.2)
+    return librosa.istft(joined, hop_length=_HOP_LENGTH, length=len(generated))
 
 
 def normalise(wav: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from srlib.degrade import Degradation, DegradationConfig, istft, stft
 from srlib.measure import baselines
 from srlib.measure.evaluation import Condition, restore, restore_each_merge
 from srlib.measure.metrics import HEADLINE_HZ, PLAIN, lsd, plain_power, snr_low_db, tone_suppression_db
+from srlib.restore.gaps import interpolate_gaps
 from srlib.restore.merge import Band
 from srlib.restore.observation import Observation, observe
 
@@ -58,7 +59,7 @@ def posterior(
     band = Band(degradation.passband_hz(SAMPLE_RATE), degradation.stopband_hz(SAMPLE_RATE))
     level = degradation.noise_amplitude if degradation.noise_type == "white" else 0.0
     floor = np.full(len(BINS_HZ), level**2 * WINDOW_POWER)
-    mel = log_mel(torch.from_numpy(degraded).to(pipe.device))
+    mel = interpolate_gaps(log_mel(torch.from_numpy(degraded).to(pipe.device)), degradation.gaps)
     observation = observe(mel, [band], [floor], [degradation.gaps])
     return observation, pipe.prior(observation.log_mel, observation.variance)
 

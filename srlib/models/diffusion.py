@@ -148,8 +148,8 @@ def denoise(
         stacked = torch.cat([pair, condition], dim=1).to(dtype)
         velocity = unet(stacked, timestep, encoder_hidden_states=None).sample.to(noise.dtype)
         if guided:
-            without, given = velocity.chunk(2)
-            velocity = without + guidance_scale * (given - without)
+            without, conditioned = velocity.chunk(2)
+            velocity = without + guidance_scale * (conditioned - without)
         if callback is not None:
             abar = scheduler.alphas_cumprod[int(timestep)].to(latent)
             callback(abar.sqrt() * latent - (1 - abar).sqrt() * velocity)

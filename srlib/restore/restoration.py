@@ -1,4 +1,4 @@
-"""One restoration: what was asked for, and the pass over a recording that does it, chunk by chunk."""
+"""One restoration: the passes over a recording that measure it and then restore it, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from srlib.models.excitation import copied, noise, synthesise
 from srlib.models.pipeline import LogMelPipeline, pad_to_units
 from srlib.models.prior import Posterior, emphasised
 from srlib.models.vocoder import vocode
-from srlib.restore.analysis import Measured, Prepared, measure, prepare, survey, with_component
+from srlib.restore.analysis import Measured, Prepared, measure, prepare, survey, with_downmix
 from srlib.restore.chunks import Chunk, PositionalNoise
 from srlib.restore.gaps import interpolate_gaps
 from srlib.restore.merge import FULL_BAND, Band, merge, replace_mel, scaled
 from srlib.restore.noise import noise_gain
 from srlib.restore.observation import observe
 from srlib.restore.options import Options
-from srlib.restore.stereo import level_differences, spread
+from srlib.restore.stereo import level_differences, upmix
 from srlib.restore.tones import Tone
 from srlib.settings import Gap
 
 
 @dataclass(frozen=True)
 class RestoredChunk:
-    """`audio` and `generated` `[sources, samples]`, at the level of the input; `log_mel` `[1, 1, frames, 256]`."""
+    """`audio` and `generated` `[unique channels, samples]` at the input's level; `log_mel` `[1, 1, frames, 256]`."""
 
     chunk: Chunk
     audio: np.ndarray
@@ -39,10 +39,10 @@ class RestoredChunk:
 
 
 class Restoration:
-    """Made from a recording, it knows what holds for the whole; `chunks` then restores one after the other.
+    """Measures a whole recording when it is made; `chunks` then restores one chunk after the other.
 
     Args:
-        trajectory: where the predicted log-mels of each step of the first chunk go, if anywhere.
+        trajectory: collects the predicted log-mel after each step of the first chunk, if given.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Restoration:
 
     def chunks(self) -> Iterator[RestoredChunk]:
         """The chunks of `analysis.chunks`, in order."""
-        if not self.analysis.layout.sources:
+        if not self.analysis.layout.unique:
             yield from map(self._silence, self.analysis.chunks)
             return
         noises = self._noises()
@@ -95,14 +95,14 @@ class Restoration:
         return [PositionalNoise(*shape, generator) for generator in generators]
 
     def _measure(self, options: Options) -> Measured:
-        """The band, the noise that the prior is told of, and what of it the gain merge takes out."""
-        band, sources = None, len(self.analysis.layout.sources)
-        if options.cutoff_hz is None or not sources:
+        """The band, and the noise that the prior is told of and the gain merge takes out."""
+        band, channels = None, len(self.analysis.layout.unique)
+        if options.cutoff_hz is None or not channels:
             band = FULL_BAND
         elif options.cutoff_hz != "auto":
             band = Band(options.cutoff_hz, options.stopband_hz) if options.stopband_hz else Band.at(options.cutoff_hz)
-        if not sources or (band is not None and not self._find_noise):
-            return Measured.noiseless(band, sources)
+        if not channels or (band is not None and not self._find_noise):
+            return Measured.noiseless(band, channels)
         return measure(self._recording, self.analysis, band, self._find_noise)
 
     def _silence(self, chunk: Chunk) -> RestoredChunk:
@@ -112,36 +112,39 @@ class Restoration:
 
     def _restore(self, prepared: Prepared, noises: Sequence[torch.Tensor]) -> RestoredChunk:
         chunk, samples = prepared.chunk, prepared.wav.shape[1]
-        level, layout, band = np.float32(self.analysis.level), self.analysis.layout, self.band
-        gaps = chunk.local(self.analysis.gaps)
+        level, band, gaps = np.float32(self.analysis.level), self.band, prepared.chunk.local(self.analysis.gaps)
         wav = torch.from_numpy(pad_to_units(prepared.wav * level)).to(self._pipe.device)
-        # 1. Log-mels of the component that the model runs on and, if there are several, of every source
-        rows = with_component(layout.mix(wav), wav)
+        # 1. Log-mels of the downmix that the model runs on and, if there are several, of every unique channel
+        rows = with_downmix(self.analysis.layout.downmix(wav), wav)
         degraded = interpolate_gaps(log_mel(rows), gaps)
         posterior = self._posterior(degraded, gaps)
-        # 2. Restore the component's log-mel; AudioSR's merge replaces its known band before it is vocoded
-        restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], posterior, noises), gaps)
+        # 2. The model restores the log-mel of the downmix; the other rows take the prior's mean
+        trajectory = self._trajectory if chunk.start == 0 else None
+        first = None if posterior is None else posterior[:1]
+        restored = self._pipe.generate(degraded[:1], first, noises[0], self.sampling, trajectory, noises[1:])
+        restored = interpolate_gaps(restored, gaps)
         if posterior is not None and self.sampling.is_mean:
             restored = emphasised(restored, band_of_hz(band.passband_hz))
         clean = torch.cat([restored, (degraded if posterior is None else posterior.mean)[1:]])[:, 0]
-        voiced = replace_mel(restored, degraded[:1], band) if self._merge == "replace" else restored
-        # 3. The gain that takes noise out, and waveforms with what was restored
-        own = slice(-len(wav), None)  # the sources' rows: the component is not merged
+        # 3. The gain that takes noise out of each channel, and the waveforms that are generated for it
+        own = slice(-len(wav), None)  # the rows of the channels; a downmix of several is not merged
         gains = [noise_gain(*row, band) for row in zip(rows[own], clean[own], self._measured.floors[own], strict=True)]
+        denoised = torch.stack([scaled(row, gain) for row, gain in zip(rows[own], gains, strict=True)])
         known = degraded if posterior is None else torch.minimum(degraded, posterior.mean)
-        generated = self._generate(chunk, rows, gains, voiced, known[:, 0], gaps)[:, :samples]
-        # 4. Join each source's share of it with what was given
+        voiced = replace_mel(restored, degraded[:1], band) if self._merge == "replace" else restored
+        generated = self._generate(chunk, denoised, voiced, known[:, 0], gaps)[:, :samples]
+        # 4. Merge what is generated for each channel with its degraded waveform
         wav = wav[:, :samples]
         gains = [None if gain is None else gain[: frames_of(wav)] for gain in gains]
-        joined = torch.stack(
+        merged = torch.stack(
             [merge(*pair, band, self._merge, gain, gaps) for *pair, gain in zip(generated, wav, gains, strict=True)]
         )
-        # 5. The level it came with; what nothing was done to comes back to the bit
-        audio = np.where((joined == wav).cpu().numpy(), prepared.wav, joined.float().cpu().numpy() / level)
+        # 5. Back to the level of the input; samples that nothing changed come back to the bit
+        audio = np.where((merged == wav).cpu().numpy(), prepared.wav, merged.float().cpu().numpy() / level)
         return RestoredChunk(chunk, audio, generated.float().cpu().numpy() / level, restored.cpu())
 
     def _posterior(self, degraded: torch.Tensor, gaps: list[Gap]) -> Posterior | None:
-        """What the prior makes of log-mels `[rows, 1, frames, 256]`; None without a prior."""
+        """The prior's posterior of log-mels `[rows, 1, frames, 256]`; None without a prior."""
         if self._pipe.prior is None:
             return None
         tones = () if self.analysis.subtract_tones else tuple(itertools.chain(*self.analysis.tones_hz))
@@ -149,32 +152,23 @@ class Restoration:
         observed = observe(degraded, [self.band] * count, self._measured.floors, [gaps] * count, [tones] * count)
         return self._pipe.prior(observed.log_mel, observed.variance)
 
-    def _restore_log_mel(
-        self, chunk: Chunk, degraded: torch.Tensor, posterior: Posterior | None, noises: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        trajectory = self._trajectory if chunk.start == 0 else None
-        first = None if posterior is None else posterior[:1]
-        return self._pipe.generate(degraded, first, noises[0], self.sampling, trajectory, noises[1:])
-
     def _generate(
-        self,
-        chunk: Chunk,
-        rows: torch.Tensor,
-        gains: list[torch.Tensor | None],
-        restored: torch.Tensor,
-        known: torch.Tensor,
-        gaps: list[Gap],
+        self, chunk: Chunk, denoised: torch.Tensor, restored: torch.Tensor, known: torch.Tensor, gaps: list[Gap]
     ) -> torch.Tensor:
-        """Waveforms `[sources, samples]` with the restored log-mel; each source copies its own fine structure."""
-        sources, layout = len(self.analysis.layout.sources), self.analysis.layout
-        differences = None if sources == 1 else level_differences(known[1:], known[0], self.band.passband_hz, gaps)
+        """Waveforms `[unique, samples]` with the restored log-mel `[1, 1, frames, 256]` of the downmix.
+
+        `denoised` `[unique, samples]` are the channels, of which each copies its own fine structure; `known`
+        `[rows, frames, 256]` are the log-mels of downmix and channels, which tell their differences in level.
+        """
+        weights, first_sample = self.analysis.layout.weights, chunk.start * HOP_LENGTH
+        alone = len(denoised) == 1
+        differences = None if alone else level_differences(known[1:], known[0], self.band.passband_hz, gaps)
         if self._excitation == "copied":
-            heard = [scaled(row, gain) for row, gain in zip(rows[-sources:], gains, strict=True)]
-            signs = torch.from_numpy(np.where(layout.weights < 0, -1, 1)).to(rows)[:, None]  # of the noise under them
-            fine = signs * copied(signs * torch.stack(heard), self.band.passband_hz, chunk.start * HOP_LENGTH)
-            return synthesise(restored if differences is None else restored + differences[:, None].to(restored), fine)
+            signs = torch.from_numpy(np.where(weights < 0, -1, 1)).to(denoised)[:, None]  # of the noise in the copies
+            fine = signs * copied(signs * denoised, self.band.passband_hz, first_sample)
+            return synthesise(restored if alone else restored + differences[:, None].to(restored), fine)
         if self._excitation == "noise":
-            generated = synthesise(restored, noise(rows.shape[1], chunk.start * HOP_LENGTH)[None].to(rows))
+            generated = synthesise(restored, noise(denoised.shape[1], first_sample)[None].to(denoised))
         else:
             generated = vocode(self._pipe.vocoder, restored, chunk.start)[:1]
-        return generated if differences is None else spread(generated[0], differences, layout.weights)
+        return generated if alone else upmix(generated[0], differences, weights)
