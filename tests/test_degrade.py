@@ -103,13 +103,6 @@ def test_stft_round_trip_gives_every_sample_back():
         np.testing.assert_allclose(degrade.istft(degrade.stft(wav), samples), wav, atol=1e-9)
 
 
-def test_sosfiltfilt_of_scipy_is_what_is_applied():
-    wav = noise()
-    sos = signal.cheby1(8, 0.1, 4000, fs=SAMPLE_RATE, output="sos")
-    expected = signal.sosfiltfilt(sos, wav.astype(np.float64)).astype(np.float32)
-    np.testing.assert_array_equal(Degradation(4000).apply(wav, SAMPLE_RATE), expected)
-
-
 def test_white_noise_statistics():
     silence = np.zeros((2, 10 * SAMPLE_RATE), np.float32)
     added = Degradation(noise_type="white", noise_amplitude=0.02, seed=3).apply(silence, SAMPLE_RATE)

@@ -31,7 +31,7 @@ class Recording:
 
     @classmethod
     def from_array(cls, wav: np.ndarray, sample_rate: int) -> Recording:
-        """Of floats `[samples]` or `[channels, samples]`; SrlibError for others and for NaN or Inf."""
+        """From floats `[samples]` or `[channels, samples]`; SrlibError for others and for NaN or Inf."""
         rows = as_channels(wav, sample_rate)
 
         def blocks() -> Iterator[np.ndarray]:
