@@ -31,7 +31,7 @@ TAGS = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "
 
 
 def is_audio_file(path: Path) -> bool:
-    """What a folder of audio is searched for: files that are named like audio and are not hidden."""
+    """Whether a file in a folder is named like audio and is not hidden."""
     return path.suffix.lower() in _AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 

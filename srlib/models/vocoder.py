@@ -42,7 +42,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
 
     The excitation is a loop of noise of `excitation_frames`, its short-time spectrum made flatter by
     `excitation_iterations`: flat scores a lower LSD, Gaussian sounds as rough as music does. Scaled by the envelope
-    it is a usable vocoder without training; the network, which starts at zero, learns the rest. One inverse STFT
+    it is a usable vocoder without training; the network starts at zero and learns a correction. One inverse STFT
     makes the waveform, as in Vocos (Siuzdak 2023).
     """
 
