@@ -130,15 +130,15 @@ def _load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
     """The pipeline of a model on a device; what it can do for no file is refused before the first."""
     import torch
 
+    from srlib.restore.options import Options
     from srlib.restore.pipeline import RestorationPipeline
-    from srlib.restore.restoration import Options
 
     cuda = torch.cuda.is_available()
     device = device or ("cuda" if cuda else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?" if cuda else "cpu", device):
         raise SrlibError(f"There is no device {device!r} here: use cpu, or cuda where torch sees one.")
     pipe = RestorationPipeline.from_pretrained(model).to(device)
-    pipe.sampling(Options(**asked))
+    Options(**asked).sampling(pipe)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in order: no temporary file stays
     return pipe
 

@@ -19,6 +19,7 @@ F_MAX = 24_000.0  # Hz
 LOG_MEL_FLOOR = 1e-5  # magnitude; log-mels start at log(1e-5) = -11.51 nat
 
 LATENT_FACTOR = 8  # mel frames and mel bands a latent cell covers, each way
+UNIT_FRAMES = 8 * LATENT_FACTOR  # mel frames; log-mels have a multiple: AudioSR's U-Net halves the latent three times
 UNCONDITIONAL_LATENT = -11.4981  # AudioSR's constant "no condition" latent, before scaling (encoders/modules.py:147)
 
 # Choices, stated once: settings are checked against them and the command line shows them.
@@ -28,6 +29,7 @@ Merge = Literal["gain", "replace", "none"]
 Scheduler = Literal["dpm", "ddim", "unipc"]
 DType = Literal["fp32", "bf16", "fp16"]  # of stored weights
 Stage = Literal["vae", "vocoder", "ldm"]  # trained parts, in the order of their training
+Excitation = Literal["copied", "noise", "vocoder"]
 FILTER_TYPES: tuple[str, ...] = get_args(FilterType)
 NOISE_TYPES: tuple[str, ...] = get_args(NoiseType)
 MERGES: tuple[str, ...] = get_args(Merge)

@@ -2,26 +2,26 @@
 
 The order is low-pass, then noise, then gaps; `noise_first` swaps the first two. Filters run forwards and backwards
 (zero phase), so the whole response is |H|^2: `cutoff_hz` is the design frequency handed to scipy, and the measured
-`passband_hz` and `stopband_hz` say where the band really ends. numpy and scipy only.
+`passband_hz` and `stopband_hz` say where the band really ends.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from scipy import fft, optimize, signal
 
-from srlib.config import FILTER_TYPES, NOISE_TYPES
+from srlib.config import FILTER_TYPES, NOISE_TYPES, FilterType, NoiseType
 from srlib.errors import SrlibError
+from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Range, Whole, settings
 
-FILTER_ORDERS = range(2, 11)
 RIPPLE_DB = 0.1  # pass band of cheby1 and ellip, one way
 STOP_BAND_DB = 60.0  # ellip, one way
 BOXCAR_N_FFT = 2048  # samples
@@ -65,68 +65,23 @@ def filter_sos(filter_type: str, order: int, cutoff_hz: float, sample_rate: int)
     raise SrlibError(f"no filter sections for {filter_type!r}: choose one of cheby1, ellip, butter")
 
 
-@dataclass(frozen=True)
+@settings
 class Degradation:
     """What is done to a recording. Frozen, hashable, and enough to repeat it to the same bits."""
 
-    cutoff_hz: float | None = None  # design frequency, Hz; None = no filter
-    filter_type: str = "cheby1"
-    filter_order: int = 8
-    noise_type: str = "none"
-    noise_amplitude: float = 0.0  # linear: peak of the tone, standard deviation of the white noise
-    tone_hz: float | None = None
-    gaps: tuple[tuple[float, float], ...] = ()  # (start, end), seconds
-    seed: int = 0  # of the tone's phase and of the white noise
-    noise_first: bool = False  # noise before the filter, as the figures of the source report show
+    cutoff_hz: Positive | None = None  # design frequency, Hz; None = no filter
+    filter_type: FilterType = "cheby1"
+    filter_order: Annotated[Whole, Field(ge=2, le=10)] = 8
+    noise_type: NoiseType = "none"
+    noise_amplitude: NotNegative = 0.0  # linear: peak of the tone, standard deviation of the white noise
+    tone_hz: Positive | None = None
+    gaps: tuple[Gap, ...] = ()  # (start, end), seconds
+    seed: Annotated[Whole, Field(ge=0)] = 0  # of the tone's phase and of the white noise
+    noise_first: Flag = False  # noise before the filter, as the figures of the source report show
 
     def __post_init__(self) -> None:
-        try:  # plain Python numbers, whatever numpy or JSON handed over
-            plain = {
-                "cutoff_hz": None if self.cutoff_hz is None else _number(self.cutoff_hz),
-                "noise_amplitude": _number(self.noise_amplitude),
-                "tone_hz": None if self.tone_hz is None else _number(self.tone_hz),
-                "gaps": tuple((_number(start), _number(end)) for start, end in _listed(self.gaps)),
-                "filter_order": _number(self.filter_order, operator.index),
-                "seed": _number(self.seed, operator.index),
-            }
-        except (TypeError, ValueError, OverflowError) as error:
-            raise SrlibError(
-                f"a degradation takes numbers, whole ones for order and seed, and gaps as (start, end) pairs: {error}"
-            ) from error
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
-        for problem, wrong in self._problems():
-            if wrong:
-                raise SrlibError(problem)
-
-    def _problems(self) -> list[tuple[str, bool]]:
-        """Every rule that does not depend on the file: (sentence, is it broken)."""
-        cutoff, tone, order = self.cutoff_hz, self.tone_hz, self.filter_order
-        return [
-            (f"cutoff_hz is {cutoff}: give a positive frequency in Hz", cutoff is not None and not _positive(cutoff)),
-            (
-                f"unknown filter {self.filter_type!r}: choose one of {', '.join(FILTER_TYPES)}",
-                self.filter_type not in FILTER_TYPES,
-            ),
-            (f"filter order {order} is not a whole number from 2 to 10", order not in FILTER_ORDERS),
-            (
-                f"unknown noise {self.noise_type!r}: choose one of {', '.join(NOISE_TYPES)}",
-                self.noise_type not in NOISE_TYPES,
-            ),
-            (
-                f"noise_amplitude is {self.noise_amplitude}: give a finite number, zero or more",
-                not 0 <= self.noise_amplitude < math.inf,
-            ),
-            ("a tone needs tone_hz: give its frequency in Hz", self.noise_type == "tone" and tone is None),
-            (f"tone_hz is {tone}: give a positive frequency in Hz", tone is not None and not _positive(tone)),
-            (
-                f"the gaps {self.gaps} hold one that ends before it starts, or starts before the file: "
-                "give 0 <= start < end in seconds",
-                not all(0 <= start < end < math.inf for start, end in self.gaps),
-            ),
-            (f"the seed {self.seed!r} is not a whole number, zero or more", self.seed < 0),
-            (f"noise_first is {self.noise_first!r}: give true or false", not isinstance(self.noise_first, bool)),
-        ]
+        if self.noise_type == "tone" and self.tone_hz is None:
+            raise SrlibError("a tone needs tone_hz: give its frequency in Hz")
 
     @property
     def does_nothing(self) -> bool:
@@ -217,29 +172,8 @@ class Degradation:
             raise SrlibError(f"the record is not JSON ({error}): give the one written beside the audio") from error
         if not isinstance(record, dict):
             raise SrlibError("the record is not a JSON object: give the one written beside the audio")
-        names = [f.name for f in fields(cls)]
-        unknown = sorted(set(record) - {*names, "sample_rate", "passband_hz", "stopband_hz"})
-        if unknown:
-            raise SrlibError(f"the record has unknown keys {', '.join(unknown)}: is it the record of a degradation?")
-        return cls(**{name: record[name] for name in names if name in record})
-
-
-def _number(value: object, kind: Callable[[Any], float] = float) -> float:
-    """A plain number; Python would take true and "4000" for numbers too."""
-    if isinstance(value, bool | str):
-        raise TypeError(f"{value!r} is no number")
-    return kind(value)
-
-
-def _listed(value: Any) -> Any:
-    """A list; a text and an object have an order too."""
-    if isinstance(value, str | Mapping):
-        raise TypeError(f"{value!r} is no list")
-    return value
-
-
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
+        measured = ("sample_rate", "passband_hz", "stopband_hz")
+        return cls(**{name: value for name, value in record.items() if name not in measured})
 
 
 def _boxcar_kept(cutoff_hz: float, sample_rate: int) -> int:
@@ -297,34 +231,27 @@ def _crossing(degradation: Degradation, level_db: float, sample_rate: int) -> fl
     return float(optimize.brentq(above, 0.0, nyquist, xtol=1e-3))
 
 
-@dataclass(frozen=True)
+@settings
 class DegradationConfig:
     """Ranges that `sample` draws from, uniformly (source report, section on preprocessing)."""
 
-    cutoff_hz: tuple[float, float] = (2000.0, 16000.0)
-    filter_types: tuple[str, ...] = FILTER_TYPES
-    filter_order: tuple[int, int] = (2, 10)  # both ends included
-    noise_weights: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0, "tone": 1.0, "white": 1.0})
-    tone_amplitude: tuple[float, float] = (0.001, 0.2)
-    tone_hz: tuple[float, float] = (100.0, 15000.0)
-    white_amplitude: tuple[float, float] = (0.001, 0.02)
-    gap_probability: float = 0.0
-    gap_seconds: tuple[float, float] = (0.05, 0.5)  # training; (0.25, 0.25) is the report's gap
-    segment_seconds: float = 10.24  # length of the audio that the gap must fit into
-    noise_first: bool = False
+    cutoff_hz: Range = (2000.0, 16000.0)  # Hz
+    filter_types: tuple[FilterType, ...] = FILTER_TYPES
+    filter_order: tuple[Whole, Whole] = (2, 10)  # both ends included
+    noise_weights: dict[NoiseType, NotNegative] = field(default_factory=lambda: dict.fromkeys(NOISE_TYPES, 1.0))
+    tone_amplitude: Range = (0.001, 0.2)  # linear, peak
+    tone_hz: Range = (100.0, 15000.0)  # Hz
+    white_amplitude: Range = (0.001, 0.02)  # linear, standard deviation
+    gap_probability: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    gap_seconds: Range = (0.05, 0.5)  # training; (0.25, 0.25) is the report's gap
+    segment_seconds: Positive = 10.24  # length of the audio that the gap must fit into
+    noise_first: Flag = False
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, tuple) and f.name != "filter_types" and not 0 <= value[0] <= value[1]:
-                raise SrlibError(f"{f.name} is {value}: give (low, high), neither negative")
-        weights = self.noise_weights
-        if set(weights) - set(NOISE_TYPES) or min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
-            raise SrlibError(
-                f"noise_weights is {dict(weights)}: give weights for {', '.join(NOISE_TYPES)}, not all zero"
-            )
-        if not 0 <= self.gap_probability <= 1 or self.gap_seconds[1] > self.segment_seconds:
-            raise SrlibError("gap_probability lies outside 0..1, or gap_seconds is longer than segment_seconds")
+        if not sum(self.noise_weights.values()):
+            raise SrlibError(f"noise_weights is {self.noise_weights}: one weight has to be above zero")
+        if self.gap_seconds[1] > self.segment_seconds:
+            raise SrlibError(f"gap_seconds is {self.gap_seconds}, longer than segment_seconds, {self.segment_seconds}")
 
     def for_sample_rate(self, sample_rate: int) -> DegradationConfig:
         """The same ranges with frequencies kept under 0.45 of the sample rate."""

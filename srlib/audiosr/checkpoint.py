@@ -19,8 +19,7 @@ from torch import nn
 from srlib.audio.files import write_atomically
 from srlib.config import AUDIOSR, AUDIOSR_NARROW, N_MELS, ModelSize
 from srlib.errors import SrlibError
-from srlib.models import diffusion as ldm
-from srlib.models import vae
+from srlib.models import diffusion, vae
 from srlib.models.vocoder import build_vocoder
 from srlib.restore.pipeline import RestorationPipeline
 
@@ -117,7 +116,7 @@ def from_audiosr(
     check_keys(state_dict, model, ema)
     check_twin_vaes(state_dict)
     parts = {part: convert_part(part, state_dict, model, ema) for part in PREFIXES}
-    return {**parts, "scheduler": ldm.build_scheduler(model)}
+    return {**parts, "scheduler": diffusion.build_scheduler(model)}
 
 
 def convert_part(
@@ -149,7 +148,7 @@ def convert_part(
 def _skeleton(part: str, model: ModelSize) -> nn.Module:
     """The part without weights."""
     with torch.device("meta"):
-        return {"vae": vae.build_vae, "unet": ldm.build_unet, "vocoder": build_vocoder}[part](model)
+        return {"vae": vae.build_vae, "unet": diffusion.build_unet, "vocoder": build_vocoder}[part](model)
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -255,7 +254,7 @@ def _write_folder(folder: Path, checkpoint: Path, model: ModelSize, dtype: torch
         module = convert_part(part, read_checkpoint(checkpoint), model, ema, dtype)
         module.save_pretrained(folder / part, max_shard_size=_SHARD_SIZE)
         parts[part] = module.to("meta")
-    scheduler = ldm.build_scheduler(model)
+    scheduler = diffusion.build_scheduler(model)
     scheduler.save_pretrained(folder / "scheduler")
     settings = {"num_inference_steps": model.num_inference_steps, "guidance_scale": model.guidance_scale}
     RestorationPipeline(**parts, scheduler=scheduler, **settings).save_config(folder)

@@ -8,24 +8,19 @@ lowpass.py, latent_diffusion/models/ddpm.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import librosa
 import numpy as np
 import torch
 from scipy import signal
 
 from srlib.audio._torchaudio import torchaudio
+from srlib.audio.recording import as_channels
 from srlib.audio.stft import log_mel, stft_magnitude
 from srlib.config import LATENT_FACTOR, N_FFT, SAMPLE_RATE
 from srlib.errors import SrlibError
-from srlib.models import diffusion as ldm
-from srlib.models import vae
+from srlib.models import diffusion, vae
+from srlib.models.pipeline import LogMelPipeline
 from srlib.models.vocoder import vocode
-from srlib.restore.checks import check_audio
-
-if TYPE_CHECKING:
-    from srlib.restore.pipeline import RestorationPipeline
 
 FILTERS = ("butter", "cheby1", "ellip", "bessel")  # the order matters: one is drawn by its index
 ROLL_OFF = 0.985  # share of the summed magnitude that lies below the cutoff
@@ -72,9 +67,9 @@ def detect_cutoff_hz(wav: torch.Tensor) -> float:
 def replace_mel(generated: torch.Tensor, degraded: torch.Tensor) -> torch.Tensor:
     """The generated log-mel with the degraded one below its cutoff, all `[batch, 1, frames, 256]`."""
     replaced = generated.clone()
-    for row, given in zip(replaced[:, 0], degraded[:, 0], strict=True):
-        cutoff = cutoff_index(given.exp())
-        row[:, :cutoff] = given[:, :cutoff]
+    for row, known in zip(replaced[:, 0], degraded[:, 0], strict=True):
+        cutoff = cutoff_index(known.exp())
+        row[:, :cutoff] = known[:, :cutoff]
     return replaced
 
 
@@ -83,11 +78,11 @@ def replace_waveform(generated: np.ndarray, degraded: np.ndarray) -> np.ndarray:
 
     What is copied is scaled so that both have the same magnitude in the bin of the cutoff, by 1/1.2 to 1/0.8.
     """
-    given, made = (librosa.stft(wav, n_fft=N_FFT, hop_length=_HOP_LENGTH) for wav in (degraded, generated))
-    cutoff = cutoff_index(np.abs(given).T)
-    ratio = np.abs(given[cutoff]).sum() / max(np.abs(made[cutoff]).sum(), np.finfo(np.float32).tiny)
-    made[:cutoff] = given[:cutoff] / np.clip(ratio, 0.8, 1.2)
-    return librosa.istft(made, hop_length=_HOP_LENGTH, length=len(generated))
+    known, joined = (librosa.stft(wav, n_fft=N_FFT, hop_length=_HOP_LENGTH) for wav in (degraded, generated))
+    cutoff = cutoff_index(np.abs(known).T)
+    ratio = np.abs(known[cutoff]).sum() / max(np.abs(joined[cutoff]).sum(), np.finfo(np.float32).tiny)
+    joined[:cutoff] = known[:cutoff] / np.clip(ratio, 0.8, 1.2)
+    return librosa.istft(joined, hop_length=_HOP_LENGTH, length=len(generated))
 
 
 def normalise(wav: np.ndarray) -> np.ndarray:
@@ -98,7 +93,7 @@ def normalise(wav: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def restore_as_audiosr(
-    pipe: RestorationPipeline,
+    pipe: LogMelPipeline,
     wav: np.ndarray,
     sample_rate: int,
     num_inference_steps: int = 50,
@@ -122,7 +117,7 @@ def restore_as_audiosr(
     """
     if pipe.prior is not None:
         raise SrlibError("This model is not of AudioSR's kind: give one that srlib import-audiosr wrote.")
-    first = check_audio(wav, sample_rate)[0]
+    first = as_channels(wav, sample_rate)[0]
     audio = torchaudio.functional.resample(torch.from_numpy(first).float(), sample_rate, SAMPLE_RATE).numpy()
     padded = np.pad(normalise(audio), (0, -len(audio) % _UNIT))
     cutoff_hz = detect_cutoff_hz(torch.from_numpy(padded))
@@ -139,7 +134,7 @@ def restore_as_audiosr(
 
 
 def _generate(
-    pipe: RestorationPipeline, mel: torch.Tensor, steps: int, guidance_scale: float, eta: float, seed: int
+    pipe: LogMelPipeline, mel: torch.Tensor, steps: int, guidance_scale: float, eta: float, seed: int
 ) -> torch.Tensor:
     """Log-mel generated from a degraded one, `[1, 1, frames, 256]`, with AudioSR's sequence of random numbers."""
     generator = torch.Generator().manual_seed(seed)
@@ -148,7 +143,7 @@ def _generate(
     condition = vae.encode(pipe.vae, mel, generator)
     noise = torch.randn(shape, generator=generator).to(condition)
     factor = pipe.vae.config.scaling_factor
-    latent = ldm.denoise(
+    latent = diffusion.denoise(
         pipe.unet, pipe.scheduler, noise, condition, steps, guidance_scale, factor, eta=eta, generator=generator
     )
     return vae.decode(pipe.vae, latent)

@@ -24,9 +24,8 @@ import torch
 from srlib.audio import files
 from srlib.config import SAMPLE_RATE
 from srlib.data.tracks import load_dataset
-from srlib.machine import hardware
+from srlib.machine import hardware, stopwatch
 from srlib.restore.pipeline import RestorationPipeline, build
-from srlib.stopwatch import stopwatch
 
 R = TypeVar("R")
 STAGES = ("encode", "diffusion", "decode", "vocoder", "merge", "other")
@@ -35,7 +34,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def time_by_stage(pipe: RestorationPipeline, audio_s: float, steps: int) -> dict[str, float]:
-    """Seconds (`srlib.stopwatch`) of each of STAGES and in total, real-time factor and peak memory in GiB.
+    """Seconds (`srlib.machine`) of each of STAGES and in total, real-time factor and peak memory in GiB.
 
     The memory is that of the process while it restores, weights included; on a GPU what torch allocated there.
     """

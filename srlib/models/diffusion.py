@@ -9,12 +9,15 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import nn
 
-from srlib.config import UNCONDITIONAL_LATENT, ModelSize
-from srlib.errors import SrlibError
+from srlib.config import UNCONDITIONAL_LATENT, ModelSize, Scheduler
+from srlib.machine import stage
 from srlib.models.transformer import LatentTransformer
-from srlib.stopwatch import stage
 
-SCHEDULERS = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+SCHEDULERS: dict[Scheduler, type[SchedulerMixin]] = {
+    "ddim": DDIMScheduler,
+    "dpm": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
 
 
 def build_unet(size: ModelSize) -> nn.Module:
@@ -37,14 +40,12 @@ def build_scheduler(size: ModelSize) -> DDIMScheduler:
     return DDIMScheduler(**size.scheduler)
 
 
-def use_scheduler(scheduler: SchedulerMixin, name: str | None) -> SchedulerMixin:
+def use_scheduler(scheduler: SchedulerMixin, name: Scheduler | None) -> SchedulerMixin:
     """A sampler by name (`ddim`, `dpm`, `unipc`) on the schedule of another; None keeps its kind.
 
     Steps are counted from the end that is all noise. AudioSR's spacing, `leading`, leaves the noisiest timesteps out: a
     share of 1/S for S steps, more where S does not divide their number, and it fails for as many steps as timesteps.
     """
-    if name is not None and name not in SCHEDULERS:
-        raise SrlibError(f"There is no scheduler {name!r}: choose one of {', '.join(SCHEDULERS)}.")
     kind = type(scheduler) if name is None else SCHEDULERS[name]
     if kind is type(scheduler) and scheduler.config.timestep_spacing == "trailing":
         return scheduler
@@ -147,8 +148,8 @@ def denoise(
         stacked = torch.cat([pair, condition], dim=1).to(dtype)
         velocity = unet(stacked, timestep, encoder_hidden_states=None).sample.to(noise.dtype)
         if guided:
-            without, given = velocity.chunk(2)
-            velocity = without + guidance_scale * (given - without)
+            without, conditioned = velocity.chunk(2)
+            velocity = without + guidance_scale * (conditioned - without)
         if callback is not None:
             abar = scheduler.alphas_cumprod[int(timestep)].to(latent)
             callback(abar.sqrt() * latent - (1 - abar).sqrt() * velocity)

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 
 from srlib.audio.stft import envelope, istft_same, log_mel, stft
 from srlib.config import FRAME_PAD, HOP_LENGTH, SAMPLE_RATE
-from srlib.stopwatch import stage
+from srlib.machine import stage
 
-EXCITATIONS = ("copied", "noise")
-_LOOP_SAMPLES = 1024 * HOP_LENGTH  # 10.24 s: of the noise that is repeated
-# Of the noise under the copies, -100 dB of full scale: it takes over where the known band is silent.
+_LOOP_SAMPLES = 1024 * HOP_LENGTH  # 10.24 s, after which the noise repeats
+# Standard deviation of the noise under the copies, -100 dB of full scale: it is heard where the known band is silent.
 _FLOOR_AMPLITUDE = 1e-5
-_OVERLAP = 0.1  # of a copy's width
+_OVERLAP = 0.1  # largest overlap of neighbouring copies, over their width
 
 
 def noise(samples: int, first_sample: int = 0) -> torch.Tensor:

@@ -23,8 +23,8 @@ from srlib.config import LOG_MEL_FLOOR, N_MELS
 SLOW_FRAMES = 257  # window of the slow part: 2.57 s
 _SLOW_STRIDE = 16  # frames between two solves for the slow part, which hardly changes between them
 _MODEL_VARIANCE = 0.2  # nat^2, added to every observation: what music does that no Gaussian expects (notebook 04)
-_MISSING = 1e6  # nat^2: an infinite variance in arithmetic
-# Of the correction of loud moments, and the power over the mean from which it grows no further; chosen on the
+MISSING = 1e6  # nat^2: an infinite variance in arithmetic, where nothing is observed
+# Strength of the correction of loud moments, and the power over the mean from which it grows no further; chosen on the
 # validation tracks by Zimtohrli, which falls by a sixth at 4 kHz.
 _EMPHASIS, _MOST_RELATIVE = 0.2, 30.0
 _FIT_STRIDE = 8  # frames between two that are fitted; neighbours overlap by three quarters
@@ -67,7 +67,7 @@ class GaussianPrior(ModelMixin, ConfigMixin):
         return Posterior(mean.clamp(min=_LOWEST), spread, variance)
 
     def _posterior(self, observed: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        deviation, variance = observed.float() - self.mean, variance.float().clamp(max=_MISSING)
+        deviation, variance = observed.float() - self.mean, variance.float().clamp(max=MISSING)
         precision = 1 / (variance + _MODEL_VARIANCE)
         smooth = _window_means(precision)
         level = _window_means(precision * deviation) / smooth

@@ -11,7 +11,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import nn
 
 from srlib.config import LATENT_FACTOR, ModelSize
-from srlib.stopwatch import stage
+from srlib.machine import stage
 
 
 class PatchVAE(ModelMixin, ConfigMixin):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from srlib.audio.stft import envelope, istft_same, normalise, stft
 from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, N_MELS, ModelSize
-from srlib.stopwatch import stage
+from srlib.machine import stage
 
 _BINS = N_FFT // 2 + 1
 
@@ -42,11 +42,9 @@ class IstftVocoder(ModelMixin, ConfigMixin):
 
     The excitation is a loop of noise of `excitation_frames`, its short-time spectrum made flatter by
     `excitation_iterations`: flat scores a lower LSD, Gaussian sounds as rough as music does. Scaled by the envelope
-    it is a usable vocoder without training; the network, which starts at zero, learns the rest. One inverse STFT
+    it is a usable vocoder without training; the network starts at zero and learns a correction. One inverse STFT
     makes the waveform, as in Vocos (Siuzdak 2023).
     """
-
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = ["excitation"]  # earlier folders hold it
 
     @register_to_config
     def __init__(

@@ -13,21 +13,24 @@ from srlib.audio.recording import Recording
 from srlib.config import N_FFT, SAMPLE_RATE
 from srlib.restore.chunks import Chunk, cut, plan
 from srlib.restore.cutoff import BandDetector
-from srlib.restore.gaps import Gap, GapFinder
-from srlib.restore.hiss import HissFinder
+from srlib.restore.gaps import GapFinder
 from srlib.restore.merge import FULL_BAND, Band
-from srlib.restore.noise import NoiseFloor, smoothed_power
+from srlib.restore.noise import NoiseFloor
 from srlib.restore.stereo import ChannelSurvey, Layout
 from srlib.restore.tones import Tone, ToneFinder, fit_tone, without
+from srlib.settings import Gap
 
-_LEVELS = (0.1, 1.0)  # peaks that the model has seen
+_PEAKS = (0.1, 1.0)  # linear: the range of peaks that the model was trained on
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """`level` is the factor to a peak that the model has seen.
+    """What the first pass found.
 
-    `tones_hz` are those of each source channel; they are subtracted if `subtract_tones`, else only known about.
+    Args:
+        level: factor to a peak that the model was trained on.
+        tones_hz: stationary tones of each unique channel; subtracted if `subtract_tones`, else the prior is told.
+        gaps: (start, end) in seconds.
     """
 
     layout: Layout
@@ -40,23 +43,24 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Measured:
-    """The band of the component, and the noise at the model's level.
+    """The band of the downmix, and the noise at the model's level.
 
-    `floors` `[1 + sources, 1025]` are powers of STFT bins, of the component and of each source if there are several.
+    `floors` `[1 + channels, 1025]` are powers of STFT bins, of the downmix and of each unique channel if there are
+    several.
     """
 
     band: Band
     floors: np.ndarray
 
     @classmethod
-    def noiseless(cls, band: Band, sources: int) -> Measured:
-        """As if there were no noise."""
-        return cls(band, np.zeros((sources + (sources > 1), N_FFT // 2 + 1)))
+    def noiseless(cls, band: Band, channels: int) -> Measured:
+        """No noise in any of the unique channels."""
+        return cls(band, np.zeros((channels + (channels > 1), N_FFT // 2 + 1)))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One chunk of the source channels, `wav` `[sources, samples]` at 48 kHz, without its `tones`."""
+    """One chunk of the unique channels, `wav` `[channels, samples]` at 48 kHz, without its `tones`."""
 
     chunk: Chunk
     wav: np.ndarray
@@ -74,9 +78,9 @@ def survey(recording: Recording, gaps: Sequence[Gap] | str, find_tones: bool, su
         for finder, wav in zip(tone_finders, block, strict=False):
             finder.add(wav)
     layout = channels.layout()
-    peak = channels.peaks[list(layout.sources)].max(initial=0.0)
-    level = float(np.clip(peak, *_LEVELS) / peak) if peak else 1.0
-    tones_hz = tuple(tuple(tone_finders[source].result()) for source in layout.sources) if find_tones else ()
+    peak = channels.peaks[list(layout.unique)].max(initial=0.0)
+    level = float(np.clip(peak, *_PEAKS) / peak) if peak else 1.0
+    tones_hz = tuple(tuple(tone_finders[channel].result()) for channel in layout.unique) if find_tones else ()
     found = tuple(gap_finder.result() if gaps == "auto" else gaps)
     chunks = plan(recording.samples_at(SAMPLE_RATE), found)
     return Analysis(layout, level, tones_hz, subtract_tones, found, tuple(chunks))
@@ -84,7 +88,7 @@ def survey(recording: Recording, gaps: Sequence[Gap] | str, find_tones: bool, su
 
 def prepare(recording: Recording, analysis: Analysis) -> Iterator[Prepared]:
     """A pass over the chunks at 48 kHz, tones subtracted: their phase is fitted to each chunk."""
-    blocks = recording.blocks_at(SAMPLE_RATE, analysis.layout.sources)
+    blocks = recording.blocks_at(SAMPLE_RATE, analysis.layout.unique)
     for chunk, wav in zip(analysis.chunks, cut(blocks, analysis.chunks), strict=True):
         tones = [
             [fit_tone(channel, hz, SAMPLE_RATE) for hz in known]
@@ -96,35 +100,31 @@ def prepare(recording: Recording, analysis: Analysis) -> Iterator[Prepared]:
 
 
 def measure(recording: Recording, analysis: Analysis, band: Band | None, find_noise: bool) -> Measured:
-    """The band of the component of a recording, unless it is given, and the noise, if it is to be found."""
-    detector = BandDetector()
-    rows = len(Measured.noiseless(FULL_BAND, len(analysis.layout.sources)).floors)
-    floors, finders = [NoiseFloor() for _ in range(rows)], [HissFinder() for _ in range(rows)]
+    """The band of the downmix of a recording, unless it is given, and the noise, if it is to be found."""
+    detector, nothing = BandDetector(), Measured.noiseless(FULL_BAND, len(analysis.layout.unique)).floors
+    floors = [NoiseFloor() for _ in nothing]
     for prepared in prepare(recording, analysis):
         wav = torch.from_numpy(prepared.wav * np.float32(analysis.level))
-        mixed = analysis.layout.mix(wav)
+        downmix = analysis.layout.downmix(wav)
         if band is None:
-            detector.add(mixed)
+            detector.add(downmix)
         if find_noise:
-            for row, floor, finder in zip(with_component(mixed, wav), floors, finders, strict=True):
-                power = smoothed_power(row)
-                floor.add(power)
-                finder.add(power)
+            for row, floor in zip(with_downmix(downmix, wav), floors, strict=True):
+                floor.add(row)
     band = band or _within_sampled(detector.result(), recording.sample_rate)
     if not find_noise:
-        return Measured.noiseless(band, len(analysis.layout.sources))
+        return Measured(band, nothing)
     sampled = _within_sampled(band, recording.sample_rate)
-    pairs = zip(floors, finders, strict=True)
-    return Measured(band, np.stack([floor.result(band, finder.result(sampled)) for floor, finder in pairs]))
+    return Measured(band, np.stack([floor.result(band, sampled) for floor in floors]))
 
 
-def with_component(component: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-    """What is analysed and regressed: the component `[samples]` and, if there are several, sources `[n, samples]`."""
-    return component[None] if len(sources) == 1 else torch.cat([component[None], sources])
+def with_downmix(downmix: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+    """What is analysed: the downmix `[samples]` and, if there are several, the unique channels `[n, samples]`."""
+    return downmix[None] if len(channels) == 1 else torch.cat([downmix[None], channels])
 
 
 def _within_sampled(band: Band, sample_rate: int) -> Band:
-    """A band that ends where the recording's own rate makes it end."""
+    """A band that ends where the recording's own sample rate (Hz) makes it end."""
     nyquist = sample_rate / 2
     if band.passband_hz < nyquist or nyquist >= FULL_BAND.passband_hz:
         return band

@@ -1,4 +1,4 @@
-"""Cut a recording into chunks with context, and join what became of them without seams.
+"""Cut a recording into chunks with context, and join the restored chunks without seams.
 
 Frames are those of the log-mel, 100 a second, counted from the start of the recording. Everything random or periodic
 belongs to such a position and not to a chunk, so that two chunks agree where they overlap.
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from srlib.config import HOP_LENGTH, LATENT_FACTOR, N_MELS, SAMPLE_RATE
-from srlib.restore.gaps import Gap
+from srlib.config import HOP_LENGTH, LATENT_FACTOR, N_MELS, SAMPLE_RATE, UNIT_FRAMES
+from srlib.settings import Gap
 
-CHUNK_FRAMES = 1024  # what the model sees at once, 10.24 s
-CONTEXT_FRAMES = 64  # at either end, whose result is dropped
-UNIT_FRAMES = 8 * LATENT_FACTOR  # of the grid: the U-Net halves the latent three times
+CHUNK_FRAMES = 1024  # frames that the model restores at once, 10.24 s: the length that AudioSR was trained on
+CONTEXT_FRAMES = 64  # frames at either end of a chunk, whose result is dropped
 _FADE = 16 * HOP_LENGTH  # samples, 0.16 s around an edge
 
 

@@ -22,9 +22,9 @@ from srlib.restore.merge import FULL_BAND, Band
 
 FULL_FROM_HZ = 18_500.0  # a band that reaches this far counts as full
 _LEVELS_DB = np.arange(-200.0, 80.0, 0.5)  # of the histograms; music lies around -20, digital silence below -100
-_LOUDEST = 0.02  # share of a bin's frames left out of its mean: clicks at the edges of gaps
+_LOUDEST = 0.02  # share of a bin's frames, the loudest, left out of its mean: clicks at the edges of gaps
 _MEDIAN_BINS = 25  # 586 Hz: wider than a tone, narrower than what a filter leaves
-_OCTAVE = 16  # bands
+_OCTAVE = 16  # bands in an octave
 _LOWEST_HZ, _HIGHEST_HZ = 1000.0, 18_600.0  # of the bands; above, most music has been cut by somebody
 
 # The low-passes that are tried: -3 dB between 1.7 and 20 kHz, sixteen an octave.
@@ -67,7 +67,7 @@ class BandDetector:
         self._counts += np.bincount(index.ravel(), minlength=self._counts.size).reshape(self._counts.shape)
 
     def result(self) -> Band:
-        """The band of what was added so far; `FULL_BAND` if nothing is missing, or nothing was heard."""
+        """The band of the chunks so far; `FULL_BAND` if nothing is missing, or if all of them were silent."""
         if not self._counts.any():
             return FULL_BAND
         filters = _filters()

@@ -1,4 +1,4 @@
-"""Gaps: find runs of digital silence in a stream, guess what a spectrogram holds there, and fill the waveform.
+"""Gaps: find runs of digital silence in a stream, interpolate a log-mel over them, and fill the waveform.
 
 A gap is a pair (start, end) in seconds. Nothing here changes a sample outside of one.
 """
@@ -13,14 +13,13 @@ import torch
 from scipy import signal
 
 from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, SAMPLE_RATE
-
-Gap = tuple[float, float]
+from srlib.settings import Gap
 
 SHORTEST_S, LONGEST_S = 0.02, 0.5  # s; shorter runs are pauses of a waveform near zero, longer ones pauses of the music
 # The following are the best of a grid on the valid split of the demo set, by LSD inside gaps of 50 to 500 ms.
-_REACH_FRAMES = 64  # either side, that bridge a gap in the log-mel
+_REACH_FRAMES = 64  # frames on either side that bridge a gap in the log-mel
 _FADE = 1200  # samples, 25 ms at either edge
-_HEARD, _ORDER = 7200, 1000  # samples (150 ms) before an edge and coefficients that predict what follows
+_PAST, _ORDER = 7200, 1000  # samples (150 ms) before an edge, and coefficients of the prediction from them
 
 
 class GapFinder:
@@ -89,8 +88,8 @@ def gap_frames(gaps: Iterable[Gap], frames: int) -> np.ndarray:
 def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor:
     """`wav` `[samples]` with the generated audio inside the gaps; outside of them nothing changes, to the bit.
 
-    At both edges the sound outside is carried on by linear prediction and cross-faded with the generated audio, of
-    which the phase is anyone's guess.
+    At both edges the sound outside is carried on by linear prediction and cross-faded with the generated audio,
+    whose phase is unknown.
     """
     lost = np.zeros(len(wav), bool)
     for start, end in gaps:
@@ -110,8 +109,8 @@ def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: Iterable[Gap]) -
 
 
 def _carry_on(sound: np.ndarray, samples: int) -> np.ndarray:
-    """What linear prediction (Burg's method) expects after `sound`; silence if that is too short or silent itself."""
-    sound = sound[-_HEARD:]
+    """The linear prediction (Burg's method) of what follows `sound`; silence if that is too short or silent itself."""
+    sound = sound[-_PAST:]
     order = min(_ORDER, len(sound) // 3)
     if order < 2 or not sound.any():
         return np.zeros(samples)

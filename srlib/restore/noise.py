@@ -1,6 +1,7 @@
-"""Stationary noise below the cutoff: how loud it is in every STFT bin, and the gain that takes it out.
+"""Stationary white noise in the known band: its power in every STFT bin, and the gain that takes it out.
 
-The level comes from the whole recording, block by block; the gain is Ephraim and Malah's log-spectral amplitude
+The power comes from the whole recording, chunk by chunk: from above the band, where nothing else is left, or from the
+band's own upper end where the noise was filtered with the music. The gain is Ephraim and Malah's log-spectral amplitude
 estimator (1985), for which the model's log-mel says how loud the music is where noise hides it.
 """
 
@@ -15,17 +16,34 @@ from srlib.audio.stft import BINS_HZ, WINDOW_POWER, aligned_stft, envelope, fit_
 from srlib.config import HOP_LENGTH
 from srlib.restore.merge import FULL_BAND, Band
 
-INAUDIBLE = (3e-5) ** 2 * WINDOW_POWER  # of the order of the dither of 16-bit audio
-TOP_HZ = 20_000.0  # resamplers and coders empty what lies above
-FEWEST_BINS = 40  # that tell a level
-# Minimum statistics: the first decile over time of power smoothed over 9 frames (90 ms), then the first over frequency.
+_INAUDIBLE = (3e-5) ** 2 * WINDOW_POWER  # power of a bin: of the order of the dither of 16-bit audio
+_TOP_HZ = 20_000.0  # resamplers and coders empty what lies above
+_FEWEST_BINS = 40  # that tell a level
+
+# Minimum statistics (Martin 2001): the first decile over time of power smoothed over 9 frames (90 ms), and the first
+# decile of that over frequency. The biases are the mean power of white noise over each of the two, as measured.
 _SMOOTHED_FRAMES, QUIET = 9, 0.1
-QUIET_BIAS, LOWEST_BIAS = 2.05, 2.29  # mean power of white noise over that decile, and over that of both; measured
-_LEVEL_STEP_DB, _LOWEST_DB, _LEVELS = 0.5, -140.0, 400  # the histogram of levels
-_CLEAR_HZ = 1.05  # above the missing band's edge times this only noise is left
-_MEMORY = 0.7  # of the a-priori SNR: the share of the frame before; best on the valid split of the demo set
-_LEAST_SNR = 1e-5
-# Expected power over that of an expected log-mel: of errors of 0.5 nat, about the model's. Best on the same split.
+_QUIET_BIAS, _LOWEST_BIAS = 2.05, 2.29
+_LEVEL_STEP_DB, _LOWEST_DB, _LEVELS = 0.5, -140.0, 400  # cells of the histogram of levels
+_CLEAR = 1.05  # only noise is left above this multiple of the edge of the missing band
+
+# In-band noise is looked for in the highest fifth of the band below 95 % of its edge, in 48 bins at least.
+_EDGE, _HIGHEST_SHARE, _WIDE_BINS = 0.95, 0.2, 48
+_FEWEST_FRAMES = 200  # of a chunk that can be judged: 2 s
+# Limits of white noise in a chunk. None of 279 recordings of the training corpus without noise passes them, neither at
+# full band nor through five filters (50 s of each).
+# First decile over time over second percentile: noise 1.6 to 2 dB, music 2 to 20 dB, held waves 0 to 1 dB.
+_QUIETEST, _STEADY_DB = 0.02, (1.55, 2.05)
+_EVEN_DB = 0.9  # standard deviation of the differences of neighbouring bins: noise 0.3 to 0.9, synthesizers 0.9 to 3.5
+_PARTS, _FLAT_DB = 8, 1.2  # range of the means of eight parts of the bins
+_OUTSTANDING = 4.0  # power over that of the noise above the band
+# Noise lasts: it shows in a quarter of the chunks, and fewer chunks are quieter than it by more than 0.5 dB.
+_LEAST_SHARE, _QUIETER_DB = 0.25, 0.5
+_NEIGHBOURS = 41  # bins of the median that tells how far the noise reaches
+
+_MEMORY = 0.7  # share of the frame before in the a-priori SNR; best on the valid split of the demo set
+_LEAST_SNR = 1e-5  # a-priori SNR
+# Expected power over the square of an expected log magnitude with errors of 0.5 nat, about the model's; same split.
 _POWER_OF_LOG = 1.7
 
 
@@ -37,40 +55,95 @@ def smoothed_power(wav: torch.Tensor) -> np.ndarray:
     return np.maximum(smooth, 1e-30)  # after a loud moment rounding errors of the running sums may be negative
 
 
+def _white_level(quiet: np.ndarray) -> np.ndarray:
+    """Expected power `[...]` of a bin of white noise, from the first decile over time of its bins, `[..., bins]`."""
+    return _LOWEST_BIAS * np.quantile(quiet, QUIET, axis=-1)
+
+
 def level_above(quiet: np.ndarray, band: Band) -> float:
-    """Expected power where only noise is left, by the bins' quiet moments `[1025]`; zero if there is no such place."""
-    above = (_CLEAR_HZ * band.stopband_hz <= BINS_HZ) & (BINS_HZ <= TOP_HZ)
-    return LOWEST_BIAS * float(np.quantile(quiet[above], QUIET)) if above.sum() >= FEWEST_BINS else 0.0
+    """Expected power of the noise above a band, from the quiet moments `[1025]`; zero if nothing lies above it."""
+    above = (_CLEAR * band.stopband_hz <= BINS_HZ) & (BINS_HZ <= _TOP_HZ)
+    return float(_white_level(quiet[above])) if above.sum() >= _FEWEST_BINS else 0.0
 
 
 class NoiseFloor:
-    """How loud stationary noise is in every bin of the STFT, from a recording that comes in chunks."""
+    """Power of white noise in every bin of the STFT, from a recording that comes in chunks."""
 
     def __init__(self) -> None:
         self._counts = np.zeros((len(BINS_HZ), _LEVELS), np.int64)  # frames by level: an hour takes no more than this
+        self._in_band = InBandNoise()
 
-    def add(self, power: np.ndarray) -> None:
-        """Take the next seconds of the recording, `smoothed_power` of them."""
+    def add(self, wav: torch.Tensor) -> None:
+        """Take the next chunk of the recording, `[samples]` at 48 kHz."""
+        power = smoothed_power(wav)
+        self._in_band.add(power)
         level = (10 * np.log10(power) - _LOWEST_DB) / _LEVEL_STEP_DB
         cell = np.arange(len(BINS_HZ)) * _LEVELS + level.clip(0, _LEVELS - 1).astype(np.int64)
         self._counts += np.bincount(cell.ravel(), minlength=self._counts.size).reshape(self._counts.shape)
 
-    def result(self, band: Band, hiss: np.ndarray | None = None) -> np.ndarray:
-        """Expected noise power of every bin, `[1025]`; zero where there is no noise to be heard.
+    def result(self, band: Band, sampled: Band | None = None) -> np.ndarray:
+        """Expected noise power of every bin, `[1025]`; zero where no noise can be heard.
 
-        White noise is measured above the band, where nothing else is left; `hiss` `[1025]` is the power of what does
-        not reach there (`srlib.restore.hiss`).
+        `sampled` is what the recording's own sample rate leaves of the band, if that is less.
         """
         quiet = self._quiet_moments()
-        white = level_above(quiet, band)
-        floor = np.minimum(np.maximum(white, 0.0 if hiss is None else hiss), QUIET_BIAS * quiet)
-        return np.where(floor > INAUDIBLE, floor, 0.0)
+        noise = np.maximum(level_above(quiet, band), self._in_band.result(sampled or band))
+        floor = np.minimum(noise, _QUIET_BIAS * quiet)
+        return np.where(floor > _INAUDIBLE, floor, 0.0)
 
     def _quiet_moments(self) -> np.ndarray:
-        """First decile over time of each bin's power, `[1025]`; zero before anything was heard."""
-        heard = self._counts.cumsum(1)
-        cell = (heard <= QUIET * heard[:, -1:]).sum(1)
-        return np.where(heard[:, -1] > 0, 10 ** ((_LOWEST_DB + _LEVEL_STEP_DB * (cell + 0.5)) / 10), 0.0)
+        """First decile over time of each bin's power, `[1025]`; zero before the first frame."""
+        frames = self._counts.cumsum(1)
+        cell = (frames <= QUIET * frames[:, -1:]).sum(1)
+        return np.where(frames[:, -1] > 0, 10 ** ((_LOWEST_DB + _LEVEL_STEP_DB * (cell + 0.5)) / 10), 0.0)
+
+
+class InBandNoise:
+    """White noise that ends with the band, or lies on a full band: found where music leaves the band's end to it."""
+
+    def __init__(self) -> None:
+        self._quiet: list[np.ndarray] = []  # two quantiles over time, [2, 1025], of each chunk
+
+    def add(self, power: np.ndarray) -> None:
+        """Take the `smoothed_power` of the next chunk; less than two seconds say nothing."""
+        if len(power) >= _FEWEST_FRAMES:
+            self._quiet.append(np.quantile(power, (QUIET, _QUIETEST), axis=0).astype(np.float32))
+
+    def result(self, band: Band) -> np.ndarray:
+        """Its expected power in every bin, `[1025]`; zero where it does not reach, and everywhere if there is none."""
+        response = band.response(torch.from_numpy(BINS_HZ)).square().numpy()
+        highest = _highest(band)
+        if not self._quiet or highest.sum() < _FEWEST_BINS:
+            return np.zeros(len(BINS_HZ))
+        powers = np.array([quiet[0, highest] / np.maximum(response[highest], 1e-9) for quiet in self._quiet])
+        levels = _white_level(powers)
+        noisy = np.array([_is_noise(quiet, response, highest, band) for quiet in self._quiet])
+        level = np.median(levels[noisy]) if noisy.any() else 0.0
+        quieter = levels < 10 ** (-_QUIETER_DB / 10) * level
+        if noisy.sum() < max(_LEAST_SHARE * len(noisy), quieter.sum() + 1):
+            return np.zeros(len(BINS_HZ))
+        quiet = np.mean([quiet[0] for quiet, chosen in zip(self._quiet, noisy, strict=True) if chosen], axis=0)
+        reached = ndimage.median_filter(quiet, _NEIGHBOURS, mode="nearest") > 0.5 / _QUIET_BIAS * level * response
+        return np.where(reached, level * response, 0.0)
+
+
+def _highest(band: Band) -> np.ndarray:
+    """The bins `[1025]` at the upper end of a band."""
+    last = np.searchsorted(BINS_HZ, min(_EDGE * band.passband_hz, _TOP_HZ))
+    width = max(round(_HIGHEST_SHARE * last), _WIDE_BINS)
+    index = np.arange(len(BINS_HZ))
+    return (index >= last - width) & (index < last)
+
+
+def _is_noise(quiet: np.ndarray, response: np.ndarray, highest: np.ndarray, band: Band) -> bool:
+    """Whether the quiet moments `[2, 1025]` of a chunk are those of white noise in the bins `highest` `[1025]`."""
+    power = quiet[:, highest] / np.maximum(response[highest], 1e-9)
+    level_db, quietest_db = 10 * np.log10(power)
+    steady = _STEADY_DB[0] < (level_db - quietest_db).mean() < _STEADY_DB[1]
+    even = np.diff(level_db).std() < _EVEN_DB
+    flat = np.ptp([part.mean() for part in np.array_split(level_db, _PARTS)]) < _FLAT_DB
+    audible = _QUIET_BIAS * power[0].mean() > max(_OUTSTANDING * level_above(quiet[0], band), _INAUDIBLE)
+    return bool(steady and even and flat and audible)
 
 
 def noise_gain(
@@ -82,17 +155,17 @@ def noise_gain(
         degraded: `[samples]` at 48 kHz.
         restored: the model's log-mel of the same seconds, `[frames, 256]`, nat.
         floor: noise power of every bin, `[1025]`, of `NoiseFloor`.
-        band: where the low-pass falls there is as much less music in `degraded`.
+        band: where the low-pass falls, there is as much less music in `degraded`.
 
-    The a-priori SNR of a bin is a mean of what the frame before left of it, which follows single partials, and of what
-    the model's log-mel says, which knows how loud the music is under the noise.
+    The a-priori SNR of a bin is a weighted mean of two: of the SNR that the frame before had after its gain, which
+    follows single partials, and of the SNR by the model's log-mel, which knows how loud the music is under the noise.
     """
     if not floor.any():
         return None
     frames = frames_of(degraded)
     snr = aligned_stft(degraded, frames).abs().square().cpu().double().numpy() / np.maximum(floor, 1e-30)
     expected = torch.exp(2 * envelope(fit_frames(restored, frames))).cpu().double().numpy()
-    expected *= _POWER_OF_LOG * 4 / np.pi / np.maximum(floor, 1e-30)  # 4 / pi: of squared mean magnitudes
+    expected *= _POWER_OF_LOG * 4 / np.pi / np.maximum(floor, 1e-30)  # 4 / pi: mean square over squared mean magnitude
     expected *= band.response(torch.from_numpy(BINS_HZ)).square().numpy()
     gain = np.ones_like(snr)
     before = expected[0]

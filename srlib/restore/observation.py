@@ -1,6 +1,6 @@
-"""What a degraded log-mel says of the clean one: a value and a variance for every frame and band.
+"""The observation: a value and a variance of the clean log-mel for every frame and band of a degraded one.
 
-The filter decides which bands are known, the noise floor how far each frame is to be believed, and gaps and tones take
+The filter decides which bands are known, the noise floor decides the variance of each frame, and gaps and tones take
 cells away. The prior (`srlib.models.prior`) turns this into a posterior; the diffusion model is told the variance.
 """
 
@@ -15,11 +15,12 @@ import torch
 
 from srlib.audio.stft import band_edges_hz, mel_filters
 from srlib.config import N_FFT, N_MELS, SAMPLE_RATE
-from srlib.restore.gaps import Gap, gap_frames, interpolate_gaps
+from srlib.models.prior import MISSING
+from srlib.restore.gaps import gap_frames
 from srlib.restore.merge import Band
+from srlib.settings import Gap
 
-MISSING = 1e6  # nat^2: nothing is known
-_GAP_VARIANCE = 1.0  # nat^2: of a gap bridged from its two sides
+_GAP_VARIANCE = 1.0  # nat^2, of a gap that is bridged from its two sides
 # Log of music over noise, nat: equally likely a priori from 35 dB below to 70 dB above the noise.
 _SNR_NAT = np.arange(-4.0, 8.01, 0.25)
 _EXCESS_STEP, _LEAST_EXCESS, _EXCESSES = 0.25, -1.5, 36  # nat: cells of the excess over the noise floor
@@ -43,14 +44,16 @@ def observe(
 ) -> Observation:
     """The observation of degraded log-mels `[batch, 1, frames, 256]`, each with its band, noise, gaps (s) and tones.
 
-    `noise_floors` are expected powers of STFT bins `[1025]` or None. Gaps are bridged, the filter's fall is taken back
-    where it is less than 3 dB.
+    Args:
+        log_mel: nat, with gaps bridged (`srlib.restore.gaps.interpolate_gaps`).
+        noise_floors: expected powers of STFT bins `[1025]`, or None.
+
+    The fall of the filter is taken back where it is less than 6 dB.
     """
     rows = []
     tones_hz = tones_hz or [()] * len(log_mel)
     for degraded, band, floor, spans, tones in zip(log_mel, bands, noise_floors, gaps, tones_hz, strict=True):
-        spans = list(spans)
-        value, variance = interpolate_gaps(degraded[None], spans)[0], torch.zeros_like(degraded)
+        value, variance = degraded, torch.zeros_like(degraded)
         if floor is not None and floor.any():
             value, variance = _under_noise(value, torch.from_numpy(floor).to(value))
         centres_hz = torch.from_numpy(band_edges_hz()[1:-1]).to(value)
@@ -81,8 +84,8 @@ def _under_noise(log_mel: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tens
     correction, variance = (
         (1 - share) * table[band, cell] + share * table[band, cell + 1] for table in _likelihood(log_mel.device)
     )
-    heard = magnitude > 1e-9
-    return torch.where(heard, log_mel + correction, log_mel), torch.where(heard, variance, torch.zeros_like(variance))
+    noisy = magnitude > 1e-9
+    return torch.where(noisy, log_mel + correction, log_mel), torch.where(noisy, variance, torch.zeros_like(variance))
 
 
 @cache

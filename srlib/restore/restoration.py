@@ -1,86 +1,36 @@
-"""One restoration: what was asked for, and the pass over a recording that does it, chunk by chunk."""
+"""One restoration: the passes over a recording that measure it and then restore it, chunk by chunk."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 
 from srlib.audio.recording import Recording
 from srlib.audio.stft import band_of_hz, frames_of, log_mel
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.models.excitation import copied, noise, synthesise
-from srlib.models.prior import emphasised
+from srlib.models.pipeline import LogMelPipeline, pad_to_units
+from srlib.models.prior import Posterior, emphasised
 from srlib.models.vocoder import vocode
-from srlib.restore.analysis import Measured, Prepared, measure, prepare, survey, with_component
-from srlib.restore.checks import check_edges, check_recording
-from srlib.restore.chunks import UNIT_FRAMES, Chunk, PositionalNoise
-from srlib.restore.gaps import Gap, interpolate_gaps
+from srlib.restore.analysis import Measured, Prepared, measure, prepare, survey, with_downmix
+from srlib.restore.chunks import Chunk, PositionalNoise
+from srlib.restore.gaps import interpolate_gaps
 from srlib.restore.merge import FULL_BAND, Band, merge, replace_mel, scaled
 from srlib.restore.noise import noise_gain
 from srlib.restore.observation import observe
-from srlib.restore.stereo import level_differences, spread
+from srlib.restore.options import Options
+from srlib.restore.stereo import level_differences, upmix
 from srlib.restore.tones import Tone
-
-if TYPE_CHECKING:
-    from srlib.models.prior import Posterior
-    from srlib.restore.pipeline import RestorationPipeline
-
-
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `RestorationPipeline.__call__`, which explains them."""
-
-    num_inference_steps: int | None = None
-    num_samples: int = 1
-    generator: torch.Generator | int | None = None
-    guidance_scale: float | None = None
-    eta: float = 0.0
-    scheduler: str | None = None
-    cutoff_hz: float | str | None = "auto"
-    stopband_hz: float | None = None
-    merge: str = "gain"
-    gaps: Sequence[Gap] | str = ()
-    denoise: bool = True
-    excitation: str | None = None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the diffusion model is sampled."""
-
-    steps: int
-    samples: int  # averaged: LSD prefers the mean, ears prefer one sample
-    guidance_scale: float
-    eta: float
-    scheduler: SchedulerMixin
-    generator: torch.Generator
-
-    @property
-    def is_mean(self) -> bool:
-        """Whether the result is a mean, or near one, and not a sample."""
-        return self.steps <= 1 or self.samples > 1
-
-    def step_generators(self) -> list[torch.Generator]:
-        """One for what each step adds, if the sampler is stochastic; `generator` stays as it is.
-
-        Of their own: in a shared one, how much a chunk draws before the next would move what belongs to a position.
-        """
-        if not self.eta:
-            return []
-        device = self.generator.device
-        seeds = torch.randint(2**62, (self.steps,), generator=self.generator.clone_state(), device=device)
-        return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+from srlib.settings import Gap
 
 
 @dataclass(frozen=True)
 class RestoredChunk:
-    """`audio` and `generated` `[sources, samples]`, at the level of the input; `log_mel` `[1, 1, frames, 256]`."""
+    """`audio` and `generated` `[unique channels, samples]` at the input's level; `log_mel` `[1, 1, frames, 256]`."""
 
     chunk: Chunk
     audio: np.ndarray
@@ -89,25 +39,24 @@ class RestoredChunk:
 
 
 class Restoration:
-    """Made from a recording, it knows what holds for the whole; `chunks` then restores one after the other.
+    """Measures a whole recording when it is made; `chunks` then restores one chunk after the other.
 
     Args:
-        trajectory: where the predicted log-mels of each step of the first chunk go, if anywhere.
+        trajectory: collects the predicted log-mel after each step of the first chunk, if given.
     """
 
     def __init__(
         self,
-        pipe: RestorationPipeline,
+        pipe: LogMelPipeline,
         recording: Recording,
         options: Options,
         trajectory: list[torch.Tensor] | None = None,
     ) -> None:
-        check_recording(recording)
-        check_edges(options.cutoff_hz, options.stopband_hz, options.gaps, recording.samples, recording.sample_rate)
-        self.sampling = pipe.sampling(options)
+        options.check(recording)
+        self.sampling = options.sampling(pipe)
         self.tones: list[Tone] = []  # of the first chunk
         self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
-        self._excitation = pipe.excitation(options)
+        self._excitation = options.excitation or ("vocoder" if pipe.prior is None else "copied")
         gain = options.merge == "gain"
         self._find_noise = options.denoise and (gain or pipe.prior is not None)
         self.analysis = survey(recording, options.gaps, find_tones=self._find_noise, subtract_tones=gain)
@@ -130,7 +79,7 @@ class Restoration:
 
     def chunks(self) -> Iterator[RestoredChunk]:
         """The chunks of `analysis.chunks`, in order."""
-        if not self.analysis.layout.sources:
+        if not self.analysis.layout.unique:
             yield from map(self._silence, self.analysis.chunks)
             return
         noises = self._noises()
@@ -146,15 +95,14 @@ class Restoration:
         return [PositionalNoise(*shape, generator) for generator in generators]
 
     def _measure(self, options: Options) -> Measured:
-        """The band, the noise that the prior is told of, and what of it the gain merge takes out."""
-        band, sources = None, len(self.analysis.layout.sources)
-        if options.cutoff_hz is None or not sources:
+        """The band, and the noise that the prior is told of and the gain merge takes out."""
+        band, channels = None, len(self.analysis.layout.unique)
+        if options.cutoff_hz is None or not channels:
             band = FULL_BAND
         elif options.cutoff_hz != "auto":
-            passband_hz = float(options.cutoff_hz)
-            band = Band(passband_hz, options.stopband_hz) if options.stopband_hz else Band.at(passband_hz)
-        if not sources or (band is not None and not self._find_noise):
-            return Measured.noiseless(band, sources)
+            band = Band(options.cutoff_hz, options.stopband_hz) if options.stopband_hz else Band.at(options.cutoff_hz)
+        if not channels or (band is not None and not self._find_noise):
+            return Measured.noiseless(band, channels)
         return measure(self._recording, self.analysis, band, self._find_noise)
 
     def _silence(self, chunk: Chunk) -> RestoredChunk:
@@ -164,36 +112,39 @@ class Restoration:
 
     def _restore(self, prepared: Prepared, noises: Sequence[torch.Tensor]) -> RestoredChunk:
         chunk, samples = prepared.chunk, prepared.wav.shape[1]
-        level, layout, band = np.float32(self.analysis.level), self.analysis.layout, self.band
-        gaps = chunk.local(self.analysis.gaps)
-        wav = torch.from_numpy(pad_to_frames(prepared.wav * level)).to(self._pipe.device)
-        # 1. Log-mels of the component that the model runs on and, if there are several, of every source
-        rows = with_component(layout.mix(wav), wav)
+        level, band, gaps = np.float32(self.analysis.level), self.band, prepared.chunk.local(self.analysis.gaps)
+        wav = torch.from_numpy(pad_to_units(prepared.wav * level)).to(self._pipe.device)
+        # 1. Log-mels of the downmix that the model runs on and, if there are several, of every unique channel
+        rows = with_downmix(self.analysis.layout.downmix(wav), wav)
         degraded = interpolate_gaps(log_mel(rows), gaps)
         posterior = self._posterior(degraded, gaps)
-        # 2. Restore the component's log-mel; AudioSR's merge replaces its known band before it is vocoded
-        restored = interpolate_gaps(self._restore_log_mel(chunk, degraded[:1], posterior, noises), gaps)
+        # 2. The model restores the log-mel of the downmix; the other rows take the prior's mean
+        trajectory = self._trajectory if chunk.start == 0 else None
+        first = None if posterior is None else posterior[:1]
+        restored = self._pipe.generate(degraded[:1], first, noises[0], self.sampling, trajectory, noises[1:])
+        restored = interpolate_gaps(restored, gaps)
         if posterior is not None and self.sampling.is_mean:
             restored = emphasised(restored, band_of_hz(band.passband_hz))
         clean = torch.cat([restored, (degraded if posterior is None else posterior.mean)[1:]])[:, 0]
-        voiced = replace_mel(restored, degraded[:1], band) if self._merge == "replace" else restored
-        # 3. The gain that takes noise out, and waveforms with what was restored
-        own = slice(-len(wav), None)  # the sources' rows: the component is not merged
+        # 3. The gain that takes noise out of each channel, and the waveforms that are generated for it
+        own = slice(-len(wav), None)  # the rows of the channels; a downmix of several is not merged
         gains = [noise_gain(*row, band) for row in zip(rows[own], clean[own], self._measured.floors[own], strict=True)]
+        denoised = torch.stack([scaled(row, gain) for row, gain in zip(rows[own], gains, strict=True)])
         known = degraded if posterior is None else torch.minimum(degraded, posterior.mean)
-        generated = self._generate(chunk, rows, gains, voiced, known[:, 0], gaps)[:, :samples]
-        # 4. Join each source's share of it with what was given
+        voiced = replace_mel(restored, degraded[:1], band) if self._merge == "replace" else restored
+        generated = self._generate(chunk, denoised, voiced, known[:, 0], gaps)[:, :samples]
+        # 4. Merge what is generated for each channel with its degraded waveform
         wav = wav[:, :samples]
         gains = [None if gain is None else gain[: frames_of(wav)] for gain in gains]
-        joined = torch.stack(
+        merged = torch.stack(
             [merge(*pair, band, self._merge, gain, gaps) for *pair, gain in zip(generated, wav, gains, strict=True)]
         )
-        # 5. The level it came with; what nothing was done to comes back to the bit
-        audio = np.where((joined == wav).cpu().numpy(), prepared.wav, joined.float().cpu().numpy() / level)
+        # 5. Back to the level of the input; samples that nothing changed come back to the bit
+        audio = np.where((merged == wav).cpu().numpy(), prepared.wav, merged.float().cpu().numpy() / level)
         return RestoredChunk(chunk, audio, generated.float().cpu().numpy() / level, restored.cpu())
 
     def _posterior(self, degraded: torch.Tensor, gaps: list[Gap]) -> Posterior | None:
-        """What the prior makes of log-mels `[rows, 1, frames, 256]`; None without a prior."""
+        """The prior's posterior of log-mels `[rows, 1, frames, 256]`; None without a prior."""
         if self._pipe.prior is None:
             return None
         tones = () if self.analysis.subtract_tones else tuple(itertools.chain(*self.analysis.tones_hz))
@@ -201,41 +152,23 @@ class Restoration:
         observed = observe(degraded, [self.band] * count, self._measured.floors, [gaps] * count, [tones] * count)
         return self._pipe.prior(observed.log_mel, observed.variance)
 
-    def _restore_log_mel(
-        self, chunk: Chunk, degraded: torch.Tensor, posterior: Posterior | None, noises: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        if not self.sampling.steps:
-            return posterior.mean[:1]
-        trajectory = self._trajectory if chunk.start == 0 else None
-        first = None if posterior is None else posterior[:1]
-        return self._pipe.generate(degraded, first, noises[0], self.sampling, trajectory, noises[1:])
-
     def _generate(
-        self,
-        chunk: Chunk,
-        rows: torch.Tensor,
-        gains: list[torch.Tensor | None],
-        restored: torch.Tensor,
-        known: torch.Tensor,
-        gaps: list[Gap],
+        self, chunk: Chunk, denoised: torch.Tensor, restored: torch.Tensor, known: torch.Tensor, gaps: list[Gap]
     ) -> torch.Tensor:
-        """Waveforms `[sources, samples]` with the restored log-mel; each source copies its own fine structure."""
-        sources, layout = len(self.analysis.layout.sources), self.analysis.layout
-        differences = None if sources == 1 else level_differences(known[1:], known[0], self.band.passband_hz, gaps)
+        """Waveforms `[unique, samples]` with the restored log-mel `[1, 1, frames, 256]` of the downmix.
+
+        `denoised` `[unique, samples]` are the channels, of which each copies its own fine structure; `known`
+        `[rows, frames, 256]` are the log-mels of downmix and channels, which tell their differences in level.
+        """
+        weights, first_sample = self.analysis.layout.weights, chunk.start * HOP_LENGTH
+        alone = len(denoised) == 1
+        differences = None if alone else level_differences(known[1:], known[0], self.band.passband_hz, gaps)
         if self._excitation == "copied":
-            heard = [scaled(row, gain) for row, gain in zip(rows[-sources:], gains, strict=True)]
-            signs = torch.from_numpy(np.where(layout.weights < 0, -1, 1)).to(rows)[:, None]  # of the noise under them
-            fine = signs * copied(signs * torch.stack(heard), self.band.passband_hz, chunk.start * HOP_LENGTH)
-            return synthesise(restored if differences is None else restored + differences[:, None].to(restored), fine)
+            signs = torch.from_numpy(np.where(weights < 0, -1, 1)).to(denoised)[:, None]  # of the noise in the copies
+            fine = signs * copied(signs * denoised, self.band.passband_hz, first_sample)
+            return synthesise(restored if alone else restored + differences[:, None].to(restored), fine)
         if self._excitation == "noise":
-            generated = synthesise(restored, noise(rows.shape[1], chunk.start * HOP_LENGTH)[None].to(rows))
+            generated = synthesise(restored, noise(denoised.shape[1], first_sample)[None].to(denoised))
         else:
             generated = vocode(self._pipe.vocoder, restored, chunk.start)[:1]
-        return generated if differences is None else spread(generated[0], differences, layout.weights)
-
-
-def pad_to_frames(wav: np.ndarray) -> np.ndarray:
-    """Reflect the end of `[..., samples]` to whole units of frames: zeros would be an edge to restore."""
-    missing = -wav.shape[-1] % (UNIT_FRAMES * HOP_LENGTH)
-    mode = "reflect" if wav.shape[-1] > 1 else "edge"
-    return np.pad(wav, [(0, 0)] * (wav.ndim - 1) + [(0, missing)], mode=mode)
+        return generated if alone else upmix(generated[0], differences, weights)

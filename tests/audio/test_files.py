@@ -10,6 +10,7 @@ import soundfile
 from scipy import signal
 
 from srlib.audio import files as audio
+from srlib.audio.files import replace_folder
 from srlib.audio.recording import open_recording
 from srlib.errors import SrlibError
 
@@ -293,10 +294,89 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert path.read_text() == "new"
 
 
+def holds(folder) -> str | None:
+    """What version stands in a folder that `version` wrote, and whether all of it does."""
+    found = {path.read_text() for path in folder.glob("*")}
+    return found.pop() if len(found) == 1 and len(list(folder.iterdir())) == 3 else None
+
+
+def version(text):
+    def write(folder):
+        folder.mkdir()
+        for name in "abc":
+            (folder / name).write_text(text)
+
+    return write
+
+
+REPLACE_AND_DIE = """
+import os, sys
+from pathlib import Path
+from srlib.audio.files import replace_folder
+
+def write(folder):
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_text("new")
+
+def audit(event, arguments):
+    if event in ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "open"):
+        count[0] -= 1
+        if count[0] == 0:
+            os._exit(9)
+
+count = [int(sys.argv[2])]
+folder = Path(sys.argv[1])
+sys.addaudithook(audit)
+replace_folder(folder, write)
+"""
+
+
+def test_a_folder_is_replaced_as_a_whole_whenever_the_process_dies(tmp_path):
+    """Killed before every single thing it does to files: the old or the new is there, whole, or put back next time."""
+    put_back = 0
+    for step in range(1, 100):
+        folder = tmp_path / str(step) / "folder"
+        folder.parent.mkdir()
+        version("old")(folder)
+        died = subprocess.run([sys.executable, "-c", REPLACE_AND_DIE, folder, str(step)]).returncode == 9
+        if not folder.exists():
+            put_back += 1
+            with pytest.raises(ZeroDivisionError):
+                replace_folder(folder, lambda _: 1 / 0)
+        assert holds(folder) in ("old", "new")
+        replace_folder(folder, version("newer"))
+        assert holds(folder) == "newer"
+        if not died:
+            break
+    assert step > 5 and put_back == 1
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+
+
+def test_a_folder_whose_replacement_fails_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    replace_folder(folder, version("old"))
+    rename, renamed = os.rename, []
+
+    def interrupted(*names):
+        renamed.append(names)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        rename(*names)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(folder, version("new"))
+    assert holds(folder) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_a_full_disk_leaves_nothing(tmp_path):
     """A limit on the size of files stands in for the disk; the system reports both as a failed write."""
     program = (
-        "import resource, sys, numpy as np; from srlib.audio import files as audio; from srlib.errors import SrlibError\n"
+        "import resource, sys, numpy as np\n"
+        "from srlib.audio import files as audio\n"
+        "from srlib.errors import SrlibError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: audio.write(sys.argv[1], np.zeros((2, 100_000), np.float32), 48_000)\n"
         "except SrlibError as error: print(error)\n"

@@ -113,7 +113,7 @@ def test_half_precision_ema_and_safetensors(checkpoint, music, tmp_path, dtype, 
         assert {tensor.dtype for tensor in load_file(file).values()} == {stored}
     unet = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
     assert torch.equal(unet["conv_out.weight"], (0.5 * checkpoint[UNET]).to(stored))
-    restored = RestorationPipeline.from_pretrained(out)(music[:4800], 48_000, 1, cutoff_hz=4000)
+    restored = RestorationPipeline.from_pretrained(out)(music[:4800], 48_000, num_inference_steps=1, cutoff_hz=4000)
     assert restored.audio.dtype == np.float32 and np.isfinite(restored.audio).all()
 
 

@@ -11,13 +11,13 @@ import torch
 
 from srlib.audio.stft import log_mel
 from srlib.config import AUDIOSR, SAMPLE_RATE, TINY
+from srlib.machine import stage, stopwatch
 from srlib.measure import performance
 from srlib.measure.metrics import lsd
 from srlib.models import diffusion, vae
 from srlib.models.vocoder import build_vocoder, receptive_frames, vocode
 from srlib.report import artifacts
 from srlib.restore.pipeline import RestorationPipeline, build
-from srlib.stopwatch import stage, stopwatch
 
 HIFIGAN = replace(AUDIOSR, vocoder=AUDIOSR.vocoder | {"upsample_initial_channel": 64})
 

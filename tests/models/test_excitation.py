@@ -9,7 +9,7 @@ from srlib.audio.stft import band_of_hz, log_mel
 from srlib.degrade import Degradation
 from srlib.models.excitation import copied, noise, shifts_hz, synthesise
 from srlib.restore.merge import Band
-from srlib.restore.stereo import Layout, spread
+from srlib.restore.stereo import Layout, upmix
 
 SAMPLE_RATE = 48_000
 SECOND = np.arange(SAMPLE_RATE) / SAMPLE_RATE
@@ -160,7 +160,7 @@ def test_two_channels_above_the_edge_are_as_alike_as_below(music, tiny_pipeline,
     pair = np.stack([music[delay:], correlation * 0.7 * music[:-delay]])
     degraded = np.stack([degradation.apply(wav, SAMPLE_RATE) for wav in pair])
     edges = {"cutoff_hz": degradation.passband_hz(SAMPLE_RATE), "stopband_hz": degradation.stopband_hz(SAMPLE_RATE)}
-    restored = tiny_pipeline(degraded, SAMPLE_RATE, 0, **edges).audio
+    restored = tiny_pipeline(degraded, SAMPLE_RATE, num_inference_steps=0, **edges).audio
     high_pass = signal.butter(8, 9000, "high", fs=SAMPLE_RATE, output="sos")
     left, right = signal.sosfiltfilt(high_pass, restored)
     assert min(left.std(), right.std()) > 1e-3 * music.std()
@@ -169,10 +169,10 @@ def test_two_channels_above_the_edge_are_as_alike_as_below(music, tiny_pipeline,
     assert np.abs(lags).max() > 0.7 * np.linalg.norm(left) * np.linalg.norm(right)
 
 
-def test_what_is_spread_from_a_single_generation_keeps_the_sign_of_each_channel():
+def test_the_upmix_of_a_single_generation_keeps_the_sign_of_each_channel():
     generated = torch.from_numpy(sinusoid(9000)).float()
     layout = Layout((0, 1), (0, 1), np.array([0.6, -0.4], np.float32))
-    first, second = spread(generated, torch.zeros(2, 101, 256), layout.weights)
+    first, second = upmix(generated, torch.zeros(2, 101, 256), layout.weights)
     torch.testing.assert_close(first, generated, atol=1e-4, rtol=0)
     torch.testing.assert_close(second, -generated, atol=1e-4, rtol=0)
 

@@ -65,31 +65,6 @@ def test_without_a_slow_part_it_is_dense_gaussian_conditioning(monkeypatch, kind
         np.testing.assert_allclose(spread[frame], np.diag(covariance - gain @ covariance), atol=2e-4)
 
 
-def shared(prior: GaussianPrior, part: str, deviation: np.ndarray, variance: np.ndarray):
-    """Mean and covariance of what bands share, given `deviation` with a noise of `variance`, both `[bands]`."""
-    common, own = covariances(prior, part)
-    gain = common @ np.linalg.inv(common + own + np.diag(variance))
-    return gain @ deviation, common - gain @ common
-
-
-@pytest.mark.parametrize("kind", ["clean", "noisy", "everywhere"])
-def test_two_scales_are_conditioned_one_after_the_other(kind):
-    """The window's mean tells of the slow part, what is left of the frame of the fast one, then of each band's own."""
-    prior, observed, variance = prior_of(), observed_of(), noise_of(kind)
-    mean, spread = posterior_of(prior, observed, variance)
-    deviation, doubted = observed - prior.mean.double().numpy(), variance + MODEL_VARIANCE
-    precision = (1 / doubted).mean(0)
-    slow, slow_covariance = shared(prior, "slow", (deviation / doubted).mean(0) / precision, 1 / precision)
-    own = sum(np.diag(covariances(prior, part)[1]) for part in ("slow", "fast"))
-    for frame in range(FRAMES):
-        fast, fast_covariance = shared(prior, "fast", deviation[frame] - slow, doubted[frame])
-        known = own / (own + variance[frame])
-        expected = slow + fast + known * (deviation[frame] - slow - fast)
-        np.testing.assert_allclose(mean[frame], prior.mean.numpy() + expected, atol=1e-3)
-        uncertain = (1 - known) ** 2 * np.diag(slow_covariance + fast_covariance) + known * variance[frame]
-        np.testing.assert_allclose(spread[frame], uncertain, atol=1e-3)
-
-
 def test_an_exact_observation_is_returned_as_it_is_and_bounds_what_is_missing():
     prior, observed = prior_of(), observed_of()
     mean, spread = posterior_of(prior, observed, noise_of("clean"))
@@ -252,15 +227,6 @@ def test_noise_on_music_is_taken_out_of_every_band(fitted, unseen):
     before, after = ((value - unseen).square().mean((0, 1, 2)) for value in (noisy, found.mean))
     assert (after < 0.7 * before).all()
     assert after.mean() < 0.45 * before.mean()
-
-
-def test_save_and_load_keep_every_bit(tmp_path):
-    prior = prior_of()
-    prior.residual_std.fill_(0.3)
-    prior.save_pretrained(tmp_path)
-    loaded = GaussianPrior.from_pretrained(tmp_path)
-    assert loaded.config.rank == RANK and loaded.config.n_mels == BANDS
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in prior.state_dict().items())
 
 
 def test_in_half_precision_it_computes_in_float32():

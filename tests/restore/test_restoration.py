@@ -197,7 +197,7 @@ def test_a_stopped_process_leaves_nothing(tmp_path, model, stop):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells switch it off for background jobs
     )
-    while not list((tmp_path / "new").glob(".*.tmp")) and process.poll() is None:
+    while not list((tmp_path / "new").glob(".part-*")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(stop)
     printed = process.communicate(timeout=60)
@@ -243,16 +243,16 @@ def test_hiss_on_a_full_band_goes_in_the_channel_that_has_it(fitted_pipeline, sa
     assert distance[1] < 0.75 * distance[0]
 
 
-def test_hiss_that_cancels_in_the_component_is_known_to_be_in_the_channels():
+def test_noise_that_cancels_in_the_downmix_is_known_to_be_in_the_channels():
     rng, time_s = np.random.default_rng(0), np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
     drums = 0.3 * rng.standard_normal(len(time_s)) * np.exp(-40 * (time_s % 0.5))
     hiss = 0.01 * rng.standard_normal(len(time_s))
     recording = Recording.from_array(np.stack([drums + hiss, drums - hiss]).astype(np.float32), SAMPLE_RATE)
     surveyed = survey(recording, (), find_tones=False)
-    component, *sources = measure(recording, surveyed, FULL_BAND, find_noise=True).floors
-    assert not component.any()
+    downmix, *channels = measure(recording, surveyed, FULL_BAND, find_noise=True).floors
+    assert not downmix.any()
     window_power = np.square(np.hanning(2049)).sum()
-    levels = [np.sqrt(source[20:800].mean() / window_power) for source in sources]
+    levels = [np.sqrt(channel[20:800].mean() / window_power) for channel in channels]
     assert levels == pytest.approx([0.01, 0.01], rel=0.05)
     unasked = measure(recording, surveyed, FULL_BAND, find_noise=False).floors
     assert unasked.shape == (3, 1025) and not unasked.any()

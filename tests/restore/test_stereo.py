@@ -7,7 +7,7 @@ from scipy import signal
 
 from srlib.audio.stft import band_of_hz, log_mel
 from srlib.config import LOG_MEL_FLOOR, SAMPLE_RATE
-from srlib.restore.stereo import ChannelSurvey, Layout, level_differences, spread
+from srlib.restore.stereo import ChannelSurvey, Layout, level_differences, upmix
 
 
 def survey(*channels: np.ndarray, block: int = 1000) -> Layout:
@@ -26,17 +26,17 @@ def noise(seed: int, seconds: float = 1.0) -> np.ndarray:
 def test_silent_and_repeated_channels_are_not_restored():
     a, b = noise(0), noise(1)
     layout = survey(a, 0 * a, b, a, 1e-30 * a)
-    assert layout.sources == (0, 2)
+    assert layout.unique == (0, 2)
     assert layout.copies == (0, None, 1, 0, None)
     expanded = layout.expand(np.array([[1.0, 2.0], [3.0, 4.0]]))
     np.testing.assert_array_equal(expanded, [[1, 2], [0, 0], [3, 4], [1, 2], [0, 0]])
-    assert survey(0 * a, 0 * a).sources == ()
+    assert survey(0 * a, 0 * a).unique == ()
     late = a.copy()
     late[-1] += 0.1
-    assert survey(a, late).sources == (0, 1)  # one sample is a difference
+    assert survey(a, late).unique == (0, 1)  # one sample is a difference
 
 
-def test_the_component_of_what_channels_share():
+def test_the_downmix_of_what_channels_share():
     a = noise(0)
     np.testing.assert_array_equal(survey(a).weights, [1])
     np.testing.assert_allclose(survey(a, -a).weights, [0.5, -0.5], atol=1e-6)
@@ -52,21 +52,21 @@ def test_the_component_of_what_channels_share():
 def test_mixing_is_the_weighted_sum():
     layout = Layout((0, 1), (0, 1), np.array([0.75, -0.25], np.float32))
     wav = torch.tensor([[1.0, 2.0], [4.0, 0.0]])
-    torch.testing.assert_close(layout.mix(wav), torch.tensor([-0.25, 1.5]))
+    torch.testing.assert_close(layout.downmix(wav), torch.tensor([-0.25, 1.5]))
     single = torch.randn(1, 5)
-    assert torch.equal(Layout((0,), (0,), np.ones(1, np.float32)).mix(single), single[0])
+    assert torch.equal(Layout((0,), (0,), np.ones(1, np.float32)).downmix(single), single[0])
 
 
-def shares_of(generated, known, known_mix, weights, cutoff_hz, gaps=()) -> torch.Tensor:
-    """What is generated, `[samples]`, for each source: `[sources, samples]`."""
-    return spread(generated, level_differences(known, known_mix, cutoff_hz, list(gaps)), weights)
+def shares_of(generated, known, downmix, weights, cutoff_hz, gaps=()) -> torch.Tensor:
+    """What is generated, `[samples]`, for each channel: `[channels, samples]`."""
+    return upmix(generated, level_differences(known, downmix, cutoff_hz, list(gaps)), weights)
 
 
 def test_each_channel_gets_its_level_and_sign():
     generated = torch.from_numpy(noise(0)).float()
     known = torch.randn(100, 256, generator=torch.Generator().manual_seed(0)) - 4
-    sources = torch.stack([known + np.log(0.5), known + np.log(2.0), torch.full_like(known, np.log(LOG_MEL_FLOOR))])
-    shares = shares_of(generated, sources, known, np.array([0.5, -0.4, 0.1]), 8000.0)
+    channels = torch.stack([known + np.log(0.5), known + np.log(2.0), torch.full_like(known, np.log(LOG_MEL_FLOOR))])
+    shares = shares_of(generated, channels, known, np.array([0.5, -0.4, 0.1]), 8000.0)
     torch.testing.assert_close(shares[0], 0.5 * generated, atol=2e-3, rtol=0)
     torch.testing.assert_close(shares[1], -2.0 * generated, atol=8e-3, rtol=0)
     # Nothing below the cutoff, so 100 dB less above.

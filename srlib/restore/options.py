@@ -1,0 +1,96 @@
+"""What a restoration can be asked for, with the limits of each option; no model runs before all are checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from diffusers import DDIMScheduler
+from pydantic import AfterValidator, Field
+
+from srlib.audio.recording import Recording
+from srlib.config import SAMPLE_RATE, Excitation, Merge, Scheduler
+from srlib.errors import SrlibError
+from srlib.models.diffusion import use_scheduler
+from srlib.models.pipeline import LogMelPipeline, Sampling
+from srlib.settings import Flag, Gap, Number, Positive, Whole, settings
+
+MAX_CHANNELS = 8
+_MOST_GUIDANCE = 100  # far more than is of use, and far less than what overflows float32
+
+
+def _of_64_bits(generator: torch.Generator | int | None) -> torch.Generator | int | None:
+    if isinstance(generator, int) and not -(2**63) <= generator < 2**64:  # what torch takes
+        raise ValueError("be a seed of 64 bits, or a torch.Generator")
+    return generator
+
+
+@settings
+class Options:
+    """Options of `RestorationPipeline.__call__` and `restore_file`.
+
+    Args:
+        num_inference_steps: steps of the sampler; None takes the model's default, 0 the prior's mean alone.
+        num_samples: samples of the latent that are averaged.
+        generator: or a seed; None is seed 0, so that a call can be repeated.
+        guidance_scale: weight of the condition; 1 is no guidance, None the model's default.
+        eta: 0 deterministic, 1 stochastic; with the `ddim` scheduler.
+        scheduler: `ddim`, `dpm` or `unipc`; None takes the model's own.
+        cutoff_hz: where the known band ends, Hz; `auto` detects it, None says the input is full band.
+        stopband_hz: where the missing band starts, Hz, if that is known too.
+        merge: `gain` (tones are subtracted, noise is removed from the known band), `replace` (the known band is kept,
+            as in AudioSR) or `none`.
+        gaps: (start, end) in seconds, to be filled; `auto` finds runs of digital silence.
+        denoise: find stationary noise and tones; False takes the recording for noiseless, as AudioSR does.
+        excitation: `copied` (the music's own fine structure moved up), `noise` or `vocoder` (the trained network); None
+            is copied, or the vocoder for models without a prior.
+    """
+
+    num_inference_steps: Annotated[Whole, Field(ge=0)] | None = None
+    num_samples: Annotated[Whole, Field(ge=1)] = 1
+    generator: Annotated[torch.Generator | Whole | None, AfterValidator(_of_64_bits)] = None
+    guidance_scale: Annotated[Number, Field(ge=0, le=_MOST_GUIDANCE)] | None = None
+    eta: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    scheduler: Scheduler | None = None
+    cutoff_hz: Annotated[Positive, Field(lt=SAMPLE_RATE / 2)] | Literal["auto"] | None = "auto"
+    stopband_hz: Positive | None = None
+    merge: Merge = "gain"
+    gaps: tuple[Gap, ...] | Literal["auto"] = ()
+    denoise: Flag = True
+    excitation: Excitation | None = None
+
+    def __post_init__(self) -> None:
+        given = isinstance(self.cutoff_hz, float)
+        if given and self.stopband_hz is not None and self.stopband_hz < self.cutoff_hz:
+            raise SrlibError(
+                f"stopband_hz is {self.stopband_hz:g} and lies below the cutoff, {self.cutoff_hz:g} Hz: "
+                "give both or neither."
+            )
+
+    def check(self, recording: Recording) -> None:
+        """Raise SrlibError for what this recording cannot have: too many channels, a cutoff or a gap outside of it."""
+        if recording.channels > MAX_CHANNELS:
+            raise SrlibError(f"The audio has {recording.channels} channels, more than {MAX_CHANNELS}: split it first.")
+        nyquist, seconds = recording.sample_rate / 2, recording.samples / recording.sample_rate
+        if isinstance(self.cutoff_hz, float) and self.cutoff_hz >= nyquist:
+            raise SrlibError(
+                f"The cutoff {self.cutoff_hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it."
+            )
+        for start, end in () if self.gaps == "auto" else self.gaps:
+            if end > seconds:
+                raise SrlibError(f"The gap {start:g}:{end:g} s is not inside the audio, which lasts {seconds:.3f} s.")
+
+    def sampling(self, pipe: LogMelPipeline) -> Sampling:
+        """How to sample this model, with its defaults for what is None; raise SrlibError for what it cannot do."""
+        steps = pipe.config.num_inference_steps if self.num_inference_steps is None else self.num_inference_steps
+        fewest, most = int(pipe.prior is None), pipe.scheduler.config.num_train_timesteps
+        if not fewest <= steps <= most:
+            raise SrlibError(f"{steps} steps cannot be taken: give a whole number from {fewest} to {most}.")
+        scheduler = use_scheduler(pipe.scheduler, self.scheduler)
+        if self.eta and not isinstance(scheduler, DDIMScheduler):
+            raise SrlibError(f"eta is {self.eta:g}, but only the scheduler ddim has one: choose it, or no eta.")
+        guidance = pipe.config.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        generator = self.generator
+        if not isinstance(generator, torch.Generator):
+            generator = torch.Generator().manual_seed(generator or 0)
+        return Sampling(steps, self.num_samples, guidance, self.eta, scheduler, generator)

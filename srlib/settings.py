@@ -1,0 +1,76 @@
+"""Settings with declared limits: frozen dataclasses that pydantic checks, whose errors are one sentence."""
+
+from __future__ import annotations
+
+import functools
+import re
+import reprlib
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError, WrapValidator
+from pydantic.dataclasses import dataclass
+
+from srlib.errors import SrlibError
+
+C = TypeVar("C")
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def _plain(value: Any) -> Any:
+    """Python's number for one of numpy's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# Strict: Python would take true and "4000" for numbers.
+Number = Annotated[float, Strict(), BeforeValidator(_plain)]
+Whole = Annotated[int, Strict(), BeforeValidator(_plain)]
+Flag = Annotated[bool, Strict()]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+
+
+def _pair(value: Any, check: Callable[[Any], tuple[float, float]], empty: bool) -> tuple[float, float]:
+    try:
+        low, high = check(value)
+    except ValidationError:
+        low, high = 1.0, 0.0
+    if not 0 <= low <= high or (low == high and not empty):
+        raise ValueError(f"be a pair of numbers with 0 <= first {'<=' if empty else '<'} second")
+    return low, high
+
+
+Range = Annotated[tuple[Number, Number], WrapValidator(functools.partial(_pair, empty=True))]  # (low, high)
+Gap = Annotated[tuple[Number, Number], WrapValidator(functools.partial(_pair, empty=False))]  # (start, end), seconds
+
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[C]) -> type[C]:
+    """Make a class a frozen dataclass that refuses a wrong value with SrlibError, see `as_srlib_error`."""
+    checked = dataclass(cls, frozen=True, config=_CONFIG)
+    init = checked.__init__
+
+    @functools.wraps(init)
+    def refusing(self: C, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except ValidationError as error:
+            raise as_srlib_error(error) from None
+
+    checked.__init__ = refusing
+    return checked
+
+
+def as_srlib_error(error: ValidationError) -> SrlibError:
+    """The first wrong setting in one sentence: which it is, what it is, and what is allowed."""
+    faults = error.errors()
+    first = faults[0]
+    allowed = [re.sub(r"^(Input should|Value error,) ", "", fault["msg"]) for fault in faults]
+    if not first["loc"]:  # a rule for several settings together
+        return SrlibError(allowed[0])
+    name = first["loc"][0]
+    if first["type"].startswith("unexpected"):
+        return SrlibError(f"There is no setting {name}: check its name.")
+    same = [what for what, fault in zip(allowed, faults, strict=True) if fault["loc"][0] == name]
+    return SrlibError(f"{name} is {reprlib.repr(first['input'])}: it should {' or '.join(dict.fromkeys(same))}.")
