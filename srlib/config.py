@@ -99,14 +99,14 @@ _ZERO_SNR_SCHEDULER = {
 
 # Conditions of the compact sizes: latents of the degraded log-mel and of the prior's mean, and two maps of how sure
 # the observation and the prior are.
-def _transformer(latent_channels: int, **sizes: Any) -> dict[str, Any]:
+def _denoiser(latent_channels: int, **sizes: Any) -> dict[str, Any]:
     return {"in_channels": 3 * latent_channels + 2, "out_channels": latent_channels, **sizes}
 
 
 COMPACT = ModelSize(
     name="compact",
     vae={"latent_channels": 32},
-    unet=_transformer(32, width=256, depth=6, heads=4, mlp_ratio=3, dropout=0.1),
+    unet=_denoiser(32, width=64, depth=6, dropout=0.1),
     prior={"rank": 64},
     vocoder={"hidden_size": 256, "num_layers": 4, "kernel_size": 7, "expansion": 2},
     scheduler=_ZERO_SNR_SCHEDULER,
@@ -116,7 +116,7 @@ COMPACT = ModelSize(
 TINY = ModelSize(
     name="tiny",
     vae={"latent_channels": 8},
-    unet=_transformer(8, width=32, depth=1, heads=2, mlp_ratio=2),
+    unet=_denoiser(8, width=16, depth=1),
     prior={"rank": 8},
     num_inference_steps=2,
     vocoder={"hidden_size": 32, "num_layers": 1, "kernel_size": 3, "expansion": 2},

@@ -11,7 +11,7 @@ from torch import nn
 
 from srlib.config import UNCONDITIONAL_LATENT, ModelSize, Scheduler
 from srlib.machine import stage
-from srlib.models.transformer import LatentTransformer
+from srlib.models.denoiser import LatentDenoiser
 
 SCHEDULERS: dict[Scheduler, type[SchedulerMixin]] = {
     "ddim": DDIMScheduler,
@@ -21,12 +21,12 @@ SCHEDULERS: dict[Scheduler, type[SchedulerMixin]] = {
 
 
 def build_unet(size: ModelSize) -> nn.Module:
-    """The untrained network of a model size: a transformer, or AudioSR's U-Net in AudioLDM2's class.
+    """The untrained network of a model size: the compact denoiser, or AudioSR's U-Net in AudioLDM2's class.
 
     That class alone has AudioSR's double self-attention.
     """
     if size.prior:
-        return LatentTransformer(**size.unet)
+        return LatentDenoiser(**size.unet)
     from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel  # imports transformers: slow
 
     unet = AudioLDM2UNet2DConditionModel(**size.unet)

@@ -154,9 +154,15 @@ class LogMelPipeline(DiffusionPipeline):
         """What the diffusion model generates: the difference of a latent from that of the prior's mean, unit spread."""
         return (latent - mean_latent) / self.residual_spread()
 
-    def from_residual(self, residual: torch.Tensor, mean_latent: torch.Tensor) -> torch.Tensor:
-        """The inverse of `to_residual`."""
-        return residual * self.residual_spread() + mean_latent
+    def decode_residual(
+        self, residual: torch.Tensor, mean_latent: torch.Tensor, posterior: Posterior | None
+    ) -> torch.Tensor:
+        """Log-mel of what the diffusion model generated.
+
+        With a prior the decoded change is added to the posterior mean itself: the autoencoder would lose some of it.
+        """
+        decoded = vae.decode(self.vae, residual * self.residual_spread() + mean_latent)
+        return decoded if posterior is None else posterior.mean + decoded - vae.decode(self.vae, mean_latent)
 
     def encode_condition(
         self, degraded: torch.Tensor, posterior: Posterior | None
@@ -195,7 +201,7 @@ class LogMelPipeline(DiffusionPipeline):
 
         def keep(residual: torch.Tensor) -> None:
             if trajectory is not None:
-                trajectory.append(vae.decode(self.vae, self.from_residual(residual[:1], mean_latent)))
+                trajectory.append(self.decode_residual(residual[:1], mean_latent, posterior))
 
         residual = diffusion.denoise(
             self.unet,
@@ -209,7 +215,7 @@ class LogMelPipeline(DiffusionPipeline):
             callback=keep,
             step_noise=step_noise,
         )
-        return vae.decode(self.vae, self.from_residual(residual.mean(0, keepdim=True), mean_latent))
+        return self.decode_residual(residual.mean(0, keepdim=True), mean_latent, posterior)
 
     @torch.no_grad()
     def vocode_truth(self, reference: np.ndarray, through_autoencoder: bool = True) -> np.ndarray:

@@ -30,7 +30,7 @@ def test_build_refuses_an_unknown_size():
 
 @pytest.mark.parametrize(
     ("fault", "named"),
-    [("missing", "embed.weight"), ("added", "bogus.weight"), ("shape", "LatentTransformer"), ("truncated", "unet")],
+    [("missing", "embed.weight"), ("added", "bogus.weight"), ("shape", "LatentDenoiser"), ("truncated", "unet")],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, fault, named):
     build("tiny").save_pretrained(tmp_path)

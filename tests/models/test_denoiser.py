@@ -1,14 +1,13 @@
-"""The diffusion transformer: the U-Net's interface, zero at its beginning, relative positions, dropout, its folder."""
+"""The denoiser: the U-Net's interface, zero at its beginning, what a cell sees, weights shared by bands, its folder."""
 
 import pytest
 import torch
 
 from srlib.config import COMPACT, TINY
 from srlib.models import diffusion as ldm
-from srlib.models import transformer
-from srlib.models.transformer import LatentTransformer
+from srlib.models.denoiser import LatentDenoiser
 
-SIZES = {"in_channels": 6, "out_channels": 2, "bands": 4, "width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2}
+SIZES = {"in_channels": 6, "out_channels": 2, "bands": 4, "width": 32, "depth": 2}
 TIMESTEP = torch.tensor([500])
 
 
@@ -16,11 +15,11 @@ def latent(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def model_of(**changes) -> LatentTransformer:
+def model_of(**changes) -> LatentDenoiser:
     """One whose layers that start at zero are drawn at random."""
     torch.manual_seed(0)
-    model = LatentTransformer(**SIZES | changes).eval()
-    for layer in (model.modulate, model.head):
+    model = LatentDenoiser(**SIZES | changes).eval()
+    for layer in (model.modulate, model.head, *(block.second for block in model.blocks)):
         torch.nn.init.normal_(layer.weight, std=0.1)
     return model
 
@@ -40,10 +39,10 @@ def test_the_compact_size_has_its_conditions_and_its_parameters():
     with torch.device("meta"):
         unet = ldm.build_unet(COMPACT)
     assert (unet.config.in_channels, unet.config.out_channels) == (3 * 32 + 2, 32)
-    width, depth, ratio, tokens = 256, 6, 3, (98 * 32, 32 * 32)
-    block = 6 * width + 4 * width * width + 4 * width + 2 * ratio * width * width + (ratio + 1) * width
-    ends = tokens[0] * width + width + width * tokens[1] + tokens[1] + 2 * width
-    time = 2 * (width * width + width) + 6 * width * width + 6 * width
+    width, depth, bands = 64, 6, 32
+    block = 2 * (9 * width * width + width)
+    ends = 98 * width + width + width * 32 + 32 + width * bands
+    time = 2 * (width * width + width) + 2 * depth * (width * width + width)
     assert sum(p.numel() for p in unet.parameters()) == depth * block + ends + time
 
 
@@ -70,45 +69,34 @@ def test_the_timestep_and_every_condition_matter():
 
 
 @torch.no_grad()
-def test_positions_are_relative(monkeypatch):
-    """Counted from elsewhere, positions are the same; turned about or stretched, they are not."""
-    model, sample = model_of(), latent(1, 6, 20, 4)
-    rotary, before = transformer._rotary, model(sample, TIMESTEP).sample
-
-    def moved(tokens: int, width: int, device: torch.device):
-        return tuple(part[37:] for part in rotary(tokens + 37, width, device))
-
-    monkeypatch.setattr(transformer, "_rotary", moved)
-    torch.testing.assert_close(model(sample, TIMESTEP).sample, before, atol=1e-4, rtol=0)
-    stretches = {
-        "turned": lambda *given: tuple(part.flip(0) for part in rotary(*given)),
-        "stretched": lambda tokens, *given: tuple(part[::2] for part in rotary(2 * tokens, *given)),
-        "none": lambda *given: tuple(part[:1].expand_as(part) for part in rotary(*given)),
-    }
-    for name, positions in stretches.items():
-        monkeypatch.setattr(transformer, "_rotary", positions)
-        assert (model(sample, TIMESTEP).sample - before).abs().max() > 1e-3, name
+def test_a_cell_sees_a_second_and_a_half_and_twelve_bands_either_way():
+    """Two convolutions a block reach 1 + dilation frames and two bands: in six blocks 20 frames and 12 bands."""
+    model, sample = model_of(bands=32, depth=6), latent(1, 6, 64, 32)
+    changed = sample.clone()
+    changed[:, :, 30, 16] += 3
+    reached = (model(changed, TIMESTEP).sample - model(sample, TIMESTEP).sample).abs().amax((0, 1)) > 0
+    assert reached.any(1).nonzero().flatten().tolist() == list(range(10, 51))
+    assert reached.any(0).nonzero().flatten().tolist() == list(range(4, 29))
 
 
 @torch.no_grad()
-def test_tokens_know_their_order_but_equal_ones_are_alike():
-    model, sample = model_of(), latent(1, 6, 20, 4)
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
-    output, shuffled = model(sample, TIMESTEP).sample, model(sample[:, :, order], TIMESTEP).sample
-    assert (shuffled - output[:, :, order]).abs().max() > 1e-3
-    same = model(sample[:, :, :1].expand(-1, -1, 20, -1), TIMESTEP).sample
-    torch.testing.assert_close(same, same[:, :, :1].expand_as(same), atol=1e-5, rtol=0)
-    assert same.abs().max() > 0.01
+def test_bands_share_their_weights_and_differ_by_their_bias_alone():
+    model, sample = model_of(bands=32, depth=2), latent(1, 6, 16, 32)
+    moved = sample.roll(5, dims=3)
+    inner = slice(10, 27)  # bands that neither border reaches, before or after they are moved
+    difference = model(moved, TIMESTEP).sample - model(sample, TIMESTEP).sample.roll(5, dims=3)
+    assert difference[..., inner].abs().max() > 1e-4
+    model.band.zero_()
+    torch.testing.assert_close(
+        model(moved, TIMESTEP).sample[..., inner], model(sample, TIMESTEP).sample.roll(5, dims=3)[..., inner]
+    )
 
 
 @torch.no_grad()
-def test_every_frame_hears_every_other():
+def test_what_a_cell_becomes_does_not_depend_on_the_length_of_the_chunk():
     model, sample = model_of(), latent(1, 6, 64, 4)
-    before = model(sample, TIMESTEP).sample
-    for frame in (0, 63):
-        changed = sample.clone()
-        changed[:, :, frame] += 3
-        assert ((model(changed, TIMESTEP).sample - before).abs().amax((0, 1, 3)) > 0).all()
+    whole, part = model(sample, TIMESTEP).sample, model(sample[:, :, :32], TIMESTEP).sample
+    torch.testing.assert_close(part[:, :, :20], whole[:, :, :20], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -134,7 +122,7 @@ def test_every_layer_learns():
 def test_save_and_load_keep_every_weight(tmp_path):
     model, sample = model_of(dropout=0.1), latent(1, 6, 16, 4)
     model.save_pretrained(tmp_path)
-    loaded = LatentTransformer.from_pretrained(tmp_path)
+    loaded = LatentDenoiser.from_pretrained(tmp_path)
     assert not loaded.training and loaded.config.dropout == 0.1
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     # Mapped from a file, weights lie elsewhere in a cache line, and sums are rounded otherwise.
