@@ -18,13 +18,12 @@ import numpy as np
 import torch
 
 from srlib.audio.files import write_atomically, write_text
+from srlib.audio.stft import BINS_HZ, WINDOW_POWER, log_mel
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.degrade import Degradation, DegradationConfig, sample, zero_phase_response
 from srlib.errors import SrlibError
 from srlib.restore.gaps import Gap, interpolate_gaps
-from srlib.audio.stft import log_mel
 from srlib.restore.merge import FULL_BAND, Band
-from srlib.audio.stft import BINS_HZ, WINDOW_POWER
 from srlib.restore.observation import Observation, observe
 
 _MARGIN = 4096  # samples dropped at both ends, where the circular convolution wraps

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from srlib.audio.stft import log_mel
 from srlib.config import SAMPLE_RATE
 from srlib.data.batches import Batch, Corpus, ExamplePool, Prefetcher, _add_noise_and_gaps, draw, track_shares
 from srlib.degrade import Degradation, DegradationConfig, zero_phase_response
 from srlib.errors import SrlibError
 from srlib.restore.gaps import interpolate_gaps
-from srlib.audio.stft import log_mel
 from srlib.restore.merge import FULL_BAND, Band
 from srlib.restore.observation import observe
 

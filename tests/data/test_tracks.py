@@ -1,13 +1,9 @@
 """Data sets: everything that musdb reads comes through one code path, and every split is the documented one."""
 
 import csv
-import multiprocessing
-import os
 import pickle
-import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,21 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from srlib.audio import files as audio
 from srlib import config
+from srlib.audio import files as audio
 from srlib.data import tracks as data
 from srlib.errors import SrlibError
 
 SAMPLE_RATE = 48_000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Unpack into a folder of the tests, not the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SRLIB_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +35,15 @@ def test_demo_split_is_the_manifests(demo):
         assert names == sorted(name for name, row in manifest.items() if row["split"] == split)
 
 
-def test_demo_comes_through_musdb_in_hq_layout(demo):
-    """Same class and same layout as MUSDB18-HQ; the audio equals the shipped FLAC bit for bit."""
+def test_demo_comes_through_musdb_as_it_lies_in_the_package(demo):
+    """musdb's own class, the manifest's path, and the samples of the FLAC file bit for bit."""
     import musdb
 
     track = demo[0]
     assert isinstance(track.source, musdb.MultiTrack)
-    assert track.path == data.demo_root() / "train" / track.name / "mixture.wav"
-    shipped, _ = audio.read(data.DEMO_ASSETS / f"{track.name}.flac")
-    assert np.array_equal(track.mixture(), shipped[0])
-    again = musdb.DB(root=str(data.demo_root()), is_wav=True, setup_file="setup.yaml", subsets="train", split="valid")
+    assert track.path == data.DEMO_ASSETS / data.demo_manifest()[track.name]["file"]
+    assert np.array_equal(track.mixture(), audio.read(track.path)[0][0])
+    again = musdb.DB(root=str(data.DEMO_ASSETS), is_wav=True, setup_file="setup.yaml", subsets="train", split="valid")
     assert sorted(found.name for found in again) == [t.name for t in demo if t.split == "valid"]
 
 
@@ -65,7 +51,8 @@ def test_demo_facts_and_attribution(demo):
     """Title, artist, licence and package of every file travel with it."""
     attribution = (data.DEMO_ASSETS / "ATTRIBUTION.md").read_text()
     manifest = data.demo_manifest()
-    assert sorted(f"{name}.flac" for name in manifest) == sorted(path.name for path in data.DEMO_ASSETS.glob("*.flac"))
+    files = [path.relative_to(data.DEMO_ASSETS).as_posix() for path in data.DEMO_ASSETS.rglob("*.flac")]
+    assert sorted(row["file"] for row in manifest.values()) == sorted(files)
     for track in demo:
         row = manifest[track.name]
         assert "| " + " | ".join(row[key] for key in ("file", "title", "artist", "licence", "package")) in attribution
@@ -111,84 +98,6 @@ def test_crops_outside_the_track_are_refused(demo):
 def test_tracks_travel_to_worker_processes(demo):
     copy = pickle.loads(pickle.dumps(demo[0]))
     assert np.array_equal(copy.mixture(1.0, 0.1), demo[0].mixture(1.0, 0.1))
-
-
-# Unpacking
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("SRLIB_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert data.cache_folder() == tmp_path / "srlib"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert data.cache_folder() == Path.home() / ".cache" / "srlib"
-
-
-def test_processes_unpack_at_the_same_time(tmp_path):
-    environment = dict(os.environ, SRLIB_CACHE=str(tmp_path / "new"))
-    command = [
-        sys.executable,
-        "-c",
-        "from srlib.data import tracks as data; print(data.demo_root(), data._is_unpacked(data.demo_root()))",
-    ]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = {process.communicate()[0].strip() for process in running}
-    assert len(answers) == 1
-    assert answers.pop().endswith(" True")
-    assert len(list((tmp_path / "new").iterdir())) == 1
-
-
-def _unpack_slowly(folder: str) -> None:
-    os.environ["SRLIB_CACHE"] = folder
-    write, audio.write = audio.write, lambda *args, **kwargs: (write(*args, **kwargs), time.sleep(0.2))
-    data.demo_root()
-
-
-def test_an_interrupted_unpack_is_never_taken_for_a_whole_one(tmp_path, monkeypatch):
-    process = multiprocessing.get_context("spawn").Process(target=_unpack_slowly, args=(str(tmp_path),))
-    process.start()
-    while not list(tmp_path.glob("partial-*/train/*/mixture.wav")):
-        time.sleep(0.05)
-    process.kill()
-    process.join()
-    left = [path.name for path in tmp_path.iterdir()]
-    assert len(left) == 1
-    monkeypatch.setenv("SRLIB_CACHE", str(tmp_path))
-    os.utime(tmp_path / left[0], (0, 0))  # an hour later
-    root = data.demo_root()
-    assert data._is_unpacked(root)
-    assert [path.name for path in tmp_path.iterdir()] == [root.name]
-
-
-def test_what_is_abandoned_may_vanish_while_it_is_removed(tmp_path, monkeypatch):
-    abandoned = [tmp_path / name for name in ("partial-a", "partial-b", "partial-c")]
-    for folder in abandoned:
-        folder.mkdir()
-        os.utime(folder, (0, 0))
-    remove = shutil.rmtree
-
-    def remove_as_others_do(*_, **__):
-        for folder in abandoned:
-            remove(folder, ignore_errors=True)
-
-    monkeypatch.setattr(shutil, "rmtree", remove_as_others_do)
-    data._remove_abandoned(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_files_lost_from_the_cache_come_back():
-    lost = next(data.demo_root().glob("test/*/mixture.wav"))
-    lost.unlink()
-    assert data.demo_root() in lost.parents
-    assert lost.is_file()
-    assert len(list(data.cache_folder().iterdir())) == 1
-
-
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "file" / "below"))
-    with pytest.raises(SrlibError, match="set SRLIB_CACHE"):
-        data.demo_root()
 
 
 # MUSDB18
@@ -420,7 +329,7 @@ def test_bandwidth_of_the_extremes():
 
 def test_bandwidth_of_the_demo_agrees_with_its_manifest(demo):
     """The manifest measured the whole source tracks at 44.1 kHz, this function 10 s of each."""
-    measured = [data.bandwidth_hz(*audio.read(data.DEMO_ASSETS / f"{track.name}.flac")) for track in demo]
+    measured = [data.bandwidth_hz(*audio.read(track.path)) for track in demo]
     error = np.abs(np.minimum(measured, 22_050) - [track.bandwidth_hz for track in demo])
     assert np.mean(error < 500) > 0.85
     assert error.mean() < 300
