@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, signal
 
-from srlib.audio import files as audio
+from srlib.audio import files
 from srlib.config import PROFILES, SAMPLE_RATE, Profile
 from srlib.errors import SrlibError
 
@@ -58,7 +58,7 @@ class Track:
         # A whole second is a whole number of samples at every rate: the crop lies on the whole track's sample grid.
         begin = max(0, first // SAMPLE_RATE - _CONTEXT_SECONDS)
         wav = self._read(begin, -(-last // SAMPLE_RATE) + _CONTEXT_SECONDS)
-        wav = audio.resample(audio.to_mono(wav), self.sample_rate, SAMPLE_RATE)
+        wav = files.resample(files.to_mono(wav), self.sample_rate, SAMPLE_RATE)
         crop = wav[first - begin * SAMPLE_RATE : last - begin * SAMPLE_RATE]
         missing = last - first - len(crop)
         if missing > 0.1 * SAMPLE_RATE:
@@ -70,7 +70,7 @@ class Track:
     def _read(self, begin: int, end: int) -> np.ndarray:
         """[channels, samples] at the file's own rate between two whole seconds; the end may lie past the track's."""
         if self.source is None:
-            return audio.read(self.path, begin * self.sample_rate, (end - begin) * self.sample_rate)[0]
+            return files.read(self.path, begin * self.sample_rate, (end - begin) * self.sample_rate)[0]
         try:
             duration = end - begin if end < self.seconds else None
             wav = self.source.load_audio(str(self.path), self.source.stem_id, begin, duration)
@@ -129,7 +129,7 @@ def bandwidth_hz(wav: np.ndarray, sample_rate: int) -> float:
     """
     if wav.shape[-1] < 2048:
         raise SrlibError(f"{wav.shape[-1]} samples are too few to measure a bandwidth: give at least 2048.")
-    frequencies, power = signal.welch(audio.to_mono(wav), sample_rate, nperseg=2048, detrend=False)
+    frequencies, power = signal.welch(files.to_mono(wav), sample_rate, nperseg=2048, detrend=False)
     level = power[(frequencies >= 1000) & (frequencies <= 4000)].mean()
     smooth = ndimage.median_filter(power, max(1, round(500 / frequencies[1])))  # keeps edges
     absent = np.flatnonzero((smooth <= level * 1e-6) & (frequencies > 1000))
@@ -211,7 +211,7 @@ def _load_musdb(root: Path, split: str | None, setup_file: str | None = None) ->
 
 @functools.cache  # musdb asks ffprobe about every track
 def _musdb_sources(root: Path, subset: str, is_wav: bool, setup_file: str | None) -> tuple[list[Any], list[str]]:
-    audio.find_ffmpeg()  # musdb cannot be imported without, even for WAV folders
+    files.find_ffmpeg()  # musdb cannot be imported without, even for WAV folders
     import musdb
 
     try:
@@ -229,7 +229,7 @@ def _load_folder(root: Path) -> list[Track]:
     rows = {}
     if (root / "manifest.csv").is_file():
         rows = {row.get("file", ""): row for row in _read_manifest(root / "manifest.csv")}
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if audio.is_audio_file(path)}
+    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if files.is_audio_file(path)}
     if missing := sorted(rows.keys() - paths.keys()):
         raise SrlibError(f"{root}/manifest.csv lists {missing[0]!r}, which is not there: correct the manifest.")
     tracks = [_file_track(name, path, rows.get(name, {})) for name, path in paths.items()]
@@ -245,7 +245,7 @@ def _file_track(name: str, path: Path, row: dict[str, str]) -> Track:
     split = row.get("split") or _hash_split(name)
     if split not in SPLITS:
         raise SrlibError(f"The manifest gives {name} the split {split!r}: choose one of {', '.join(SPLITS)}.")
-    header = audio.info(path)
+    header = files.info(path)
     facts = {key: row.get(key) or "" for key in ("artist", "title", "licence")}
     facts["collection"] = row.get("collection") or row.get("package") or facts["artist"]
     try:

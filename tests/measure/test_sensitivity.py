@@ -13,7 +13,6 @@ from srlib.measure import ablations, evaluation, sensitivity
 from srlib.measure.metrics import lsd
 from srlib.measure.sensitivity import CONVENTIONS, Convention, distance
 from srlib.report import plots_lsd
-from srlib.training import curriculum
 
 SSR_EVAL = CONVENTIONS[2]
 
@@ -104,12 +103,6 @@ def test_samples_have_a_diversity_and_several_tracks_a_two_sample_test():
     table = ablations.compare(profile, variations, ["clean_8k"], measures=(), workers=1).set_index("variation")
     assert np.isnan(table.loc["mean", "diversity"]) and table.loc["sample", "diversity"] > 0
     assert table.loc["mean", "c2st"] >= 0.5 and 0.6 < table.loc["sample", "c2st"] <= 1  # random weights
-
-
-def test_thinned_logs_keep_every_validation():
-    log = pd.DataFrame({"run_id": "x", "global_step": range(1, 101), "val/lsd": [None] * 98 + [1.0, 2.0]})
-    thin = curriculum.thinned({"x": log, "y": log.head(3)}, rows=10)
-    assert list(thin["global_step"]) == [*range(1, 101, 10), 99, 100, 1, 2, 3]
 
 
 def test_quality_is_the_summary_s_headline():

@@ -1,10 +1,12 @@
 """A whole recipe retrained in seconds, published and read back; the small pieces on their own."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,29 +16,30 @@ from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError
 from srlib.measure import evaluation
 from srlib.restore.pipeline import RestorationPipeline, build
-from srlib.training import curriculum, weights
-from srlib.training.publish import _newest, publish
+from srlib.training import curriculum
+from srlib.training.curriculum import _newest, publish, retrain
 
 ORDER = ["vae", "vocoder", "ldm-1-lowpass", "ldm-2-mixed"]
 APART = "ldm-hours-1"
 SETTINGS = {"size": "tiny", "batch_size": 2, "frames": 64, "fit_batches": 1, "validate_every": 1000, "max_steps": 2}
+NOISE = "snapshot_steps = [1]\n[noise_weights]\nnone = 1\ntone = 1\nwhite = 1\n"
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
     (folder / "runs.toml").write_text(f'order = {json.dumps(ORDER)}\napart = ["{APART}"]\n')
+    shared = "".join(f"{name} = {json.dumps(value)}\n" for name, value in SETTINGS.items())
     for name in [*ORDER, APART]:
-        noise = "snapshot_steps = [999]\n[noise_weights]\nnone = 1\ntone = 1\nwhite = 1\n" * (name == "ldm-2-mixed")
-        (folder / f"{name}.toml").write_text(("hours = 0.002\n" if name == APART else "") + noise)
+        own = {"ldm-2-mixed": NOISE, APART: "hours = 0.002\n"}.get(name, "")
+        (folder / f"{name}.toml").write_text(shared + own)
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(recipe, music_folder, tmp_path_factory):
-    """The whole recipe, by the clock."""
     out = tmp_path_factory.mktemp("weights")
-    assert weights.retrain(recipe, str(music_folder), out, budget=0.02, settings=SETTINGS) == out / "pipeline"
+    assert retrain(recipe, str(music_folder), out) == out / "pipeline"
     return out
 
 
@@ -74,34 +77,47 @@ def test_a_run_that_stands_apart_starts_without_those_of_its_own_stage(runs):
     assert not same(state(runs / APART / "pipeline", "prior"), state(start, "prior"))  # it fits its own
 
 
-def test_what_was_run_is_recorded_without_paths(runs, music_folder):
-    whole = json.loads((runs / "training.json").read_text())
+def test_what_was_run_is_recorded_without_paths(runs, shipped, music_folder):
+    whole = json.loads((shipped / "training.json").read_text())
     record = whole["runs"]
     assert set(record) == {*ORDER, APART}
     run = record["ldm-2-mixed"]["run"]
-    assert run["steps"] >= 1 and 0 < run["budget_seconds"] < 0.02
-    assert len(run["corpus"]) == 64 and len(whole["corpora"]) == 1  # one for all runs
+    assert run["steps"] == 2 and run["minutes"] >= 0 and len(whole["corpora"]) == 1  # one for all runs
     corpus = whole["corpora"][run["corpus"]]
     assert corpus["train"] == sorted(corpus["train"]) and len(corpus["train"]) == 5
     assert corpus["train_minutes"] == pytest.approx(25 / 60, abs=0.1)
     assert record["vae"]["run"]["steps"] == 0 and record[APART]["hours"] == 0.002
     assert run["hardware"]["cores"] >= 1 and run["hardware"]["processor"]
     assert record["ldm-2-mixed"]["init"] == "ldm-2-mixed"
-    for one in record.values():
-        one["run"].pop("command")
-    assert str(runs) not in json.dumps(whole) and str(music_folder) not in json.dumps(whole)
 
 
-def test_finished_runs_are_left_alone_and_a_larger_budget_continues_them(recipe, runs, music_folder, monkeypatch):
+def test_no_path_of_this_machine_is_published(runs, music_folder, tmp_path):
+    """Nor do those of the commands that earlier versions recorded."""
+    earlier = shutil.copytree(runs, tmp_path / "earlier")
+    run = json.loads((earlier / "vae" / "run.json").read_text())
+    (earlier / "vae" / "run.json").write_text(json.dumps(run | {"command": f"train --data {music_folder}"}))
+    for folder in (publish(runs, tmp_path / "a"), publish(earlier, tmp_path / "b")):
+        texts = [path.read_text() for kind in ("json", "csv") for path in folder.rglob(f"*.{kind}")]
+        assert len(texts) > 10 and not any(
+            str(part) in text for text in texts for part in (runs, music_folder, tmp_path)
+        )
+
+
+def test_finished_runs_are_left_alone_and_more_steps_continue_them(recipe, runs, music_folder, monkeypatch, tmp_path):
     trained = []
-    monkeypatch.setattr(
-        "srlib.training.loop.train", lambda stage, settings, data, out, **options: trained.append(out.name)
-    )
-    monkeypatch.setattr(weights, "describe_run", lambda *arguments: None)
-    weights.retrain(recipe, str(music_folder), runs, budget=0.02, settings=SETTINGS)
+    monkeypatch.setattr(curriculum, "train", lambda stage, settings, data, out, **_: trained.append(out.name))
+    retrain(recipe, str(music_folder), runs)
     assert trained == []
-    weights.retrain(recipe, str(music_folder), runs, budget=0.04, only=["vae", APART], settings=SETTINGS)
-    assert trained == ["vae", APART]
+    longer, copy = shutil.copytree(recipe, tmp_path / "recipe"), shutil.copytree(runs, tmp_path / "runs")
+    for name in ("ldm-2-mixed", APART):
+        text = (longer / f"{name}.toml").read_text()
+        (longer / f"{name}.toml").write_text(text.replace("max_steps = 2", "max_steps = 3"))
+    monkeypatch.setattr(curriculum, "train", lambda *_, **__: 1 / 0)
+    for _ in range(2):  # a run that was stopped while it went on is not finished
+        with pytest.raises(ZeroDivisionError):
+            retrain(longer, str(music_folder), copy, only=["vae", APART])
+        config = json.loads((copy / APART / "config.json").read_text()) | {"max_steps": 3}  # as a run that goes on
+        (copy / APART / "config.json").write_text(json.dumps(config))
 
 
 def test_published_weights_give_back_the_pipeline_and_its_variant(runs, shipped):
@@ -122,37 +138,20 @@ def test_published_weights_give_back_the_pipeline_and_its_variant(runs, shipped)
 
 def test_what_is_published_holds_every_log_and_the_first_snapshot_of_each_noise(runs, shipped):
     assert {path.stem for path in (shipped / "logs").iterdir()} == {*ORDER, APART}
-    assert set(json.loads((shipped / "training.json").read_text())["runs"]) == {*ORDER, APART}
     for noise in ("tone", "white"):
         example = curriculum.early_example(noise, shipped / "early")
-        assert example.degradation.noise_type == noise and example.global_step >= 1
+        assert example.degradation.noise_type == noise and example.global_step == 1
         assert example.reference.shape == example.degraded.shape == example.restored.shape
     logs = curriculum.logs(folder=shipped / "logs")
-    assert list(logs) == ORDER  # without the learning curve's
-    table = curriculum.summarise_runs(logs).set_index("run_id")
-    assert table.loc["vae", "steps"] == 0 and np.isnan(table.loc["vae", "first_loss"])
-    assert (table["val_lsd"] > 0).all() and (table["steps"][1:] >= 1).all()
-    curve = curriculum.learning_curve(shipped / "logs")
-    assert set(curve["hours"]) == {1} and (curve["val_lsd"] > 0).all()
+    assert list(logs) == ORDER and list(curriculum.logs("ldm", shipped / "logs")) == ORDER[2:]  # without APART
+    assert list(curriculum.summarise_runs(logs)["steps"]) == [0, 2, 2, 2]
     hours, tracks = curriculum.training_music(shipped)
     assert tracks == 5 and hours == pytest.approx(25 / 3600, abs=0.002)
-
-
-def test_a_budget_is_shared_among_the_runs_of_a_stage_by_their_steps():
-    configs = {"vae": {"max_steps": 7}, "ldm-1": {"max_steps": 100}, "ldm-2": {"max_steps": 300}, "ldm-x": {}}
-    shares = weights._shares(configs, 60.0, ["ldm-x"])
-    assert shares == {"vae": 60.0, "ldm-1": 15.0, "ldm-2": 45.0, "ldm-x": 60.0}
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("2min", 120), ("1.5h", 5400), ("20", 20)])
-def test_times(text, seconds):
-    assert weights.seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "two minutes", "0s", "-3min", "5 days"])
-def test_what_is_no_time_is_refused(text):
-    with pytest.raises(SrlibError, match="no time"):
-        weights.seconds_of(text)
+    curve = curriculum.learning_curve(shipped)
+    assert list(curve["hours"]) == [1, hours] and list(curve["step"]) == [2, 2] and (curve["val_lsd"] > 0).all()
+    (shipped / "logs" / f"{APART}.csv").unlink()
+    with pytest.raises(SrlibError, match="ldm-hours-N"):
+        curriculum.learning_curve(shipped)
 
 
 def test_what_is_shipped_is_replaced_as_a_whole_or_not_at_all(runs, shipped, tmp_path):
@@ -178,8 +177,8 @@ def test_what_was_not_trained_cannot_be_shipped(tmp_path, stage):
     assert not (tmp_path / "shipped").exists()
 
 
-def test_the_last_of_ten_runs_is_the_tenth(tmp_path):
-    for name in ("ldm-10-late", "ldm-2-mixed", "ldm-9", "vocoder", "vocoder-2-longer"):
+def test_the_last_of_ten_runs_is_the_tenth_and_those_on_a_part_of_the_music_are_not_shipped(tmp_path):
+    for name in ("ldm-10-late", "ldm-2-mixed", "ldm-9", "ldm-hours-12", "vocoder", "vocoder-2-longer"):
         (tmp_path / name / "pipeline").mkdir(parents=True)
     assert _newest(tmp_path, "ldm") == tmp_path / "ldm-10-late" / "pipeline"
     assert _newest(tmp_path, "vocoder") == tmp_path / "vocoder-2-longer" / "pipeline"
@@ -190,30 +189,51 @@ def test_hardware_has_a_name_where_linux_gives_none(monkeypatch, tmp_path):
     assert machine.hardware()["processor"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--only", "ldm-9"], "no run 'ldm-9'"),
-        (["--set", "batch_size"], "not TOML"),
-        (["--recipe", "no/such", "--only", "vae"], "There is no no/such/runs.toml: --recipe names a folder with"),
-        (["--budget", "soon"], "no time"),
-        (["--set", "batchsize=2", "--budget", "1s"], "Unknown training settings batchsize"),
-    ],
-)
-def test_wrong_calls_end_in_a_sentence(recipe, tmp_path, capsys, arguments, sentence):
-    assert weights.main(["--recipe", str(recipe), "--out", str(tmp_path / "out"), *arguments]) == 2
-    error = capsys.readouterr().err
-    assert sentence in error and error.count("\n") == 1
-
-
-def test_runs_on_a_part_of_the_music_are_not_shipped(tmp_path):
-    for name in ("ldm-2-mixed", "ldm-hours-12", "ldm-hours-3"):
-        (tmp_path / name / "pipeline").mkdir(parents=True)
-    assert _newest(tmp_path, "ldm") == tmp_path / "ldm-2-mixed" / "pipeline"
+def test_wrong_calls_end_in_a_sentence(recipe, tmp_path):
+    with pytest.raises(SrlibError, match="no run 'ldm-9': choose of vae, vocoder"):
+        retrain(recipe, "demo", tmp_path / "out", only=["ldm-9"])
+    with pytest.raises(SrlibError, match=r"There is no no/such/runs\.toml: name a folder with one"):
+        retrain("no/such", "demo", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["order = []", 'order = ["unet-1"]', 'order = ["vae"]\nlast = 1'])
 def test_a_list_of_runs_is_checked(tmp_path, text):
     (tmp_path / "runs.toml").write_text(text)
     with pytest.raises(SrlibError, match=r"runs\.toml does not list runs"):
-        weights.retrain(tmp_path, "demo", tmp_path / "out")
+        retrain(tmp_path, "demo", tmp_path / "out")
+
+
+# Logs
+
+
+def test_runs_come_in_the_order_of_their_training():
+    names = list(curriculum.logs())
+    assert names[:3] == ["vae", "vocoder", "ldm-1-lowpass"]
+    assert [name for name in names if name.startswith("ldm")] == sorted(curriculum.logs("ldm"))
+
+
+def test_losses_of_a_run_are_means_over_its_steps():
+    """A row of a log counts for the steps since the one before: the last of these stands for two of a hundred."""
+    log = pd.DataFrame({"stage": "ldm", "global_step": [10, 50, 85, 98, 100], "wall_time": 60.0, "val/lsd": math.nan})
+    row = curriculum.summarise_runs({"run": log.assign(**{"train/loss": [4.0, 3.0, 2.0, 1.0, 9.0]})}).iloc[0]
+    assert row["first_loss"] == 4.0
+    assert row["last_loss"] == pytest.approx((13 * 1.0 + 2 * 9.0) / 15)
+
+
+def test_summarise_runs_scores_the_weights_that_are_kept_and_closed_forms_have_no_losses():
+    nan = math.nan
+    log = pd.DataFrame({"stage": "ldm", "global_step": [1, 2, 3], "wall_time": 60.0, "train/loss": [3.0, 2.0, 1.0]})
+    log = log.assign(**{"val/loss": [0.5, 0.2, 0.3], "val/lsd": [1.3, 1.2, 1.1], "val/zimtohrli": [9.0, 8.0, 7.0]})
+    fitted = pd.DataFrame({"stage": "vae", "global_step": [0], "wall_time": 1.2, "train/loss": [nan]})
+    fitted = fitted.assign(**{"val/loss": [0.1], "val/lsd": [0.9], "val/zimtohrli": [nan]})
+    kept, closed = (row for _, row in curriculum.summarise_runs({"ldm": log, "vae": fitted}).iterrows())
+    assert (kept["val_lsd"], kept["val_zimtohrli"]) == (1.2, 8.0)  # of the second validation, the best
+    assert (closed["steps"], closed["val_lsd"]) == (0, 0.9)
+    assert closed[["first_loss", "last_loss", "val_zimtohrli"]].isna().all()
+
+
+def test_thinned_logs_keep_every_validation():
+    log = pd.DataFrame({"run_id": "x", "global_step": range(1, 101), "val/lsd": [None] * 98 + [1.0, 2.0]})
+    thin = curriculum.thinned({"x": log, "y": log.head(3)}, rows=10)
+    assert list(thin["global_step"]) == [*range(1, 101, 10), 99, 100, 1, 2, 3]
