@@ -3,9 +3,8 @@
 
 PROFILE ?= demo
 PYTHON ?=
-# Of `make weights`: a folder of audio (or demo, musdb), the time for each stage, and the recipe.
+# Of `make weights`: a folder of audio (or demo, musdb), and the recipe.
 DATA ?= demo
-BUDGET ?=
 RECIPE ?= compact
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -44,9 +43,9 @@ lint: $(STAMP)  ## ruff only
 smoke: $(STAMP)  ## run the notebooks in their smallest form, under build/smoke
 	@$(BIN)/srlib reproduce --profile smoke
 
-weights: $(STAMP)  ## retrain all weights under runs/weights (DATA=FOLDER BUDGET=2min a stage RECIPE=compact INIT=MODEL)
-	@$(BIN)/python -m srlib.training.weights --recipe recipes/$(RECIPE) --data "$(DATA)" --out runs/weights/$(RECIPE) \
-	  $(if $(BUDGET),--budget $(BUDGET)) $(if $(INIT),--init "$(INIT)")
+weights: $(STAMP)  ## retrain all weights under runs/weights (DATA=FOLDER RECIPE=compact INIT=MODEL)
+	@$(BIN)/srlib train recipe recipes/$(RECIPE) --data "$(DATA)" --out runs/weights/$(RECIPE) \
+	  $(if $(INIT),--init "$(INIT)")
 
 clean:  ## remove what runs have made under build/, and caches; .venv, runs/ and data/ stay
 	@rm -rf build .pytest_cache .ruff_cache

@@ -1,8 +1,9 @@
-"""Training input: audio decoded once to 16-bit samples, seeded crops, augmentation and degradation in one FFT.
+"""Pairs for training: audio decoded once to 16-bit samples, seeded crops, augmentation and degradation in one FFT.
 
 A zero-phase filter multiplies the spectrum by |H(f)|^2, so filters of every family and order and the random tilt of a
 batch cost one real FFT and its inverses, on the device of the model.
-Everything random in a batch is a function of (seed, step): training that resumes draws the same data.
+Each pair is a function of its own seed: training that resumes draws the same data, and so do several processes that
+share a batch.
 """
 
 from __future__ import annotations
@@ -21,11 +22,6 @@ from srlib.audio.files import write_atomically, write_text
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.degrade import Degradation, DegradationConfig, sample, zero_phase_response
 from srlib.errors import SrlibError
-from srlib.restore.gaps import Gap, interpolate_gaps
-from srlib.audio.stft import log_mel
-from srlib.restore.merge import FULL_BAND, Band
-from srlib.audio.stft import BINS_HZ, WINDOW_POWER
-from srlib.restore.observation import Observation, observe
 
 _MARGIN = 4096  # samples dropped at both ends, where the circular convolution wraps
 _RESPONSE_POINTS = 4097  # of a filter's response, interpolated to the bins of the FFT
@@ -35,9 +31,6 @@ _MIXES = (0.6, 0.3, 0.1)  # probability of no, one and two further tracks in a c
 _EQUALISER_NAT = 0.25
 _FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
 _FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # amplitude of dither and rounding, powers of ten
-# What detectors get wrong (notebook 02): the edge by 2 %, the transition's width, the noise's level by half a decibel.
-_UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.25, 0.2
-_EDGE_ERROR, _WIDTH_ERROR, _LEVEL_ERROR_DB = 0.02, (0.7, 1.4), 0.5
 
 
 @dataclass
@@ -52,11 +45,6 @@ class Corpus:
     bandwidth_hz: np.ndarray
     names: list[str]
     shares: np.ndarray
-
-    @property
-    def seconds(self) -> float:
-        """Length of all tracks, s."""
-        return float(self.starts[-1]) / SAMPLE_RATE
 
     @classmethod
     def build(cls, tracks: Iterable, folder: Path) -> Corpus:
@@ -102,13 +90,13 @@ class Corpus:
         return replace(self, shares=shares / shares.sum())
 
     def steps_an_epoch(self, batch_size: int) -> int:
-        """Batches in which every track comes once."""
-        return -(-len(self.names) // batch_size)
+        """Batches in which every track that is drawn from comes once."""
+        return -(-np.count_nonzero(self.shares) // batch_size)
 
     def tracks_of_step(self, seed: int, step: int, batch_size: int) -> list[int]:
         """The tracks of a batch where every epoch visits each track once, in an order of its own."""
         epoch, part = divmod(step, self.steps_an_epoch(batch_size))
-        order = np.random.default_rng([seed, 1, epoch]).permutation(len(self.names))
+        order = np.random.default_rng([seed, 1, epoch]).permutation(np.flatnonzero(self.shares))
         return order[part * batch_size : (part + 1) * batch_size].tolist()
 
     def middle(self, track: int, samples: int) -> np.ndarray:
@@ -154,94 +142,50 @@ Draw = Callable[[int], Examples]  # of a step
 
 @dataclass
 class Batch:
-    """`reference` and `degraded` `[batch, samples]` on the device, and what a restoration would know of each.
+    """`reference` and `degraded` `[batch, samples]` on the device, and what was done to each.
 
-    `bandwidth_hz` `[batch]`: above it the reference is no target. `bands`, `noise_floors` and `tones_hz` are what is
-    told of each sample: the truth, or what a detector would make of it.
+    `bandwidth_hz` `[batch]`: above it the reference is no target.
     """
 
     reference: torch.Tensor
     degraded: torch.Tensor
     bandwidth_hz: torch.Tensor
     degradations: list[Degradation]
-    bands: list[Band]
-    noise_floors: list[np.ndarray | None]
-    tones_hz: list[tuple[float, ...]]
-
-    @property
-    def gaps(self) -> list[tuple[Gap, ...]]:
-        """Of each sample, s."""
-        return [degradation.gaps for degradation in self.degradations]
-
-    def degraded_log_mel(self) -> torch.Tensor:
-        """`[batch, 1, frames, 256]`, with gaps bridged as they are in a restoration."""
-        degraded = log_mel(self.degraded)
-        for row, gaps in enumerate(self.gaps):
-            degraded[row : row + 1] = interpolate_gaps(degraded[row : row + 1], gaps)
-        return degraded
-
-    def observation(self, degraded: torch.Tensor) -> Observation:
-        """What its degraded log-mel says, with what is told of it."""
-        return observe(degraded, self.bands, self.noise_floors, self.gaps, self.tones_hz)
 
 
 def draw(
     corpus: Corpus,
     config: DegradationConfig,
-    rng: np.random.Generator,
-    batch_size: int,
+    seeds: Sequence[Sequence[int]],
     frames: int,
     device: torch.device | str = "cpu",
     augment: bool = True,
     tracks: Sequence[int] | None = None,
 ) -> Batch:
-    """A batch of `frames` mel frames a sample, of random tracks or of the given ones."""
+    """A pair of `frames` mel frames for each of `seeds`, of random tracks or of the given ones."""
     samples = frames * HOP_LENGTH
     length = samples + 2 * _MARGIN
+    config = replace(config, segment_seconds=samples / SAMPLE_RATE)
+    rngs = [np.random.default_rng(seed) for seed in seeds]
     crops, bandwidths, shapes, degradations = [], [], [], []
-    for track in tracks if tracks is not None else [None] * batch_size:
+    for rng, track in zip(rngs, tracks or [None] * len(rngs), strict=True):
         wav, bandwidth = corpus.crop(rng, length, track) if not augment else _augmented(corpus, rng, length, track)
         crops.append(wav)
         bandwidths.append(bandwidth)
         shapes.append(_equaliser(rng) if augment else np.ones(_RESPONSE_POINTS))
-        degradation = sample(rng, replace(config, segment_seconds=samples / SAMPLE_RATE))
+        degradation = sample(rng, config)
         if augment and rng.random() < _FULL_BAND_PROBABILITY:
             degradation = replace(degradation, cutoff_hz=None)
         if augment and degradation.noise_type == "white" and rng.random() < _NOISE_FIRST_PROBABILITY:
             degradation = replace(degradation, noise_first=True)
         degradations.append(degradation)
     reference, degraded = _filter(np.stack(crops), np.stack(shapes), degradations, device)
-    for row, degradation in enumerate(degradations):
-        _add_noise_and_gaps(degraded[row], degradation, samples)
+    for wav, rng, degradation in zip(degraded, rngs, degradations, strict=True):
+        _add_noise_and_gaps(wav, degradation, samples)
         if augment and rng.random() < _FAINT_PROBABILITY:
             faint = 10 ** rng.uniform(*_FAINT_DECADES)
-            degraded[row] += faint * torch.from_numpy(rng.standard_normal(samples).astype(np.float32)).to(device)
-    told = [_told(rng, *pair, augment) for pair in zip(degradations, bandwidths, strict=True)]
-    bands, floors, tones = (list(values) for values in zip(*told, strict=True))
-    return Batch(reference, degraded, torch.tensor(bandwidths, device=device), degradations, bands, floors, tones)
-
-
-def _told(
-    rng: np.random.Generator, degradation: Degradation, bandwidth_hz: float, unsure: bool
-) -> tuple[Band, np.ndarray | None, tuple[float, ...]]:
-    """What a restoration knows of band, noise floor and tones: sometimes with a detector's error."""
-    unsure = unsure and rng.random() < _UNSURE_PROBABILITY
-    band = FULL_BAND
-    if degradation.cutoff_hz is not None:
-        passband_hz, stopband_hz = degradation.passband_hz(SAMPLE_RATE), degradation.stopband_hz(SAMPLE_RATE)
-        factor = np.exp(_EDGE_ERROR * rng.standard_normal()) if unsure else 1.0
-        width = (stopband_hz - passband_hz) * (rng.uniform(*_WIDTH_ERROR) if unsure else 1.0)
-        band = Band(factor * passband_hz, factor * passband_hz + width)
-    if bandwidth_hz < min(band.passband_hz, SAMPLE_RATE / 2):
-        band = Band.at(bandwidth_hz)
-    floor = None
-    if degradation.noise_type == "white" and not (unsure and rng.random() < _UNTOLD_PROBABILITY):
-        error = 10 ** (_LEVEL_ERROR_DB * rng.standard_normal() / 10) if unsure else 1.0
-        floor = np.full(len(BINS_HZ), error * degradation.noise_amplitude**2 * WINDOW_POWER)
-        if degradation.noise_first:
-            floor *= zero_phase_response(degradation, BINS_HZ, SAMPLE_RATE) ** 2
-    tonal = degradation.noise_type == "tone" and not unsure
-    return band, floor, (degradation.tone_hz,) if tonal else ()
+            wav += faint * torch.from_numpy(rng.standard_normal(samples).astype(np.float32)).to(device)
+    return Batch(reference, degraded, torch.tensor(bandwidths, device=device), degradations)
 
 
 class Prefetcher:

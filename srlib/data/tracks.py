@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import hashlib
-import json
 import math
 import os
-import shutil
-import tempfile
-import time
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, signal
 
-from srlib.audio import files as audio
+from srlib.audio import files
 from srlib.config import PROFILES, SAMPLE_RATE, Profile
 from srlib.errors import SrlibError
 
@@ -30,8 +25,7 @@ MUSDB_VALID_TRACKS = 10  # of musdb's own 14, as AudioSR's heirs split it: 90 / 
 MUSDB_SIZES = {"train": 100, "test": 50}  # tracks in the folders of a complete MUSDB18
 STEMS_BANDWIDTH_HZ = 16_000.0  # MUSDB18's AAC stops there (sigsep.github.io/datasets/musdb.html)
 _CONTEXT_SECONDS = 1  # read around a crop, so that resampling it equals cropping the resampled track
-_SETUP_FILE = "setup.yaml"
-_ABANDONED_SECONDS = 3600  # age from which an unfinished folder of the cache belongs to a stopped process
+_SETUP_FILE = "setup.yaml"  # of the demo set: tells musdb what its files are called, and its validation tracks
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Track:
         # A whole second is a whole number of samples at every rate: the crop lies on the whole track's sample grid.
         begin = max(0, first // SAMPLE_RATE - _CONTEXT_SECONDS)
         wav = self._read(begin, -(-last // SAMPLE_RATE) + _CONTEXT_SECONDS)
-        wav = audio.resample(audio.to_mono(wav), self.sample_rate, SAMPLE_RATE)
+        wav = files.resample(files.to_mono(wav), self.sample_rate, SAMPLE_RATE)
         crop = wav[first - begin * SAMPLE_RATE : last - begin * SAMPLE_RATE]
         missing = last - first - len(crop)
         if missing > 0.1 * SAMPLE_RATE:
@@ -76,7 +70,7 @@ class Track:
     def _read(self, begin: int, end: int) -> np.ndarray:
         """[channels, samples] at the file's own rate between two whole seconds; the end may lie past the track's."""
         if self.source is None:
-            return audio.read(self.path, begin * self.sample_rate, (end - begin) * self.sample_rate)[0]
+            return files.read(self.path, begin * self.sample_rate, (end - begin) * self.sample_rate)[0]
         try:
             duration = end - begin if end < self.seconds else None
             wav = self.source.load_audio(str(self.path), self.source.stem_id, begin, duration)
@@ -135,7 +129,7 @@ def bandwidth_hz(wav: np.ndarray, sample_rate: int) -> float:
     """
     if wav.shape[-1] < 2048:
         raise SrlibError(f"{wav.shape[-1]} samples are too few to measure a bandwidth: give at least 2048.")
-    frequencies, power = signal.welch(audio.to_mono(wav), sample_rate, nperseg=2048, detrend=False)
+    frequencies, power = signal.welch(files.to_mono(wav), sample_rate, nperseg=2048, detrend=False)
     level = power[(frequencies >= 1000) & (frequencies <= 4000)].mean()
     smooth = ndimage.median_filter(power, max(1, round(500 / frequencies[1])))  # keeps edges
     absent = np.flatnonzero((smooth <= level * 1e-6) & (frequencies > 1000))
@@ -144,101 +138,17 @@ def bandwidth_hz(wav: np.ndarray, sample_rate: int) -> float:
     return float(frequencies[absent[0]] if len(absent) else frequencies[-1])
 
 
-def cache_folder() -> Path:
-    """Where the demo set is unpacked: `SRLIB_CACHE`, else `srlib` in the user's cache folder."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SRLIB_CACHE") or Path(user_cache) / "srlib").expanduser()
-
-
 def demo_manifest() -> dict[str, dict[str, str]]:
     """Rows of the embedded set's manifest by track name: split, title, artist, licence, package, bandwidth_hz, ..."""
     if not (DEMO_ASSETS / "manifest.csv").is_file():
         raise SrlibError(f"The demo music is missing from {DEMO_ASSETS}: reinstall srlib with its assets.")
-    return {Path(row["file"]).stem: row for row in _read_manifest(DEMO_ASSETS / "manifest.csv")}
-
-
-def demo_root() -> Path:
-    """The demo set in MUSDB18-HQ layout, unpacked on first use.
-
-    The folder's name carries a hash of its contents, and it appears by one rename: whoever finds it finds it whole,
-    whatever other processes do or whenever an earlier one was stopped.
-    """
-    cache = cache_folder()
-    root = cache / f"demo-{_demo_hash()}"
-    try:
-        if _is_unpacked(root):
-            return root
-        cache.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(cache)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
-        try:
-            _unpack_demo(partial)
-            if root.exists() and not _is_unpacked(root):  # a cleaner of caches took files out of it
-                root.rename(partial / "broken")
-            partial.rename(root)
-        except OSError:
-            if not _is_unpacked(root):  # else another process was faster, which is as good
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(root / "broken", ignore_errors=True)
-    except OSError as error:
-        raise SrlibError(
-            f"Cannot unpack the demo music to {cache} ({error}): set SRLIB_CACHE to another folder."
-        ) from error
-    return root
-
-
-@functools.cache
-def _demo_hash() -> str:
-    digest = hashlib.sha256(b"layout 1")
-    for path in sorted(DEMO_ASSETS.glob("*.[cf]*")):  # manifest.csv and the FLAC files
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _demo_mixture(root: Path, name: str, row: dict[str, str]) -> Path:
-    return root / ("test" if row["split"] == "test" else "train") / name / "mixture.wav"
-
-
-def _is_unpacked(root: Path) -> bool:
-    return root.is_dir() and all(_demo_mixture(root, name, row).is_file() for name, row in demo_manifest().items())
-
-
-def _unpack_demo(root: Path) -> None:
-    """Write train/ and test/ as MUSDB18-HQ has them, and a set-up file in which musdb finds this set's own split.
-
-    musdb reads a track without its stems, so the mixtures alone are written (16-bit WAV: musdb decodes to 16 bits).
-    """
-    manifest = demo_manifest()
-    setup = {
-        "sample_rate": SAMPLE_RATE,
-        "mixture": "mixture.wav",
-        "stem_ids": {"mixture": 0},
-        "sources": {},
-        "targets": {},
-        "validation_tracks": [name for name, row in manifest.items() if row["split"] == "valid"],
-    }
-    (root / _SETUP_FILE).write_text(json.dumps(setup, indent=1))  # JSON is YAML
-    for name, row in manifest.items():
-        wav, sample_rate = audio.read(DEMO_ASSETS / row["file"])
-        mixture = _demo_mixture(root, name, row)
-        mixture.parent.mkdir(parents=True)
-        audio.write(mixture, wav, sample_rate, subtype="PCM_16")
-
-
-def _remove_abandoned(cache: Path) -> None:
-    """Remove what stopped processes left behind; younger folders may belong to a process that is still unpacking."""
-    for partial in cache.glob("partial-*"):
-        with contextlib.suppress(FileNotFoundError):  # that process has just finished, or another one removed it
-            if partial.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
-                shutil.rmtree(partial, ignore_errors=True)
+    return {Path(row["file"]).parent.name: row for row in _read_manifest(DEMO_ASSETS / "manifest.csv")}
 
 
 def _load_demo(split: str | None) -> list[Track]:
     manifest = demo_manifest()
     tracks = []
-    for track in _load_musdb(demo_root(), split, setup_file=_SETUP_FILE):
+    for track in _load_musdb(DEMO_ASSETS, split, setup_file=_SETUP_FILE):
         row = manifest[track.name]
         facts = {key: row[key] for key in ("artist", "title", "licence")} | {"collection": row["package"]}
         tracks.append(replace(track, **facts, bandwidth_hz=float(row["bandwidth_hz"])))
@@ -301,7 +211,7 @@ def _load_musdb(root: Path, split: str | None, setup_file: str | None = None) ->
 
 @functools.cache  # musdb asks ffprobe about every track
 def _musdb_sources(root: Path, subset: str, is_wav: bool, setup_file: str | None) -> tuple[list[Any], list[str]]:
-    audio.find_ffmpeg()  # musdb cannot be imported without, even for WAV folders
+    files.find_ffmpeg()  # musdb cannot be imported without, even for WAV folders
     import musdb
 
     try:
@@ -319,7 +229,7 @@ def _load_folder(root: Path) -> list[Track]:
     rows = {}
     if (root / "manifest.csv").is_file():
         rows = {row.get("file", ""): row for row in _read_manifest(root / "manifest.csv")}
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if audio.is_audio_file(path)}
+    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if files.is_audio_file(path)}
     if missing := sorted(rows.keys() - paths.keys()):
         raise SrlibError(f"{root}/manifest.csv lists {missing[0]!r}, which is not there: correct the manifest.")
     tracks = [_file_track(name, path, rows.get(name, {})) for name, path in paths.items()]
@@ -335,7 +245,7 @@ def _file_track(name: str, path: Path, row: dict[str, str]) -> Track:
     split = row.get("split") or _hash_split(name)
     if split not in SPLITS:
         raise SrlibError(f"The manifest gives {name} the split {split!r}: choose one of {', '.join(SPLITS)}.")
-    header = audio.info(path)
+    header = files.info(path)
     facts = {key: row.get(key) or "" for key in ("artist", "title", "licence")}
     facts["collection"] = row.get("collection") or row.get("package") or facts["artist"]
     try:

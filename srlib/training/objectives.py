@@ -1,4 +1,4 @@
-"""What each part of the model is trained for: its trainable module and the loss of a batch."""
+"""What each part of the model is trained for: its trainable module, its examples and their loss."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from torch import nn
 
 from srlib.audio.stft import band_edges_hz, band_widths_hz, log_mel
 from srlib.config import LATENT_FACTOR
-from srlib.data.batches import Batch
 from srlib.errors import SrlibError
-from srlib.models import diffusion as ldm
-from srlib.models import vae
+from srlib.models import diffusion, vae
 from srlib.models.vocoder import vocode
 from srlib.restore.pipeline import RestorationPipeline
 from srlib.training.config import TrainConfig
+from srlib.training.told import ToldBatch
 
 _FULL_BANDWIDTH_HZ = 18_900.0  # crops that end lower say nothing of the upper bands: the prior is not fitted to them
 _FEW = 8  # batches that principal components and spreads are measured on
@@ -37,10 +36,14 @@ def band_mask(bandwidth_hz: torch.Tensor) -> torch.Tensor:
     return (upper[None] <= bandwidth_hz[:, None]).float()[:, None, None]
 
 
-class Objective(ABC):
-    """One training stage: `module` learns, the other parts of the pipeline stay as they are."""
+class Objective(nn.Module, ABC):
+    """One training stage: `module` learns, the other parts of the pipeline stay as they are.
+
+    The forward pass is the loss, so that a wrapper around it (precision, several processes) sees all that is trained.
+    """
 
     def __init__(self, pipeline: RestorationPipeline, config: TrainConfig) -> None:
+        super().__init__()
         self.pipeline, self.config = pipeline, config
         self.module = self.trainable()
         for part in pipeline.modules():
@@ -52,14 +55,14 @@ class Objective(ABC):
         """The part of the pipeline that this stage trains."""
 
     @abstractmethod
-    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def examples(self, batch: ToldBatch) -> dict[str, torch.Tensor]:
         """What a loss needs of a batch, `{name: [batch, ...]}`; whatever has no gradient is computed here."""
 
     @abstractmethod
-    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean loss of a batch of examples."""
 
-    def prepare(self, batches: Iterator[Batch]) -> None:  # noqa: B027  some stages have nothing to fit
+    def prepare(self, batches: Iterator[ToldBatch]) -> None:
         """Fit what has a closed form to batches of crops before the first step of a run."""
 
 
@@ -74,16 +77,16 @@ class VaeObjective(Objective):
     def trainable(self) -> nn.Module:
         return self.pipeline.vae
 
-    def prepare(self, batches: Iterator[Batch]) -> None:
+    def prepare(self, batches: Iterator[ToldBatch]) -> None:
         if isinstance(self.module, vae.PatchVAE):
             self.module.fit(torch.cat([self.examples(batch)["log_mel"] for batch in islice(batches, _FEW)]))
 
     @torch.no_grad()
-    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def examples(self, batch: ToldBatch) -> dict[str, torch.Tensor]:
         half = len(batch.reference) // 2
         return {"log_mel": log_mel(torch.cat([batch.reference[half:], batch.degraded[:half]]))}
 
-    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
         target = examples["log_mel"]
         posterior = self.module.encode(target).latent_dist
         restored = self.module.decode(posterior.sample()).sample
@@ -100,10 +103,10 @@ class VocoderObjective(Objective):
     def trainable(self) -> nn.Module:
         return self.pipeline.vocoder
 
-    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def examples(self, batch: ToldBatch) -> dict[str, torch.Tensor]:
         return {"reference": batch.reference, "bandwidth_hz": batch.bandwidth_hz}
 
-    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
         reference, bandwidth_hz = examples["reference"], examples["bandwidth_hz"]
         first_frame = int(torch.randint(1024, ()))
         wav = vocode(self.module, log_mel(reference), first_frame)
@@ -129,7 +132,7 @@ class LdmObjective(Objective):
         return self.pipeline.unet
 
     @torch.no_grad()
-    def prepare(self, batches: Iterator[Batch]) -> None:
+    def prepare(self, batches: Iterator[ToldBatch]) -> None:
         """Fit a prior that is still untrained, and the spread of what it leaves over."""
         prior = self.pipeline.prior
         if prior is None or bool(prior.fast_factors.any()):
@@ -145,7 +148,7 @@ class LdmObjective(Objective):
         residual = torch.cat([self._residual_and_condition(batch)[0] for batch in held])
         prior.residual_std.copy_(residual.std(dim=(0, 2, 3)))
 
-    def _residual_and_condition(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _residual_and_condition(self, batch: ToldBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The normalised residual; where the reference is no target (`bandwidth_hz`), the prior's mean is."""
         degraded, reference, posterior = batch.degraded_log_mel(), log_mel(batch.reference), None
         if self.pipeline.prior is not None:
@@ -157,19 +160,19 @@ class LdmObjective(Objective):
         return self.pipeline.to_residual(vae.encode(self.pipeline.vae, reference), mean_latent), condition
 
     @torch.no_grad()
-    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def examples(self, batch: ToldBatch) -> dict[str, torch.Tensor]:
         residual, condition = self._residual_and_condition(batch)
         bands = band_mask(batch.bandwidth_hz) * band_weights().to(residual.device)  # [batch, 1, 1, 256]
         weights = bands.unflatten(-1, (-1, LATENT_FACTOR)).mean(-1)
         return {"residual": residual, "condition": condition, "weights": weights}
 
-    def loss(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
         factor = self.pipeline.vae.config.scaling_factor
-        condition = ldm.drop_condition(examples["condition"], factor, self.config.condition_dropout)
+        condition = diffusion.drop_condition(examples["condition"], factor, self.config.condition_dropout)
         weights = examples["weights"] * self._channel_weights()[None, :, None, None]
         shares = {"last_step_share": self.config.last_step_share, "min_snr_gamma": self.config.min_snr_gamma or None}
         shares["level_weight"] = self.config.level_weight
-        return ldm.velocity_loss(
+        return diffusion.velocity_loss(
             self.module, self.pipeline.scheduler, examples["residual"], condition, weights, **shares
         )
 

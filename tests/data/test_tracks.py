@@ -1,13 +1,9 @@
 """Data sets: everything that musdb reads comes through one code path, and every split is the documented one."""
 
 import csv
-import multiprocessing
-import os
 import pickle
-import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,26 +11,27 @@ import numpy as np
 import pytest
 import soundfile
 
-from srlib.audio import files as audio
 from srlib import config
-from srlib.data import tracks as data
+from srlib.audio import files
+from srlib.data.tracks import (
+    DEMO_ASSETS,
+    SPLITS,
+    _musdb_sources,
+    bandwidth_hz,
+    demo_manifest,
+    excerpt,
+    for_profile,
+    load_dataset,
+    seeded_crop,
+)
 from srlib.errors import SrlibError
 
 SAMPLE_RATE = 48_000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Unpack into a folder of the tests, not the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SRLIB_CACHE", str(folder))
-        yield folder
-
-
 @pytest.fixture(scope="module")
 def demo():
-    return data.load_dataset("demo")
+    return load_dataset("demo")
 
 
 # The demo set
@@ -42,30 +39,30 @@ def demo():
 
 def test_demo_split_is_the_manifests(demo):
     assert Counter(track.split for track in demo) == {"train": 23, "valid": 6, "test": 10}
-    manifest = data.demo_manifest()
-    for split in data.SPLITS:
-        names = [track.name for track in data.load_dataset("demo", split)]
+    manifest = demo_manifest()
+    for split in SPLITS:
+        names = [track.name for track in load_dataset("demo", split)]
         assert names == sorted(name for name, row in manifest.items() if row["split"] == split)
 
 
-def test_demo_comes_through_musdb_in_hq_layout(demo):
-    """Same class and same layout as MUSDB18-HQ; the audio equals the shipped FLAC bit for bit."""
+def test_demo_comes_through_musdb_as_it_lies_in_the_package(demo):
+    """musdb's own class, the manifest's path, and the samples of the FLAC file bit for bit."""
     import musdb
 
     track = demo[0]
     assert isinstance(track.source, musdb.MultiTrack)
-    assert track.path == data.demo_root() / "train" / track.name / "mixture.wav"
-    shipped, _ = audio.read(data.DEMO_ASSETS / f"{track.name}.flac")
-    assert np.array_equal(track.mixture(), shipped[0])
-    again = musdb.DB(root=str(data.demo_root()), is_wav=True, setup_file="setup.yaml", subsets="train", split="valid")
+    assert track.path == DEMO_ASSETS / demo_manifest()[track.name]["file"]
+    assert np.array_equal(track.mixture(), files.read(track.path)[0][0])
+    again = musdb.DB(root=str(DEMO_ASSETS), is_wav=True, setup_file="setup.yaml", subsets="train", split="valid")
     assert sorted(found.name for found in again) == [t.name for t in demo if t.split == "valid"]
 
 
 def test_demo_facts_and_attribution(demo):
     """Title, artist, licence and package of every file travel with it."""
-    attribution = (data.DEMO_ASSETS / "ATTRIBUTION.md").read_text()
-    manifest = data.demo_manifest()
-    assert sorted(f"{name}.flac" for name in manifest) == sorted(path.name for path in data.DEMO_ASSETS.glob("*.flac"))
+    attribution = (DEMO_ASSETS / "ATTRIBUTION.md").read_text()
+    manifest = demo_manifest()
+    files = [path.relative_to(DEMO_ASSETS).as_posix() for path in DEMO_ASSETS.rglob("*.flac")]
+    assert sorted(row["file"] for row in manifest.values()) == sorted(files)
     for track in demo:
         row = manifest[track.name]
         assert "| " + " | ".join(row[key] for key in ("file", "title", "artist", "licence", "package")) in attribution
@@ -77,26 +74,24 @@ def test_demo_facts_and_attribution(demo):
 
 def test_profiles_limit_the_tracks():
     smoke = config.profile("smoke")
-    assert [len(data.for_profile(smoke, split)) for split in data.SPLITS] == [
-        smoke.max_tracks[split] for split in data.SPLITS
-    ]
-    assert len(data.for_profile(config.profile("demo"), "test")) == 10
+    assert [len(for_profile(smoke, split)) for split in SPLITS] == [smoke.max_tracks[split] for split in SPLITS]
+    assert len(for_profile(config.profile("demo"), "test")) == 10
 
 
 def test_excerpt_is_the_middle(demo):
     smoke = config.profile("smoke")
     samples = round(smoke.seconds * SAMPLE_RATE)
     first = (480_000 - samples) // 2
-    assert np.array_equal(data.excerpt(demo[3], smoke), demo[3].mixture()[first : first + samples])
+    assert np.array_equal(excerpt(demo[3], smoke), demo[3].mixture()[first : first + samples])
 
 
 def test_seeded_crops_repeat_and_differ(demo):
-    crops = [data.seeded_crop(demo[0], np.random.default_rng(seed), 1.28) for seed in (1, 1, 2)]
+    crops = [seeded_crop(demo[0], np.random.default_rng(seed), 1.28) for seed in (1, 1, 2)]
     assert crops[0].shape == (61_440,)
     assert crops[0].dtype == np.float32
     assert np.array_equal(crops[0], crops[1])
     assert not np.array_equal(crops[0], crops[2])
-    padded = data.seeded_crop(demo[0], np.random.default_rng(0), 12.0)
+    padded = seeded_crop(demo[0], np.random.default_rng(0), 12.0)
     assert padded.shape == (12 * SAMPLE_RATE,)
     assert not padded[480_000:].any()
 
@@ -111,84 +106,6 @@ def test_crops_outside_the_track_are_refused(demo):
 def test_tracks_travel_to_worker_processes(demo):
     copy = pickle.loads(pickle.dumps(demo[0]))
     assert np.array_equal(copy.mixture(1.0, 0.1), demo[0].mixture(1.0, 0.1))
-
-
-# Unpacking
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("SRLIB_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert data.cache_folder() == tmp_path / "srlib"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert data.cache_folder() == Path.home() / ".cache" / "srlib"
-
-
-def test_processes_unpack_at_the_same_time(tmp_path):
-    environment = dict(os.environ, SRLIB_CACHE=str(tmp_path / "new"))
-    command = [
-        sys.executable,
-        "-c",
-        "from srlib.data import tracks as data; print(data.demo_root(), data._is_unpacked(data.demo_root()))",
-    ]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = {process.communicate()[0].strip() for process in running}
-    assert len(answers) == 1
-    assert answers.pop().endswith(" True")
-    assert len(list((tmp_path / "new").iterdir())) == 1
-
-
-def _unpack_slowly(folder: str) -> None:
-    os.environ["SRLIB_CACHE"] = folder
-    write, audio.write = audio.write, lambda *args, **kwargs: (write(*args, **kwargs), time.sleep(0.2))
-    data.demo_root()
-
-
-def test_an_interrupted_unpack_is_never_taken_for_a_whole_one(tmp_path, monkeypatch):
-    process = multiprocessing.get_context("spawn").Process(target=_unpack_slowly, args=(str(tmp_path),))
-    process.start()
-    while not list(tmp_path.glob("partial-*/train/*/mixture.wav")):
-        time.sleep(0.05)
-    process.kill()
-    process.join()
-    left = [path.name for path in tmp_path.iterdir()]
-    assert len(left) == 1
-    monkeypatch.setenv("SRLIB_CACHE", str(tmp_path))
-    os.utime(tmp_path / left[0], (0, 0))  # an hour later
-    root = data.demo_root()
-    assert data._is_unpacked(root)
-    assert [path.name for path in tmp_path.iterdir()] == [root.name]
-
-
-def test_what_is_abandoned_may_vanish_while_it_is_removed(tmp_path, monkeypatch):
-    abandoned = [tmp_path / name for name in ("partial-a", "partial-b", "partial-c")]
-    for folder in abandoned:
-        folder.mkdir()
-        os.utime(folder, (0, 0))
-    remove = shutil.rmtree
-
-    def remove_as_others_do(*_, **__):
-        for folder in abandoned:
-            remove(folder, ignore_errors=True)
-
-    monkeypatch.setattr(shutil, "rmtree", remove_as_others_do)
-    data._remove_abandoned(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_files_lost_from_the_cache_come_back():
-    lost = next(data.demo_root().glob("test/*/mixture.wav"))
-    lost.unlink()
-    assert data.demo_root() in lost.parents
-    assert lost.is_file()
-    assert len(list(data.cache_folder().iterdir())) == 1
-
-
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "file" / "below"))
-    with pytest.raises(SrlibError, match="set SRLIB_CACHE"):
-        data.demo_root()
 
 
 # MUSDB18
@@ -223,12 +140,12 @@ def test_musdb_split_is_90_10_50(musdb_hq, monkeypatch):
     monkeypatch.setenv("MUSDB_ROOT", str(musdb_hq))
     names = musdb_names()
     valid = sorted(names["train"][:14])[:10]
-    assert [track.name for track in data.load_dataset("musdb", "valid")] == valid
-    train = [track.name for track in data.load_dataset("musdb", "train")]
+    assert [track.name for track in load_dataset("musdb", "valid")] == valid
+    train = [track.name for track in load_dataset("musdb", "train")]
     assert train == sorted(set(names["train"]) - set(valid))
-    assert (len(train), len(data.load_dataset("musdb", "test"))) == (90, 50)
-    assert len(data.load_dataset(config.profile("paper"))) == 150
-    first = data.load_dataset("musdb", "valid")[0]
+    assert (len(train), len(load_dataset("musdb", "test"))) == (90, 50)
+    assert len(load_dataset(config.profile("paper"))) == 150
+    first = load_dataset("musdb", "valid")[0]
     assert (first.artist, first.title) == ("ANiMAL", "Rockshow")
 
 
@@ -240,9 +157,9 @@ def test_musdb_crops_of_44100_hz_stereo_are_exact(tmp_path, monkeypatch):
     soundfile.write(folder / "mixture.wav", 0.1 * rng.standard_normal((44_100 * 7 + 1234, 2)), 44_100, subtype="PCM_16")
     monkeypatch.setenv("MUSDB_ROOT", str(tmp_path))
     with pytest.warns(UserWarning, match="1 of MUSDB18's 50 tracks"):
-        (track,) = data.load_dataset("musdb", "test")
+        (track,) = load_dataset("musdb", "test")
     wav, _ = soundfile.read(folder / "mixture.wav", dtype="float32")
-    whole = audio.resample(wav.mean(axis=1), 44_100, SAMPLE_RATE)
+    whole = files.resample(wav.mean(axis=1), 44_100, SAMPLE_RATE)
     assert np.abs(track.mixture() - whole).max() < 1e-6
     for start, seconds in ((0.0, 1.0), (1.2345678, 1.28), (3.999, 2.0), (6.5, 9.0)):
         first = round(start * SAMPLE_RATE)
@@ -262,7 +179,7 @@ def write_stems(path: Path, seconds: float) -> np.ndarray:
         soundfile.write(path.parent / f"{index}.wav", np.stack([stem, 0.5 * stem], axis=1), 44_100)
         inputs += ["-i", str(path.parent / f"{index}.wav")]
         maps += ["-map", str(index)]
-    audio.find_ffmpeg()
+    files.find_ffmpeg()
     command = ["ffmpeg", "-v", "error", *inputs, *maps, "-c:a", "aac", "-b:a", "256k", str(path)]
     subprocess.run(command, check=True)
     return np.stack([sum(stems), 0.5 * sum(stems)], axis=1)
@@ -273,12 +190,12 @@ def test_musdb_stems(tmp_path, monkeypatch):
     mixture = write_stems(path, seconds=5.0)
     monkeypatch.setenv("MUSDB_ROOT", str(tmp_path))
     with pytest.warns(UserWarning) as caught:
-        (track,) = data.load_dataset("musdb", "valid")
+        (track,) = load_dataset("musdb", "valid")
     assert any("stops at 16 kHz" in str(warning.message) for warning in caught)
     assert (track.name, track.title, track.split) == ("Actions - One Minute Smile", "One Minute Smile", "valid")
     assert (track.sample_rate, track.bandwidth_hz) == (44_100, 16_000.0)
     assert track.seconds == pytest.approx(5.0, abs=0.05)
-    expected = audio.resample(mixture.mean(axis=1).astype(np.float32), 44_100, SAMPLE_RATE)
+    expected = files.resample(mixture.mean(axis=1).astype(np.float32), 44_100, SAMPLE_RATE)
     crop = track.mixture(1.5, 2.0)
     reference = expected[72_000 : 72_000 + 96_000]
     assert (
@@ -291,15 +208,15 @@ def test_musdb_stems(tmp_path, monkeypatch):
 def test_musdb_missing_or_broken(tmp_path, monkeypatch, musdb_hq):
     monkeypatch.delenv("MUSDB_ROOT", raising=False)
     with pytest.raises(SrlibError, match=r"MUSDB_ROOT is not set.*zenodo\.org"):
-        data.load_dataset(config.profile("paper"), "test")
+        load_dataset(config.profile("paper"), "test")
     monkeypatch.setenv("MUSDB_ROOT", str(tmp_path))
     with pytest.raises(SrlibError, match="neither train"):
-        data.load_dataset("musdb", "test")
+        load_dataset("musdb", "test")
     for name in ("Whole", "Hollow"):
         (tmp_path / "train" / name).mkdir(parents=True)
     soundfile.write(tmp_path / "train" / "Whole" / "mixture.wav", np.zeros((441, 2)), 44_100)
     with pytest.warns(UserWarning), pytest.raises(SrlibError, match=r"Hollow/mixture\.wav is missing"):
-        data.load_dataset("musdb", "train")
+        load_dataset("musdb", "train")
 
 
 def test_musdb_file_that_ends_early(tmp_path, monkeypatch):
@@ -308,7 +225,7 @@ def test_musdb_file_that_ends_early(tmp_path, monkeypatch):
     soundfile.write(folder / "mixture.wav", np.zeros((441_000, 2)), 44_100, subtype="PCM_16")
     monkeypatch.setenv("MUSDB_ROOT", str(tmp_path))
     with pytest.warns(UserWarning):
-        (track,) = data.load_dataset("musdb", "test")
+        (track,) = load_dataset("musdb", "test")
     (folder / "mixture.wav").write_bytes((folder / "mixture.wav").read_bytes()[:100_000])
     with pytest.raises(SrlibError, match=r"mixture\.wav ends"):
         track.mixture()
@@ -320,9 +237,9 @@ def test_musdb_file_that_ends_early(tmp_path, monkeypatch):
 def test_without_ffmpeg_the_message_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    data._musdb_sources.cache_clear()
+    _musdb_sources.cache_clear()
     with pytest.raises(SrlibError, match="ffmpeg and ffprobe not found"):
-        data.load_dataset("demo", "test")
+        load_dataset("demo", "test")
 
 
 # Folders
@@ -340,13 +257,13 @@ def test_folder_splits_by_name_and_says_so(tmp_path):
     (tmp_path / "notes.txt").write_text("not audio")
     (tmp_path / ".hidden.wav").write_text("not audio")
     with pytest.warns(UserWarning, match="split by name"):
-        tracks = data.load_dataset(f"folder:{tmp_path}")
+        tracks = load_dataset(f"folder:{tmp_path}")
     assert len(tracks) == 62
     before = {track.name: track.split for track in tracks}
     assert 40 <= Counter(before.values())["train"] <= 58
     fill(tmp_path, ["more/new.wav"])
     with pytest.warns(UserWarning):
-        after = {track.name: track.split for track in data.load_dataset(str(tmp_path))}
+        after = {track.name: track.split for track in load_dataset(str(tmp_path))}
     assert {name: after[name] for name in before} == before
 
 
@@ -358,7 +275,7 @@ def test_folder_honours_its_manifest(tmp_path):
         writer.writerow({"file": "a.wav", "split": "test", "bandwidth_hz": "19000", "title": "A", "artist": "X"})
         writer.writerow({"file": "b.flac", "split": "train", "collection": "album", "artist": "Y", "weight": "4"})
         writer.writerow({"file": "c.ogg", "split": "valid"})
-    tracks = {track.name: track for track in data.load_dataset(f"folder:{tmp_path}")}
+    tracks = {track.name: track for track in load_dataset(f"folder:{tmp_path}")}
     assert {name: track.split for name, track in tracks.items()} == {
         "a.wav": "test",
         "b.flac": "train",
@@ -372,7 +289,7 @@ def test_folder_honours_its_manifest(tmp_path):
         assert np.abs(track.mixture(1.1, 0.5) - whole[52_800:76_800]).max() < 1e-4
     (tmp_path / "c.ogg").unlink()
     with pytest.raises(SrlibError, match=r"lists 'c\.ogg'"):
-        data.load_dataset(f"folder:{tmp_path}")
+        load_dataset(f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -383,19 +300,19 @@ def test_a_manifest_with_wrong_numbers_is_refused(tmp_path, column, value, messa
     fill(tmp_path, ["a.wav"])
     (tmp_path / "manifest.csv").write_text(f"file,split,{column}\na.wav,train,{value}\n")
     with pytest.raises(SrlibError, match=message):
-        data.load_dataset(f"folder:{tmp_path}")
+        load_dataset(f"folder:{tmp_path}")
 
 
 def test_what_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(SrlibError, match="no data set"):
-        data.load_dataset("nonsense")
+        load_dataset("nonsense")
     with pytest.raises(SrlibError, match="no split"):
-        data.load_dataset("demo", "dev")
+        load_dataset("demo", "dev")
     with pytest.raises(SrlibError, match="no track"):
-        data.load_dataset(f"folder:{tmp_path}")
+        load_dataset(f"folder:{tmp_path}")
     (tmp_path / "a.wav").write_text("no audio")
     with pytest.raises(SrlibError, match=r"a\.wav is not an audio file"):
-        data.load_dataset(f"folder:{tmp_path}")
+        load_dataset(f"folder:{tmp_path}")
 
 
 # Bandwidth
@@ -407,20 +324,20 @@ def test_bandwidth_of_filtered_noise(cutoff_hz, sample_rate):
     spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(4 * sample_rate))
     spectrum[4 * cutoff_hz :] = 0  # a line every quarter of a hertz
     wav = np.fft.irfft(spectrum).astype(np.float32)
-    assert data.bandwidth_hz(wav, sample_rate) == pytest.approx(cutoff_hz, abs=200)  # leakage of the Hann window
-    assert data.bandwidth_hz(np.stack([wav, wav]), sample_rate) == data.bandwidth_hz(wav, sample_rate)
+    assert bandwidth_hz(wav, sample_rate) == pytest.approx(cutoff_hz, abs=200)  # leakage of the Hann window
+    assert bandwidth_hz(np.stack([wav, wav]), sample_rate) == bandwidth_hz(wav, sample_rate)
 
 
 def test_bandwidth_of_the_extremes():
-    assert data.bandwidth_hz(np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE) == 0.0
-    assert data.bandwidth_hz(np.random.default_rng(0).standard_normal(SAMPLE_RATE), SAMPLE_RATE) == 24_000.0
+    assert bandwidth_hz(np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE) == 0.0
+    assert bandwidth_hz(np.random.default_rng(0).standard_normal(SAMPLE_RATE), SAMPLE_RATE) == 24_000.0
     with pytest.raises(SrlibError, match="too few"):
-        data.bandwidth_hz(np.zeros(100), SAMPLE_RATE)
+        bandwidth_hz(np.zeros(100), SAMPLE_RATE)
 
 
 def test_bandwidth_of_the_demo_agrees_with_its_manifest(demo):
     """The manifest measured the whole source tracks at 44.1 kHz, this function 10 s of each."""
-    measured = [data.bandwidth_hz(*audio.read(data.DEMO_ASSETS / f"{track.name}.flac")) for track in demo]
+    measured = [bandwidth_hz(*files.read(track.path)) for track in demo]
     error = np.abs(np.minimum(measured, 22_050) - [track.bandwidth_hz for track in demo])
     assert np.mean(error < 500) > 0.85
     assert error.mean() < 300
