@@ -254,13 +254,13 @@ def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataF
 def learning_curve(folder: Path = SHIPPED) -> pd.DataFrame:
     """Validations of runs that differ in hours of music: hours, step, val_lsd, val_zimtohrli.
 
-    They are the runs `ldm-hours-N` in the `folder` of published weights and, as the last, the first run of the
-    curriculum, which has all of the music.
+    They are the runs `ldm-hours-N` in the `folder` of published weights, if it has any, and, as the last, the first run
+    of the curriculum, which has all of the music.
     """
     found = _read(folder / "logs")
     runs = {float(match[1]): log for name, log in found.items() if (match := _BY_HOURS.fullmatch(name))}
-    if not runs or FIRST_RUN not in found:
-        raise SrlibError(f"{folder} lacks the logs of {FIRST_RUN} and ldm-hours-N: train those of recipes/compact.")
+    if FIRST_RUN not in found:
+        raise SrlibError(f"{folder} lacks the log of {FIRST_RUN}: get a complete copy of the package.")
     runs[training_music(folder, FIRST_RUN)[0]] = found[FIRST_RUN]
     columns = {"global_step": "step", "val/lsd": "val_lsd", "val/zimtohrli": "val_zimtohrli"}
     validated = [log.dropna(subset="val/lsd").rename(columns=columns).assign(hours=h) for h, log in runs.items()]
@@ -269,10 +269,22 @@ def learning_curve(folder: Path = SHIPPED) -> pd.DataFrame:
 
 def training_music(folder: Path = SHIPPED, run: str | None = None) -> tuple[float, int]:
     """Hours and number of the tracks that a run learned from; without a name the last run of the curriculum."""
+    record, settings = _recorded(folder, run)
+    corpus = record["corpora"][settings["run"]["corpus"]]
+    return corpus["train_minutes"] / 60.0, len(corpus["train"])
+
+
+def run_settings(folder: Path = SHIPPED, run: str | None = None) -> dict[str, Any]:
+    """The fields of `TrainConfig` that a run was trained with; without a name the last run of the curriculum."""
+    settings, defaults = _recorded(folder, run)[1], TrainConfig().model_dump()
+    return defaults | {name: value for name, value in settings.items() if name in defaults}
+
+
+def _recorded(folder: Path, run: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `publish` wrote of all runs, and of one."""
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     curriculum = [name for name in record["runs"] if _stage(name) == "ldm" and not _BY_HOURS.fullmatch(name)]
-    corpus = record["corpora"][record["runs"][run or max(curriculum, key=run_order)]["run"]["corpus"]]
-    return corpus["train_minutes"] / 60.0, len(corpus["train"])
+    return record, record["runs"][run or max(curriculum, key=run_order)]
 
 
 def _read(folder: Path) -> dict[str, pd.DataFrame]:
