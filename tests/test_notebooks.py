@@ -53,10 +53,10 @@ def test_parameters_are_commented_literals(name):
     cell = code_cells(name)[0]
     assert tags(cell) == ["parameters"]
     assert [line.split(" = ")[0] for line in cell.source.splitlines()][:2] == ["profile", "seed"]
-    for line in cell.source.splitlines():
-        assert "  # " in line, "one comment a line: papermill shows it as help"
+    lines = cell.source.splitlines()
     for statement in ast.parse(cell.source).body:
         assert isinstance(statement, ast.Assign)
+        assert "  # " in lines[statement.lineno - 1], "a comment says what each parameter is"
         ast.literal_eval(statement.value)
 
 
@@ -69,11 +69,10 @@ def test_one_setup_cell_and_a_last_cell_that_checks(name):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_no_logic_and_not_too_long(name):
+def test_no_functions_and_not_too_long(name):
     cells = code_cells(name)
-    lines = [line for cell in cells for line in cell.source.splitlines() if line.strip()]
-    assert len(cells) <= 12 and len(lines) <= 60
-    forbidden = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.While, ast.If)
+    assert len(cells) <= 15 and max(len(cell.source.splitlines()) for cell in cells) <= 40
+    forbidden = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.While)
     for cell in cells:
         for node in ast.walk(ast.parse(cell.source)):  # a magic or a shell line does not parse
             assert not isinstance(node, forbidden), f"{type(node).__name__} in cell {cell.id}"

@@ -22,11 +22,11 @@ from srlib.config import LOG_MEL_FLOOR, N_MELS
 
 SLOW_FRAMES = 257  # window of the slow part: 2.57 s
 _SLOW_STRIDE = 16  # frames between two solves for the slow part, which hardly changes between them
-_MODEL_VARIANCE = 0.2  # nat^2, added to every observation: what music does that no Gaussian expects (notebook 04)
+MODEL_VARIANCE = 0.2  # nat^2, added to every observation: what music does that no Gaussian expects (notebook 04)
 MISSING = 1e6  # nat^2: an infinite variance in arithmetic, where nothing is observed
 # Strength of the correction of loud moments, and the power over the mean from which it grows no further; chosen on the
 # validation tracks by Zimtohrli, which falls by a sixth at 4 kHz.
-_EMPHASIS, _MOST_RELATIVE = 0.2, 30.0
+EMPHASIS, MOST_RELATIVE = 0.2, 30.0
 _FIT_STRIDE = 8  # frames between two that are fitted; neighbours overlap by three quarters
 _LOWEST = math.log(LOG_MEL_FLOOR)
 
@@ -68,12 +68,12 @@ class GaussianPrior(ModelMixin, ConfigMixin):
 
     def _posterior(self, observed: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         deviation, variance = observed.float() - self.mean, variance.float().clamp(max=MISSING)
-        precision = 1 / (variance + _MODEL_VARIANCE)
+        precision = 1 / (variance + MODEL_VARIANCE)
         smooth = _window_means(precision)
         level = _window_means(precision * deviation) / smooth
         cells = _solve(self.slow_factors, self.slow_variance, level, 1 / smooth)
         slow, slow_spread = (_stretched(values, len(observed)) for values in cells)
-        fast, fast_spread = _solve(self.fast_factors, self.fast_variance, deviation - slow, variance + _MODEL_VARIANCE)
+        fast, fast_spread = _solve(self.fast_factors, self.fast_variance, deviation - slow, variance + MODEL_VARIANCE)
         estimate, rest = slow + fast, self.slow_variance + self.fast_variance
         known = rest / (rest + variance)  # share of the observation: an exact one is its own estimate
         spread = (1 - known) ** 2 * (slow_spread + fast_spread) + known * variance
@@ -133,7 +133,7 @@ def emphasised(log_mel: torch.Tensor, first_band: int) -> torch.Tensor:
     mean = F.avg_pool1d(power, SLOW_FRAMES, 1, SLOW_FRAMES // 2, count_include_pad=False)
     relative = (power / mean.clamp(min=LOG_MEL_FLOOR**2)).transpose(1, 2)
     raised = log_mel.clone()
-    raised[:, 0, :, first_band:] += 0.5 * torch.log1p(_EMPHASIS * relative / (1 + relative / _MOST_RELATIVE))
+    raised[:, 0, :, first_band:] += 0.5 * torch.log1p(EMPHASIS * relative / (1 + relative / MOST_RELATIVE))
     return raised
 
 

@@ -270,6 +270,19 @@ def lsd_vs_step(logs: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 @styled
+def learning_curve(curve: pd.DataFrame) -> Figure:
+    """Validation Zimtohrli and LSD over the steps, a line for each amount of music (`curriculum.learning_curve`)."""
+    labels = {"val_zimtohrli": "validation Zimtohrli, x 1000", "val_lsd": "validation LSD to 19 kHz"}
+    figure, axes = panels(2.8, 1, len(labels))
+    for ax, (column, label) in zip(axes, labels.items(), strict=True):
+        for hours, rows in curve.groupby("hours"):
+            ax.plot(rows["step"], rows[column], "o-", label=f"{hours:.3g} h of music")
+        ax.set(xlabel="training step", ylabel=label)
+    axes[0].legend()
+    return figure
+
+
+@styled
 def live_training(log: pd.DataFrame) -> Figure:
     """Loss per step of one short run."""
     figure, (ax,) = panels(2.6)

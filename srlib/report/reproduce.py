@@ -31,21 +31,6 @@ _PACKAGE = Path(__file__).parents[1]
 # Of these, functions count only where a notebook names them: one offers every public name, the other data and models.
 _ON_DEMAND = ("__init__.py", "report/run.py")
 
-# What notebooks 02 and 07 save as numbers; the report quotes cells of their tables instead.
-LSD_NUMBER_SYSTEMS = {
-    "ours": "ours", "sample": "ours_sample", "replacement": "ours_replace", "prior": "prior", "ridge": "ridge",
-    "unprocessed": "unprocessed", "gt_mel": "gt_mel", "oracle": "oracle",
-}  # fmt: skip
-LSD_NUMBER_MEASURES = {"lsd19": "lsd_19k", "zimtohrli": "zimtohrli"}
-LSD_NUMBER_CONDITIONS = ("clean_4k", "clean_8k", "clean_16k", "tone_8k", "white_8k")
-PAIRED_SYSTEMS, PAIRED_CONDITIONS = ("prior", "ridge"), ("clean_4k", "clean_8k", "white_8k")
-DECISION_NUMBERS = {"prior": "prior alone, copied", "step": "1 step, copied"}
-DECISION_CONDITIONS = ("clean_4k", "white_8k")
-DETECTOR_NUMBERS = {
-    "filter": "filter", "tone": "filter, then tone", "white": "filter, then white noise", "coder": "coder",
-    "sample_rate": "sample rate", "full": "full band",
-}  # fmt: skip
-
 
 class Status(NamedTuple):
     """Whether a notebook's results are up to date: "fresh", "stale" or "never run", and why they are stale."""

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from srlib import config
 from srlib.errors import SrlibError
 from srlib.report import artifacts
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from srlib.data.tracks import Track
@@ -90,6 +90,10 @@ class Run:
         """Save a table with the settings of its columns, and hand it back."""
         self._list(artifacts.save_table(table, name, self.profile.name, self.notebook, settings, self._context()))
         return table
+
+    def save_settings(self, settings: Mapping[str, float], name: str) -> pd.DataFrame:
+        """Save numbers that describe a method, by name, as a table with the columns setting and value."""
+        return self.save_table(pd.DataFrame(settings.items(), columns=["setting", "value"]), name)
 
     def save_number(self, name: str, value: float, unit: str = "", fmt: str = ".3g") -> None:
         """Save a number that prose will quote and that is no cell of a table."""

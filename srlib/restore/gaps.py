@@ -18,7 +18,7 @@ from srlib.settings import Gap
 SHORTEST_S, LONGEST_S = 0.02, 0.5  # s; shorter runs are pauses of a waveform near zero, longer ones pauses of the music
 # The following are the best of a grid on the valid split of the demo set, by LSD inside gaps of 50 to 500 ms.
 _REACH_FRAMES = 64  # frames on either side that bridge a gap in the log-mel
-_FADE = 1200  # samples, 25 ms at either edge
+FADE = 1200  # samples, 25 ms at either edge
 _PAST, _ORDER = 7200, 1000  # samples (150 ms) before an edge, and coefficients of the prediction from them
 
 
@@ -100,7 +100,7 @@ def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: Iterable[Gap]) -
     filled, source = wav.cpu().numpy().astype(np.float64), generated.cpu().numpy().astype(np.float64)
     edges = [0, *itertools.chain(*spans), len(wav)]
     for (first, last), before, after in zip(spans, edges[:-2:2], edges[3::2], strict=True):
-        inside, fade = source[first:last].copy(), min(_FADE, last - first)
+        inside, fade = source[first:last].copy(), min(FADE, last - first)
         share = np.sin(np.pi / 2 * (np.arange(fade) + 0.5) / fade)
         for into, sound in ((inside, filled[before:first]), (inside[::-1], filled[last:after][::-1])):
             into[:fade] = share * into[:fade] + share[::-1] * _carry_on(sound, fade)

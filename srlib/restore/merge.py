@@ -16,12 +16,12 @@ from srlib.settings import Gap
 
 # Gain of the low-pass where the known band ends, where the missing one starts, and down to which its fall is taken
 # back: 40 dB below music, 16 bits still hold degraded audio. Best of 20 to 50 dB on the valid split of the demo set.
-_KNOWN_DB, _MISSING_DB, _LOST_DB = -3.0, -20.0, -40.0
+KNOWN_DB, MISSING_DB, LOST_DB = -3.0, -20.0, -40.0
 # Positions between the edges, 0 at the passband's and 1 at the stopband's:
-_LOST = (_LOST_DB - _KNOWN_DB) / (_MISSING_DB - _KNOWN_DB)  # nothing degraded is used from here on
+_LOST = (LOST_DB - KNOWN_DB) / (MISSING_DB - KNOWN_DB)  # nothing degraded is used from here on
 _FADE_FROM = 0.95 * _LOST  # the degraded audio is faded out from here on
-_FULL_FROM = 0.25  # all that lacks in power is generated from here on, nothing of it at the passband's edge
-_DOUBT = 2.0  # factor of magnitude (6 dB) by which the expected level may be wrong
+FULL_FROM = 0.25  # all that lacks in power is generated from here on, nothing of it at the passband's edge
+DOUBT = 2.0  # factor of magnitude (6 dB) by which the expected level may be wrong
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Band:
         if self == FULL_BAND:
             return torch.ones_like(freqs_hz)
         position = self._position(freqs_hz)
-        response = 10 ** ((_KNOWN_DB + (_MISSING_DB - _KNOWN_DB) * position).clamp(max=0) / 20)
+        response = 10 ** ((KNOWN_DB + (MISSING_DB - KNOWN_DB) * position).clamp(max=0) / 20)
         return torch.where(position < _LOST, response, torch.zeros_like(response))
 
     def kept_share(self, freqs_hz: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ class Band:
 
     def missing_share(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         """Share of the lacking power that is generated: 0 in the known band, 1 from a quarter of the transition on."""
-        return (self._position(freqs_hz) / _FULL_FROM).clamp(0, 1)
+        return (self._position(freqs_hz) / FULL_FROM).clamp(0, 1)
 
     def _position(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         return (freqs_hz - self.passband_hz) / max(self.stopband_hz - self.passband_hz, 1.0)
@@ -124,8 +124,8 @@ def _equalised(
     response, known = band.response(freqs_hz), gain * degraded
     kept = band.kept_share(freqs_hz)
     expected = generated.abs().square().mean(0).sqrt() / degraded.abs().square().mean(0).sqrt().clamp(min=1e-9)
-    inverse = torch.minimum(1 / response.clamp(min=10 ** (_LOST_DB / 20)), (_DOUBT * expected).clamp(min=1))
-    trust = (_DOUBT * inverse / expected.clamp(min=1e-9)).clamp(max=1) ** 2 * gain
+    inverse = torch.minimum(1 / response.clamp(min=10 ** (LOST_DB / 20)), (DOUBT * expected).clamp(min=1))
+    trust = (DOUBT * inverse / expected.clamp(min=1e-9)).clamp(max=1) ** 2 * gain
     boost = 1 + trust * (inverse - 1)
     lacking = (1 - (kept * boost * response) ** 2).clamp(min=0).sqrt() * band.missing_share(freqs_hz)
     return kept * boost * known + lacking * generated

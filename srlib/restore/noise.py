@@ -28,8 +28,8 @@ _LEVEL_STEP_DB, _LOWEST_DB, _LEVELS = 0.5, -140.0, 400  # cells of the histogram
 _CLEAR = 1.05  # only noise is left above this multiple of the edge of the missing band
 
 # In-band noise is looked for in the highest fifth of the band below 95 % of its edge, in 48 bins at least.
-_EDGE, _HIGHEST_SHARE, _WIDE_BINS = 0.95, 0.2, 48
-_FEWEST_FRAMES = 200  # of a chunk that can be judged: 2 s
+_EDGE, HIGHEST_SHARE, _WIDE_BINS = 0.95, 0.2, 48
+FEWEST_FRAMES = 200  # of a chunk that can be judged: 2 s
 # Limits of white noise in a chunk. None of 279 recordings of the training corpus without noise passes them, neither at
 # full band nor through five filters (50 s of each).
 # First decile over time over second percentile: noise 1.6 to 2 dB, music 2 to 20 dB, held waves 0 to 1 dB.
@@ -38,7 +38,7 @@ _EVEN_DB = 0.9  # standard deviation of the differences of neighbouring bins: no
 _PARTS, _FLAT_DB = 8, 1.2  # range of the means of eight parts of the bins
 _OUTSTANDING = 4.0  # power over that of the noise above the band
 # Noise lasts: it shows in a quarter of the chunks, and fewer chunks are quieter than it by more than 0.5 dB.
-_LEAST_SHARE, _QUIETER_DB = 0.25, 0.5
+LEAST_SHARE, _QUIETER_DB = 0.25, 0.5
 _NEIGHBOURS = 41  # bins of the median that tells how far the noise reaches
 
 _MEMORY = 0.7  # share of the frame before in the a-priori SNR; best on the valid split of the demo set
@@ -106,7 +106,7 @@ class InBandNoise:
 
     def add(self, power: np.ndarray) -> None:
         """Take the `smoothed_power` of the next chunk; less than two seconds say nothing."""
-        if len(power) >= _FEWEST_FRAMES:
+        if len(power) >= FEWEST_FRAMES:
             self._quiet.append(np.quantile(power, (QUIET, _QUIETEST), axis=0).astype(np.float32))
 
     def result(self, band: Band) -> np.ndarray:
@@ -120,7 +120,7 @@ class InBandNoise:
         noisy = np.array([_is_noise(quiet, response, highest, band) for quiet in self._quiet])
         level = np.median(levels[noisy]) if noisy.any() else 0.0
         quieter = levels < 10 ** (-_QUIETER_DB / 10) * level
-        if noisy.sum() < max(_LEAST_SHARE * len(noisy), quieter.sum() + 1):
+        if noisy.sum() < max(LEAST_SHARE * len(noisy), quieter.sum() + 1):
             return np.zeros(len(BINS_HZ))
         quiet = np.mean([quiet[0] for quiet, chosen in zip(self._quiet, noisy, strict=True) if chosen], axis=0)
         reached = ndimage.median_filter(quiet, _NEIGHBOURS, mode="nearest") > 0.5 / _QUIET_BIAS * level * response
@@ -130,7 +130,7 @@ class InBandNoise:
 def _highest(band: Band) -> np.ndarray:
     """The bins `[1025]` at the upper end of a band."""
     last = np.searchsorted(BINS_HZ, min(_EDGE * band.passband_hz, _TOP_HZ))
-    width = max(round(_HIGHEST_SHARE * last), _WIDE_BINS)
+    width = max(round(HIGHEST_SHARE * last), _WIDE_BINS)
     index = np.arange(len(BINS_HZ))
     return (index >= last - width) & (index < last)
 

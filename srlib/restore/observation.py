@@ -20,7 +20,7 @@ from srlib.restore.gaps import gap_frames
 from srlib.restore.merge import Band
 from srlib.settings import Gap
 
-_GAP_VARIANCE = 1.0  # nat^2, of a gap that is bridged from its two sides
+GAP_VARIANCE = 1.0  # nat^2, of a gap that is bridged from its two sides
 # Log of music over noise, nat: equally likely a priori from 35 dB below to 70 dB above the noise.
 _SNR_NAT = np.arange(-4.0, 8.01, 0.25)
 _EXCESS_STEP, _LEAST_EXCESS, _EXCESSES = 0.25, -1.5, 36  # nat: cells of the excess over the noise floor
@@ -58,7 +58,7 @@ def observe(
             value, variance = _under_noise(value, torch.from_numpy(floor).to(value))
         centres_hz = torch.from_numpy(band_edges_hz()[1:-1]).to(value)
         value = value - torch.log(band.response(centres_hz).clamp(min=0.5))
-        variance[:, gap_frames(spans, variance.shape[1])] += _GAP_VARIANCE
+        variance[:, gap_frames(spans, variance.shape[1])] += GAP_VARIANCE
         variance[..., (centres_hz > band.passband_hz) | _touched(tones).to(value.device)] = MISSING
         rows.append((value, variance))
     return Observation(*(torch.stack(values) for values in zip(*rows, strict=True)))

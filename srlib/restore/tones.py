@@ -13,12 +13,12 @@ from scipy import ndimage, optimize, signal
 
 from srlib.restore.gaps import sounding
 
-_BLOCK_SECONDS = 0.5  # s; a tone must stand in every block
+BLOCK_SECONDS = 0.5  # s; a tone must stand in every block
 _MIN_BLOCKS = 4  # half overlapping, so at least 1.25 s
 _PROMINENCE_DB = 12.0  # of the quietest block over what surrounds the tone
-_MAX_SWING_DB = 2.0  # of a tone's level between blocks: notes decay, tones do not
+MAX_SWING_DB = 2.0  # of a tone's level between blocks: notes decay, tones do not
 _MOST_KEPT = 256  # blocks, over two minutes before they are thinned
-_MAX_TONES = 2  # more at once are harmonics of music that is held, and stay
+MAX_TONES = 2  # more at once are harmonics of music that is held, and stay
 _LOWEST_HZ = 50.0
 _EXCLUDED_BINS = 4  # either side of a peak that belong to it (Blackman window)
 
@@ -41,7 +41,7 @@ class ToneFinder:
     """Stationary sinusoids of a recording that comes block by block, in constant memory."""
 
     def __init__(self, sample_rate: int) -> None:
-        self._rate, self._block = sample_rate, round(_BLOCK_SECONDS * sample_rate)
+        self._rate, self._block = sample_rate, round(BLOCK_SECONDS * sample_rate)
         self._window = signal.windows.blackman(self._block, sym=False)
         self._held = np.empty(0, np.float32)
         self._count = 0
@@ -73,15 +73,15 @@ class ToneFinder:
         """Frequencies in Hz to the nearest 2 Hz, strongest first; none if there are more than two (held music)."""
         if self._count < _MIN_BLOCKS:
             return []
-        width = 2 * round(60 * _BLOCK_SECONDS) + 1  # bins of 120 Hz
+        width = 2 * round(60 * BLOCK_SECONDS) + 1  # bins of 120 Hz
         surroundings = ndimage.median_filter(np.median(self._kept, axis=0), width, mode="nearest")
         peak = self._quietest == ndimage.maximum_filter1d(self._quietest, 2 * _EXCLUDED_BINS + 1)
-        steady = self._loudest - self._quietest < _MAX_SWING_DB
+        steady = self._loudest - self._quietest < MAX_SWING_DB
         found = np.flatnonzero(peak & (self._quietest - surroundings > _PROMINENCE_DB) & steady)
-        found = found[found >= _LOWEST_HZ * _BLOCK_SECONDS]
-        if len(found) > _MAX_TONES:
+        found = found[found >= _LOWEST_HZ * BLOCK_SECONDS]
+        if len(found) > MAX_TONES:
             return []
-        return [float(bin_index / _BLOCK_SECONDS) for bin_index in found[np.argsort(-self._quietest[found])]]
+        return [float(bin_index / BLOCK_SECONDS) for bin_index in found[np.argsort(-self._quietest[found])]]
 
 
 def without(wav: np.ndarray, tones: list[Tone], sample_rate: int) -> np.ndarray:
@@ -100,7 +100,7 @@ def fit_tone(wav: np.ndarray, frequency_hz: float, sample_rate: int) -> Tone:
     window = signal.windows.hann(len(wav), sym=False) * sounding(wav, sample_rate)
     weighted, time = wav * window, np.arange(len(wav)) / sample_rate
     step = sample_rate / len(wav)  # Hz; the correlation's main lobe is four steps wide
-    reach = 1 / _BLOCK_SECONDS
+    reach = 1 / BLOCK_SECONDS
     grid = np.arange(frequency_hz - reach, frequency_hz + reach, step / 2)
     spectrum = signal.zoom_fft(weighted, [grid[0], grid[-1]], m=len(grid), fs=sample_rate, endpoint=True)
     start = grid[np.argmax(np.abs(spectrum))]

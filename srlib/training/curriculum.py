@@ -229,10 +229,7 @@ def _training_record(runs: Path) -> dict[str, dict]:
 
 @dataclass(frozen=True)
 class Example:
-    """One clip before and after: `reference`, `degraded` and `restored` are float32 [samples] at 48 kHz.
-
-    `global_step` of its run and the `merge` say how it was restored.
-    """
+    """One clip before and after, float32 [samples] at 48 kHz, restored at `global_step` of its run with a `merge`."""
 
     degradation: Degradation
     reference: np.ndarray
@@ -252,15 +249,11 @@ def logs(stage: str = "", folder: Path = SHIPPED / "logs") -> dict[str, pd.DataF
 
 
 def learning_curve(folder: Path = SHIPPED) -> pd.DataFrame:
-    """Validations of runs that differ in hours of music: hours, step, val_lsd, val_zimtohrli.
-
-    They are the runs `ldm-hours-N` in the `folder` of published weights and, as the last, the first run of the
-    curriculum, which has all of the music.
-    """
+    """Validations of `ldm-hours-N`, if any, and of the first run, on all music: hours, step, val_lsd, val_zimtohrli."""
     found = _read(folder / "logs")
     runs = {float(match[1]): log for name, log in found.items() if (match := _BY_HOURS.fullmatch(name))}
-    if not runs or FIRST_RUN not in found:
-        raise SrlibError(f"{folder} lacks the logs of {FIRST_RUN} and ldm-hours-N: train those of recipes/compact.")
+    if FIRST_RUN not in found:
+        raise SrlibError(f"{folder} lacks the log of {FIRST_RUN}: get a complete copy of the package.")
     runs[training_music(folder, FIRST_RUN)[0]] = found[FIRST_RUN]
     columns = {"global_step": "step", "val/lsd": "val_lsd", "val/zimtohrli": "val_zimtohrli"}
     validated = [log.dropna(subset="val/lsd").rename(columns=columns).assign(hours=h) for h, log in runs.items()]
@@ -269,16 +262,28 @@ def learning_curve(folder: Path = SHIPPED) -> pd.DataFrame:
 
 def training_music(folder: Path = SHIPPED, run: str | None = None) -> tuple[float, int]:
     """Hours and number of the tracks that a run learned from; without a name the last run of the curriculum."""
+    record, settings = _recorded(folder, run)
+    corpus = record["corpora"][settings["run"]["corpus"]]
+    return corpus["train_minutes"] / 60.0, len(corpus["train"])
+
+
+def run_settings(folder: Path = SHIPPED, run: str | None = None) -> dict[str, Any]:
+    """The fields of `TrainConfig` that a run was trained with; without a name the last run of the curriculum."""
+    defaults = TrainConfig().model_dump()
+    return {name: _recorded(folder, run)[1].get(name, value) for name, value in defaults.items()}
+
+
+def _recorded(folder: Path, run: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `publish` wrote of all runs, and of one."""
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     curriculum = [name for name in record["runs"] if _stage(name) == "ldm" and not _BY_HOURS.fullmatch(name)]
-    corpus = record["corpora"][record["runs"][run or max(curriculum, key=run_order)]["run"]["corpus"]]
-    return corpus["train_minutes"] / 60.0, len(corpus["train"])
+    return record, record["runs"][run or max(curriculum, key=run_order)]
 
 
 def _read(folder: Path) -> dict[str, pd.DataFrame]:
     """{run: its log}, by name."""
-    paths = sorted(folder.glob("*.csv"), key=lambda path: run_order(path.stem))
-    return {path.stem: pd.read_csv(path) for path in paths}
+    names = sorted((path.stem for path in folder.glob("*.csv")), key=run_order)
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in names}
 
 
 def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -314,8 +319,7 @@ def thinned(runs: dict[str, pd.DataFrame], rows: int = 25) -> pd.DataFrame:
     """The logs of all runs in one table: some `rows` of each, evenly spaced, and every validation."""
     kept = []
     for log in runs.values():
-        every = -(-len(log) // rows)
-        kept.append(log[(log.index % every == 0) | log["val/lsd"].notna()])
+        kept.append(log[(log.index % -(-len(log) // rows) == 0) | log["val/lsd"].notna()])
     return pd.concat(kept, ignore_index=True)
 
 
@@ -340,7 +344,7 @@ def score_examples(early: dict[str, Example], late: dict[str, dict[str, np.ndarr
     restored |= {(noise, "late", merge): wav for noise, merges in late.items() for merge, wav in merges.items()}
     rows = []
     for (noise, stage, merge), wav in restored.items():
-        example = early[noise]
-        measures = evaluate(example.reference, wav, SAMPLE_RATE, example.degraded, degradation=example.degradation)
+        one = early[noise]
+        measures = evaluate(one.reference, wav, SAMPLE_RATE, one.degraded, degradation=one.degradation)
         rows.append({"noise": noise, "stage": stage, "merge": merge, **measures})
     return pd.DataFrame(rows)

@@ -25,7 +25,7 @@ _CONDITIONS = (
     (8000, "tone", 0.1, 3000.0),
     (8000, "white", 0.02, None),
 )
-_MOST_CLIPS, _CLIP_SECONDS = 6, 5.12
+MOST_CLIPS, CLIP_SECONDS = 6, 5.12
 _SNAPSHOT_MERGE = "none"  # what the model makes of a clip, with nothing taken from the input
 
 
@@ -40,7 +40,7 @@ class Clips:
     def scores(self, pipeline: RestorationPipeline) -> dict[str, float]:
         """Means over the clips: LSD to 19 kHz, texture above the cutoff and, where it is installed, Zimtohrli."""
         rows = []
-        for reference, degradation in self._examples(_MOST_CLIPS):
+        for reference, degradation in self._examples(MOST_CLIPS):
             restored = self._restored(pipeline, reference, degradation, "gain")
             row = {
                 "val/lsd": lsd(reference, restored, convention="plain", f_high=HEADLINE_HZ),
@@ -68,7 +68,7 @@ class Clips:
         """Reference `[samples]` and what is done to it; what sees the true log-mel alone meets every clip once."""
         conditions = [condition for condition in _CONDITIONS if condition[1] == "none" or condition[1] in self.noises]
         for track in range(min(clips, len(self.corpus.names))):
-            reference = self.corpus.middle(track, round(_CLIP_SECONDS * SAMPLE_RATE))
+            reference = self.corpus.middle(track, round(CLIP_SECONDS * SAMPLE_RATE))
             for cutoff, noise, amplitude, tone in conditions if self.stage == "ldm" else conditions[:1]:
                 yield reference, Degradation(cutoff, noise_type=noise, noise_amplitude=amplitude, tone_hz=tone)
 

@@ -55,7 +55,7 @@ def posterior_of(prior: GaussianPrior, observed: np.ndarray, variance: np.ndarra
 
 @pytest.mark.parametrize("kind", ["clean", "noisy", "everywhere"])
 def test_without_a_slow_part_it_is_dense_gaussian_conditioning(monkeypatch, kind):
-    monkeypatch.setattr(module, "_MODEL_VARIANCE", 1e-6)
+    monkeypatch.setattr(module, "MODEL_VARIANCE", 1e-6)
     prior, observed, variance = prior_of(slow=False), observed_of(), noise_of(kind)
     mean, spread = posterior_of(prior, observed, variance)
     centre, covariance = prior.mean.double().numpy(), sum(covariances(prior, "fast"))
@@ -135,7 +135,7 @@ def draws(prior: GaussianPrior, clips: int, frames: int, seed: int = 3) -> np.nd
 @pytest.mark.parametrize("kind", ["clean", "noisy", "everywhere"])
 def test_the_posterior_is_calibrated_on_draws_of_the_prior(monkeypatch, kind):
     """Errors are as large as they are said to be, in each band, and cover what a Gaussian covers."""
-    monkeypatch.setattr(module, "_MODEL_VARIANCE", 1e-6)
+    monkeypatch.setattr(module, "MODEL_VARIANCE", 1e-6)
     prior, variance = prior_of(slow=False), noise_of(kind)
     truth = draws(prior, 30, FRAMES)
     noise = np.random.default_rng(4).standard_normal(truth.shape) * np.sqrt(variance)
@@ -243,8 +243,8 @@ def test_in_half_precision_it_computes_in_float32():
 
 def test_emphasis_raises_what_is_loud_for_its_time_and_only_above_the_edge(monkeypatch):
     """By half of log(1 + 0.3 r / (1 + r / 30)) nat, r being a cell's power over its mean."""
-    monkeypatch.setattr(module, "_EMPHASIS", 0.3)
-    monkeypatch.setattr(module, "_MOST_RELATIVE", 30.0)
+    monkeypatch.setattr(module, "EMPHASIS", 0.3)
+    monkeypatch.setattr(module, "MOST_RELATIVE", 30.0)
     steady = torch.full((2, 1, 600, 256), -6.0)
     raised = emphasised(steady, 100)
     assert torch.equal(raised[..., :100], steady[..., :100])
@@ -263,6 +263,6 @@ def test_emphasis_does_not_depend_on_the_level_and_has_a_limit(unseen):
         shifted = emphasised(unseen.clamp(min=-9) + shift, 128) - shift
         torch.testing.assert_close(shifted, emphasised(unseen.clamp(min=-9), 128), atol=1e-4, rtol=0)
     gain = emphasised(unseen, 0) - unseen
-    assert gain.min() >= 0 and gain.max() < 0.5 * np.log1p(module._EMPHASIS * module._MOST_RELATIVE)
+    assert gain.min() >= 0 and gain.max() < 0.5 * np.log1p(module.EMPHASIS * module.MOST_RELATIVE)
     assert emphasised(unseen, 256) is unseen  # nothing is missing
     assert torch.isfinite(emphasised(torch.full((1, 1, 10, 256), np.log(LOG_MEL_FLOOR)), 0)).all()

@@ -85,6 +85,7 @@ FIGURES = {
     "noise_schedule": lambda: plots.noise_schedule(ABAR, [99, 50, 0]),
     "loss_curves": lambda: plots.loss_curves({"loss": LOGS, "other": {"three": training_log(80)}}),
     "lsd_vs_step": lambda: plots.lsd_vs_step(LOGS),
+    "learning_curve": lambda: plots.learning_curve(curve()),
     "live_training": lambda: plots.live_training(training_log()),
     "lsd_bars": lambda: plots_tables.lsd_bars(lsd_summary()),
     "gap_curves": lambda: plots_tables.gap_curves(gap_table()),
@@ -92,6 +93,11 @@ FIGURES = {
     "quality_by_steps": lambda: plots_tables.quality_by_steps(steps_table()),
     "cost": lambda: plots_tables.cost(costs(), "some machine"),
 }
+
+
+def curve() -> pd.DataFrame:
+    rows = {"hours": [1.0, 1.0, 9.0, 9.0], "step": [200, 400, 200, 400], "val_lsd": [1.5, 1.4, 1.3, 1.2]}
+    return pd.DataFrame(rows).assign(val_zimtohrli=[9.0, 8.0, 7.0, 6.0])
 
 
 def svg(figure: Figure) -> bytes:
@@ -163,6 +169,13 @@ def test_the_perceptual_distance_leads_where_logs_hold_it():
     above, below = plots.lsd_vs_step({"old": training_log(), "new": with_both}).axes
     assert [len(line.get_xdata()) for line in above.lines[::2]] == [0, 60]
     assert "Zimtohrli" in above.get_ylabel() and "LSD" in below.get_ylabel()
+
+
+def test_the_learning_curve_has_a_line_for_each_amount_of_music():
+    zimtohrli, lsd = panels("learning_curve")
+    assert [list(line.get_ydata()) for line in zimtohrli.lines] == [[9.0, 8.0], [7.0, 6.0]]
+    assert [list(line.get_ydata()) for line in lsd.lines] == [[1.5, 1.4], [1.3, 1.2]]
+    assert [line.get_label() for line in lsd.lines] == ["1 h of music", "9 h of music"]
 
 
 def test_bars_are_means_with_their_interval():

@@ -136,7 +136,7 @@ def test_published_weights_give_back_the_pipeline_and_its_variant(runs, shipped)
     assert same(systems.load_pipeline(profile, "lowpass").unet.state_dict(), published.unet.state_dict())
 
 
-def test_what_is_published_holds_every_log_and_the_first_snapshot_of_each_noise(runs, shipped):
+def test_what_is_published_holds_every_log_and_the_first_snapshot_of_each_noise(shipped, tmp_path):
     assert {path.stem for path in (shipped / "logs").iterdir()} == {*ORDER, APART}
     for noise in ("tone", "white"):
         example = curriculum.early_example(noise, shipped / "early")
@@ -149,9 +149,14 @@ def test_what_is_published_holds_every_log_and_the_first_snapshot_of_each_noise(
     assert tracks == 5 and hours == pytest.approx(25 / 3600, abs=0.002)
     curve = curriculum.learning_curve(shipped)
     assert list(curve["hours"]) == [1, hours] and list(curve["step"]) == [2, 2] and (curve["val_lsd"] > 0).all()
-    (shipped / "logs" / f"{APART}.csv").unlink()
-    with pytest.raises(SrlibError, match="ldm-hours-N"):
-        curriculum.learning_curve(shipped)
+    settings = curriculum.run_settings(shipped)
+    assert {name: settings[name] for name in SETTINGS} == SETTINGS and settings["noise_weights"]["tone"] == 1
+    without = shutil.copytree(shipped, tmp_path / "without")
+    (without / "logs" / f"{APART}.csv").unlink()
+    assert list(curriculum.learning_curve(without)["hours"]) == [hours]
+    (without / "logs" / "ldm-1-lowpass.csv").unlink()
+    with pytest.raises(SrlibError, match="ldm-1-lowpass"):
+        curriculum.learning_curve(without)
 
 
 def test_what_is_shipped_is_replaced_as_a_whole_or_not_at_all(runs, shipped, tmp_path):
