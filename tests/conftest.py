@@ -91,9 +91,38 @@ def audiosr_weights() -> dict:
     """A checkpoint of AudioSR's kind, at the width of the parity fixture, without what inference does not need."""
     import torch
 
-    from srlib.audiosr import checkpoint as convert
+    from srlib.audiosr import checkpoint
     from srlib.config import AUDIOSR_NARROW
 
-    shapes = convert.wanted_shapes(AUDIOSR_NARROW)
+    shapes = checkpoint.wanted_shapes(AUDIOSR_NARROW)
     weights = {key: torch.from_numpy(audiosr_tensor(key, shape, seed=0)) for key, shape in shapes.items() if shape}
     return weights | {"scale_factor": torch.tensor(1.0)}
+
+
+@pytest.fixture(scope="session")
+def parts(audiosr_weights) -> dict:
+    """AudioSR's networks, converted."""
+    from srlib.audiosr import checkpoint
+
+    return checkpoint.from_audiosr(dict(audiosr_weights), size="tiny")
+
+
+@pytest.fixture(scope="session")
+def truth() -> dict:
+    """Inputs, and AudioSR's own outputs for them with those weights."""
+    from safetensors.torch import load_file
+
+    return load_file(Path(__file__).parent / "fixtures" / "audiosr_tiny_seed0.safetensors")
+
+
+@pytest.fixture(scope="session")
+def assert_parity():
+    """The largest difference is at most 1e-4 of the largest value of AudioSR's output."""
+    import torch
+
+    def check(ours, theirs) -> None:
+        ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
+        assert ours.shape == theirs.shape
+        assert float((ours - theirs).abs().max()) <= 1e-4 * float(theirs.abs().max())
+
+    return check

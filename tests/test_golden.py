@@ -1,4 +1,4 @@
-"""The shipped weights score what the committed table says they do: a change that alters the restored audio shows here."""
+"""The shipped weights score as the committed table says: a change that alters the restored audio shows here."""
 
 import pytest
 
@@ -29,4 +29,6 @@ def scores():
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_shipped_weights_score_as_the_committed_table_says(scores, condition, measure):
     then, now = scores
+    if measure not in now:
+        pytest.skip("pip install 'srlib[perceptual]'")
     assert now.loc[condition, measure] == pytest.approx(then.loc[condition, measure], rel=0.02)

@@ -11,12 +11,9 @@ import soundfile
 
 from srlib.__main__ import main
 from srlib.audio import files as audio
-from srlib.audio.recording import Recording
 from srlib.degrade import Degradation
 from srlib.measure.metrics import lsd, snr_db
 from srlib.restore import chunks
-from srlib.restore.analysis import measure, survey
-from srlib.restore.merge import FULL_BAND
 from srlib.restore.pipeline import RestorationPipeline
 
 SAMPLE_RATE = 48_000
@@ -241,21 +238,6 @@ def test_hiss_on_a_full_band_goes_in_the_channel_that_has_it(fitted_pipeline, sa
     high_hz = min(19_000, 0.45 * sample_rate)
     distance = [lsd(wanted[1], wav[1], convention="plain", f_high=high_hz) for wav in (given, output.audio)]
     assert distance[1] < 0.75 * distance[0]
-
-
-def test_noise_that_cancels_in_the_downmix_is_known_to_be_in_the_channels():
-    rng, time_s = np.random.default_rng(0), np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE
-    drums = 0.3 * rng.standard_normal(len(time_s)) * np.exp(-40 * (time_s % 0.5))
-    hiss = 0.01 * rng.standard_normal(len(time_s))
-    recording = Recording.from_array(np.stack([drums + hiss, drums - hiss]).astype(np.float32), SAMPLE_RATE)
-    surveyed = survey(recording, (), find_tones=False)
-    downmix, *channels = measure(recording, surveyed, FULL_BAND, find_noise=True).floors
-    assert not downmix.any()
-    window_power = np.square(np.hanning(2049)).sum()
-    levels = [np.sqrt(channel[20:800].mean() / window_power) for channel in channels]
-    assert levels == pytest.approx([0.01, 0.01], rel=0.05)
-    unasked = measure(recording, surveyed, FULL_BAND, find_noise=False).floors
-    assert unasked.shape == (3, 1025) and not unasked.any()
 
 
 def test_a_merge_that_leaves_noise_in_the_known_band_keeps_it_out_of_the_rest(fitted_pipeline):
