@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a few seconds of music, and a model small enough to run in a second."""
 
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def music_folder(tmp_path_factory) -> Path:
             rows.append(f"{track.name}.flac,{split}")
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """Write `[channels, samples]` through ffmpeg, in formats that soundfile cannot write; gives the path back."""
+    from srlib.audio.decoding import find_ffmpeg
+
+    def write(wav: np.ndarray, path, *arguments: str, sample_rate: int = 48_000):
+        find_ffmpeg()
+        pcm = ["-f", "f32le", "-ar", str(sample_rate), "-ac", str(len(wav)), "-i", "pipe:"]
+        samples = np.ascontiguousarray(wav.T, dtype="<f4").tobytes()
+        subprocess.run(["ffmpeg", "-v", "error", *pcm, *arguments, str(path)], input=samples, check=True)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -91,5 +91,5 @@ def test_full_size_has_the_parameters_of_audiosr():
     with torch.device("meta"):
         built = {"vae": vae.build_vae(AUDIOSR), "unet": ldm.build_unet(AUDIOSR), "vocoder": build_vocoder(AUDIOSR)}
     counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in built.items()}
-    print(counts)
     assert counts == {"vae": 223_535_569, "unet": 258_195_088, "vocoder": 190_281_889}
+    assert built["vae"].config.scaling_factor == 0.3342

@@ -20,16 +20,7 @@ def noise(samples: int, channels: int = 2) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).standard_normal((channels, samples))).astype(np.float32)
 
 
-def encode(wav: np.ndarray, path, *arguments: str, sample_rate: int = SAMPLE_RATE):
-    """Write through ffmpeg, in formats that soundfile cannot write."""
-    find_ffmpeg()
-    pcm = ["-f", "f32le", "-ar", str(sample_rate), "-ac", str(len(wav)), "-i", "pipe:"]
-    samples = np.ascontiguousarray(wav.T, dtype="<f4").tobytes()
-    subprocess.run(["ffmpeg", "-v", "error", *pcm, *arguments, str(path)], input=samples, check=True)
-    return path
-
-
-def test_reading_a_part(tmp_path):
+def test_reading_a_part(tmp_path, encode):
     wav = noise(10_000)
     audio.write(tmp_path / "a.wav", wav, SAMPLE_RATE)
     part, _ = audio.read(tmp_path / "a.wav", start=1234, frames=100)
@@ -42,9 +33,9 @@ def test_reading_a_part(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.ogg", "cut.ogg", "a.opus", "a.flac", "a.mp3"])
-def test_parts_of_compressed_files_are_exact(tmp_path, name):
+def test_parts_of_compressed_files_are_exact(tmp_path, name, encode):
     """libsndfile's own seek misses by thousands of samples in Vorbis that was cut without being encoded again."""
-    wav = noise(12 * SAMPLE_RATE)
+    wav = noise(7 * SAMPLE_RATE)
     if name == "cut.ogg":
         soundfile.write(tmp_path / "a.ogg", wav.T, SAMPLE_RATE)
         encode(wav, tmp_path / name, "-ss", "1", "-i", str(tmp_path / "a.ogg"), "-map", "1", "-c", "copy")
@@ -52,13 +43,13 @@ def test_parts_of_compressed_files_are_exact(tmp_path, name):
         opus = {"format": "OGG", "subtype": "OPUS"} if name == "a.opus" else {}
         soundfile.write(tmp_path / name, wav.T, SAMPLE_RATE, **opus)
     whole, _ = audio.read(tmp_path / name)
-    for start in (4321, 100_000, 9 * SAMPLE_RATE + 1):
+    for start in (4321, 100_000, 5 * SAMPLE_RATE + 1):
         part, _ = audio.read(tmp_path / name, start, 5000)
         assert np.abs(part - whole[:, start : start + 5000]).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["a.m4a", "a.aac", "a.wma", "a.webm", "a.mp3", "a.ogg", "a.opus"])
-def test_lossy_formats(tmp_path, name):
+def test_lossy_formats(tmp_path, name, encode):
     """Right rate, channels and length, and the tone that was put in."""
     seconds = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     wav = np.stack([0.3 * np.sin(2 * np.pi * 1000 * seconds)] * 2).astype(np.float32)
@@ -78,7 +69,7 @@ def test_lossy_formats(tmp_path, name):
     assert header.samples == pytest.approx(back.shape[1], abs=2100)
 
 
-def test_mp3_without_a_length_header_is_read_to_its_end(tmp_path):
+def test_mp3_without_a_length_header_is_read_to_its_end(tmp_path, encode):
     """libsndfile guesses the length of such a file and stops there, here at half."""
     wav = noise(10 * SAMPLE_RATE)
     wav[:, : SAMPLE_RATE // 2] *= 0.001  # the guess goes by the size of the first frames
@@ -86,13 +77,13 @@ def test_mp3_without_a_length_header_is_read_to_its_end(tmp_path):
     assert audio.read(path)[0].shape[1] == pytest.approx(10 * SAMPLE_RATE, abs=3000)
 
 
-def test_a_video_gives_its_first_sound(tmp_path):
+def test_a_video_gives_its_first_sound(tmp_path, encode):
     picture = ["-f", "lavfi", "-i", "color=size=64x64:rate=5:duration=1", "-c:v", "mpeg4", "-c:a", "aac"]
     path = encode(noise(SAMPLE_RATE, 1), tmp_path / "film.mp4", *picture)
     assert audio.read(path)[0].shape[0] == 1
 
 
-def test_odd_names(tmp_path):
+def test_odd_names(tmp_path, encode):
     for name in ("-v.m4a", "a b'c.m4a", "http:x.m4a", "Ä%03d.m4a"):
         assert audio.read(encode(noise(4800, 1), f"file:{tmp_path / name}").removeprefix("file:"))[0].shape[0] == 1
 
@@ -105,7 +96,7 @@ def truncate(path, share: float):
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff", "w64", "au", "caf", "m4a", "mka", "webm"])
 @pytest.mark.parametrize("share", [0.9, 0.5])
-def test_truncated_files_are_refused(tmp_path, suffix, share):
+def test_truncated_files_are_refused(tmp_path, suffix, share, encode):
     wav = noise(8 * SAMPLE_RATE, 1)
     path = tmp_path / f"a.{suffix}"
     if suffix in ("mp3", "m4a", "mka", "webm"):
@@ -178,7 +169,7 @@ def test_files_that_are_no_audio(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_without_ffmpeg_the_message_says_so(tmp_path, monkeypatch):
+def test_without_ffmpeg_the_message_says_so(tmp_path, monkeypatch, encode):
     path = encode(noise(4800, 1), tmp_path / "a.m4a")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

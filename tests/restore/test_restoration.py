@@ -39,14 +39,6 @@ def song(seconds: float, channels: int, sample_rate: int, seed: int = 0) -> np.n
     return (0.2 * notes + 0.02 * rng.standard_normal((channels, len(time_s)))).astype(np.float32)
 
 
-def encode(wav: np.ndarray, path, sample_rate: int, *arguments: str):
-    audio.find_ffmpeg()
-    raw = ["-f", "f32le", "-ar", str(sample_rate), "-ac", str(len(wav)), "-i", "pipe:"]
-    samples = np.ascontiguousarray(wav.T).tobytes()
-    subprocess.run(["ffmpeg", "-v", "error", *raw, *arguments, str(path)], input=samples, check=True)
-    return path
-
-
 def test_a_file_gives_what_its_samples_give(tmp_path, tiny_pipeline):
     wav = song(13.0, 2, 44_100)
     wav[:, 300_000:310_000] = 0
@@ -73,12 +65,12 @@ def test_a_file_gives_what_its_samples_give(tmp_path, tiny_pipeline):
         ("voice.opus", 48_000, 1, None),
     ],
 )
-def test_what_people_have(tmp_path, tiny, name, sample_rate, channels, subtype):
+def test_what_people_have(tmp_path, tiny, encode, name, sample_rate, channels, subtype):
     wav = song(1.3137, channels, sample_rate)
     if subtype:
         soundfile.write(tmp_path / name, wav.T, sample_rate, subtype=subtype)
     elif name.endswith("m4a"):
-        encode(wav, tmp_path / name, sample_rate)
+        encode(wav, tmp_path / name, sample_rate=sample_rate)
     else:
         opus = {"format": "OGG", "subtype": "OPUS"} if name.endswith("opus") else {}
         soundfile.write(tmp_path / name, wav.T, sample_rate, **opus)
@@ -132,10 +124,10 @@ def test_silence_a_single_sample_and_a_constant(tmp_path, tiny, wav):
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.mp3"])
-def test_tags_are_kept(tmp_path, tiny_pipeline, name):
+def test_tags_are_kept(tmp_path, tiny_pipeline, encode, name):
     tags = {"title": "Ä song", "artist": "Someone", "album": "data fmt"}
     arguments = [part for key, value in tags.items() for part in ("-metadata", f"{key}={value}")]
-    encode(song(0.5, 1, SAMPLE_RATE), tmp_path / name, SAMPLE_RATE, *arguments)
+    encode(song(0.5, 1, SAMPLE_RATE), tmp_path / name, *arguments)
     for out in ("b.wav", "b.flac"):
         tiny_pipeline.restore_file(tmp_path / name, tmp_path / out, num_inference_steps=0)
         with soundfile.SoundFile(tmp_path / out) as file:
