@@ -43,7 +43,7 @@ def test_a_file_gives_what_its_samples_give(tmp_path, tiny_pipeline):
     wav = song(13.0, 2, 44_100)
     wav[:, 300_000:310_000] = 0
     audio.write(tmp_path / "a.wav", wav, 44_100)
-    options = {"gaps": "auto", "cutoff_hz": 9000.0, "generator": 3}
+    options = {"gaps": "auto", "cutoff_hz": 9000.0, "generator": 3, "num_inference_steps": 2}
     seconds = tiny_pipeline.restore_file(tmp_path / "a.wav", tmp_path / "new" / "b.wav", **options)
     expected = tiny_pipeline(wav, 44_100, **options)
     restored, sample_rate = audio.read(tmp_path / "new" / "b.wav")
@@ -176,7 +176,7 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, tiny_pipeline):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_process_leaves_nothing(tmp_path, model, stop):
-    audio.write(tmp_path / "a.wav", np.tile(song(10.0, 1, 8000), 30), 8000)
+    audio.write(tmp_path / "a.wav", np.tile(song(10.0, 1, 8000), 12), 8000)
     asked = ["--model", str(model), "--cutoff-hz", "3500", "--merge", "replace"]
     command = [sys.executable, "-m", "srlib", "restore", str(tmp_path / "a.wav"), "-o", f"{tmp_path}/new/", *asked]
     process = subprocess.Popen(
