@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a few seconds of music, and a model small enough to run in a second."""
 
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def music_folder(tmp_path_factory) -> Path:
             rows.append(f"{track.name}.flac,{split}")
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """Write `[channels, samples]` through ffmpeg, in formats that soundfile cannot write; gives the path back."""
+    from srlib.audio.decoding import find_ffmpeg
+
+    def write(wav: np.ndarray, path, *arguments: str, sample_rate: int = 48_000):
+        find_ffmpeg()
+        pcm = ["-f", "f32le", "-ar", str(sample_rate), "-ac", str(len(wav)), "-i", "pipe:"]
+        samples = np.ascontiguousarray(wav.T, dtype="<f4").tobytes()
+        subprocess.run(["ffmpeg", "-v", "error", *pcm, *arguments, str(path)], input=samples, check=True)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +107,38 @@ def audiosr_weights() -> dict:
     """A checkpoint of AudioSR's kind, at the width of the parity fixture, without what inference does not need."""
     import torch
 
-    from srlib.audiosr import checkpoint as convert
+    from srlib.audiosr import checkpoint
     from srlib.config import AUDIOSR_NARROW
 
-    shapes = convert.wanted_shapes(AUDIOSR_NARROW)
+    shapes = checkpoint.wanted_shapes(AUDIOSR_NARROW)
     weights = {key: torch.from_numpy(audiosr_tensor(key, shape, seed=0)) for key, shape in shapes.items() if shape}
     return weights | {"scale_factor": torch.tensor(1.0)}
+
+
+@pytest.fixture(scope="session")
+def parts(audiosr_weights) -> dict:
+    """AudioSR's networks, converted."""
+    from srlib.audiosr import checkpoint
+
+    return checkpoint.from_audiosr(dict(audiosr_weights), size="tiny")
+
+
+@pytest.fixture(scope="session")
+def truth() -> dict:
+    """Inputs, and AudioSR's own outputs for them with those weights."""
+    from safetensors.torch import load_file
+
+    return load_file(Path(__file__).parent / "fixtures" / "audiosr_tiny_seed0.safetensors")
+
+
+@pytest.fixture(scope="session")
+def assert_parity():
+    """The largest difference is at most 1e-4 of the largest value of AudioSR's output."""
+    import torch
+
+    def check(ours, theirs) -> None:
+        ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
+        assert ours.shape == theirs.shape
+        assert float((ours - theirs).abs().max()) <= 1e-4 * float(theirs.abs().max())
+
+    return check

@@ -65,19 +65,6 @@ def test_audio_is_attenuated_as_the_response_says(filter_type, order, cutoff_hz)
     np.testing.assert_allclose(gains, zero_phase_response(degradation, freqs, SAMPLE_RATE), atol=0.01)
 
 
-def test_stop_bands():
-    far = np.linspace(9000, 23900, 40)
-    assert zero_phase_response(Degradation(4000, "ellip", 8), far, SAMPLE_RATE).max() < 1.1 * 10 ** (-120 / 20)
-    assert zero_phase_response(Degradation(4000, "cheby1", 8), far, SAMPLE_RATE).max() < 10 ** (-110 / 20)
-    assert measured_gain(Degradation(4000, "boxcar"), [4200, 9000, 20000]).max() < 1e-4
-
-
-def test_cutoff_is_not_the_3db_point_of_low_orders():
-    ratios = [Degradation(4000, f, o).passband_hz(SAMPLE_RATE) / 4000 for f in FAMILIES for o in range(2, 11)]
-    assert min(ratios) < 0.85  # butter: -6 dB at its cutoff after two passes
-    assert max(ratios) > 1.3  # order 2 of the ripple families
-
-
 @pytest.mark.parametrize("filter_type", FILTER_TYPES)
 def test_zero_phase_and_reversible_in_time(filter_type):
     impulse = np.zeros(8193, np.float32)
@@ -159,7 +146,7 @@ def test_gaps_come_last_and_are_exactly_zero():
     np.testing.assert_array_equal(degraded[:, ~inside], without[:, ~inside])
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_record_replays_to_the_same_bits(seed):
     config = DegradationConfig(gap_probability=0.5, segment_seconds=1.0, noise_first=seed % 2 == 1)
     degradation = sample(np.random.default_rng(seed), config)
@@ -263,21 +250,18 @@ def test_config_for_low_sample_rates_fits_under_nyquist(sample_rate):
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        *(("cutoff_hz", value, "greater than 0") for value in (0, -4000)),
-        *(("cutoff_hz", value, "finite") for value in (float("nan"), float("inf"))),
-        *(("cutoff_hz", value, "number") for value in ("high", "4000", True, 10**400)),
-        *(("filter_type", value, "'cheby1', 'ellip', 'butter' or 'boxcar'") for value in ("bessel", "")),
-        *(
-            ("filter_order", value, limit)
-            for value, limit in ((1, "equal to 2"), (11, "equal to 10"), (4.5, "integer"))
-        ),
+        ("cutoff_hz", 0, "greater than 0"),
+        ("cutoff_hz", "4000", "number"),
+        ("filter_type", "bessel", "'cheby1', 'ellip', 'butter' or 'boxcar'"),
+        ("filter_order", 1, "equal to 2"),
+        ("filter_order", 11, "equal to 10"),
         ("noise_type", "pink", "'none', 'tone' or 'white'"),
-        *(("noise_amplitude", value, limit) for value, limit in ((-0.1, "equal to 0"), (float("nan"), "finite"))),
+        ("noise_amplitude", -0.1, "equal to 0"),
         ("tone_hz", -5.0, "greater than 0"),
-        *(("gaps", [gap], "0 <= first < second") for gap in ((0.5, 0.25), (-0.5, 0.25), (0.1, float("nan")), 0.1)),
-        *(("gaps", value, "tuple") for value in ("12", {})),
-        *(("seed", value, limit) for value, limit in ((-1, "equal to 0"), (0.5, "integer"), (True, "integer"))),
-        *(("noise_first", value, "boolean") for value in ("no", [], 1)),
+        ("gaps", [(0.5, 0.25)], "0 <= first < second"),
+        ("gaps", "12", "tuple"),
+        ("seed", -1, "equal to 0"),
+        ("noise_first", "no", "boolean"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name_with_what_is_allowed(name, value, allowed):
@@ -317,10 +301,8 @@ def test_wrong_audio_is_refused(wav):
 @pytest.mark.parametrize(
     "record",
     [
-        *("", "not json", "[1]", '{"cutoff": 3}', '{"cutoff_hz": -1}', "null", "[" * 100_000),
-        *(f'{{"cutoff_hz": {value}}}' for value in ("1" * 401, "1" * 5000, "true", '"4000"', "[]", "NaN")),
-        *(f'{{"cutoff_hz": 4000, "{name}": []}}' for name in ("filter_type", "filter_order", "noise_type", "seed")),
-        *('{"cutoff_hz": 4000, "noise_first": []}', '{"cutoff_hz": 4000, "gaps": null}'),
+        *("", "not json", "[1]", "null", "[" * 100_000, '{"cutoff": 3}', '{"cutoff_hz": -1}'),
+        *('{"cutoff_hz": NaN}', '{"cutoff_hz": ' + "1" * 5000 + "}", '{"cutoff_hz": 4000, "gaps": null}'),
     ],
     ids=lambda record: record[:50],
 )

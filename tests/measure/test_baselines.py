@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import signal
 
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
@@ -14,32 +13,13 @@ from srlib.measure.lsd import Spectra
 SAMPLE_RATE = 48000
 
 
-def coloured(seconds=3.0, seed=0):
-    """Noise of -6 dB per octave whose level moves: Rayleigh fine structure under a changing envelope."""
-    samples = int(seconds * SAMPLE_RATE)
-    wav = signal.lfilter([0.02], [1, -0.97], np.random.default_rng(seed).standard_normal(samples))
-    return (wav * (1.2 + np.sin(2 * np.pi * 2 * np.arange(samples) / SAMPLE_RATE))).astype(np.float32)
-
-
-def notes(seconds=3.0, seed=0):
-    """Decaying harmonic notes with rests between their partials: what noise reduction can tell from noise."""
-    rng, time = np.random.default_rng(seed), np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    wav = np.zeros_like(time)
-    for start in np.arange(0, seconds, 0.25):
-        held = np.clip(time - start, 0, None)
-        pitch = 110 * 2 ** (rng.integers(24) / 12)
-        note = sum(np.sin(2 * np.pi * pitch * k * held) / k for k in range(1, 12))
-        wav += (time >= start) * np.exp(-6 * held) * note
-    return (0.1 * wav).astype(np.float32)
-
-
 def lsd_19k(reference, estimate):
     return metrics.lsd(reference, estimate, convention="plain", f_high=19000)
 
 
 @pytest.mark.parametrize("name", list(baselines.BLIND))
 @pytest.mark.parametrize("samples", [1, 100, 5000, 48000])
-def test_blind_baselines_keep_length_and_type_and_leave_their_input(name, samples):
+def test_blind_baselines_keep_length_and_type_and_leave_their_input(name, samples, coloured):
     wav = coloured(1.0)[:samples]
     before = wav.copy()
     for cutoff_hz in (4000, None):
@@ -65,7 +45,7 @@ def test_band_replication_goes_on_at_the_level_of_the_band_below(cutoff_hz):
     assert 10 * math.log10(octave[1] / octave[0]) == pytest.approx(-12 * math.log2(1.3 / 1.1), abs=0.6)
 
 
-def test_band_replication_beats_the_unprocessed_input():
+def test_band_replication_beats_the_unprocessed_input(coloured):
     reference = coloured()
     degraded = Degradation(4000).apply(reference, SAMPLE_RATE)
     restored = baselines.band_replication(degraded, SAMPLE_RATE, 4000)
@@ -73,7 +53,7 @@ def test_band_replication_beats_the_unprocessed_input():
     assert not np.array_equal(restored, baselines.band_replication(degraded, SAMPLE_RATE, 4000, seed=1))
 
 
-def test_wiener_takes_white_noise_away_and_leaves_clean_audio():
+def test_wiener_takes_white_noise_away_and_leaves_clean_audio(notes):
     reference = notes()
     degradation = Degradation(noise_type="white", noise_amplitude=0.02)
     degraded = degradation.apply(reference, SAMPLE_RATE)
@@ -84,7 +64,7 @@ def test_wiener_takes_white_noise_away_and_leaves_clean_audio():
 
 
 @pytest.mark.parametrize("tone_hz", [150.0, 1234.5, 5000.0, 14321.0])
-def test_notch_finds_and_removes_a_tone(tone_hz):
+def test_notch_finds_and_removes_a_tone(tone_hz, notes):
     reference = notes()
     degradation = Degradation(noise_type="tone", noise_amplitude=0.2, tone_hz=tone_hz, seed=1)
     degraded = degradation.apply(reference, SAMPLE_RATE)
@@ -93,12 +73,12 @@ def test_notch_finds_and_removes_a_tone(tone_hz):
     assert metrics.snr_db(reference, restored) > metrics.snr_db(reference, degraded) + 6
 
 
-def test_notch_leaves_audio_without_a_tone_alone():
+def test_notch_leaves_audio_without_a_tone_alone(coloured, notes):
     for wav in (notes(), coloured(), Degradation(4000).apply(notes(), SAMPLE_RATE)):
         np.testing.assert_array_equal(baselines.notch(wav, SAMPLE_RATE), wav)
 
 
-def test_ridge_is_least_squares_and_learns_the_missing_band():
+def test_ridge_is_least_squares_and_learns_the_missing_band(coloured):
     degradation = Degradation(4000)
     tracks = [coloured(3.0, seed) for seed in range(6)]
     pairs = [(degradation.apply(wav, SAMPLE_RATE), wav) for wav in tracks]
@@ -123,15 +103,16 @@ def _frames(wav):
     return np.log(np.maximum(magnitude @ bank.T, 1e-5))
 
 
-def test_ridge_takes_noise_away():
-    degradations = [Degradation(8000, noise_type="white", noise_amplitude=0.02, seed=seed) for seed in range(6)]
-    pairs = [(d.apply(notes(seed=d.seed), SAMPLE_RATE), notes(seed=d.seed)) for d in degradations]
-    ridge = baselines.Ridge.fit(pairs[:5])
-    degraded, reference = pairs[5]
-    assert lsd_19k(reference, ridge.restore(degraded, degradations[5])) < 0.7 * lsd_19k(reference, degraded)
+def test_ridge_takes_noise_away(notes):
+    degradations = [Degradation(8000, noise_type="white", noise_amplitude=0.02, seed=seed) for seed in range(4)]
+    wavs = [notes(2.0, d.seed) for d in degradations]
+    pairs = [(d.apply(wav, SAMPLE_RATE), wav) for d, wav in zip(degradations, wavs, strict=True)]
+    ridge = baselines.Ridge.fit(pairs[:3])
+    degraded, reference = pairs[3]
+    assert lsd_19k(reference, ridge.restore(degraded, degradations[3])) < 0.7 * lsd_19k(reference, degraded)
 
 
-def test_wrong_input_is_refused():
+def test_wrong_input_is_refused(coloured):
     wav = coloured(0.2)
     with pytest.raises(SrlibError, match="48000"):
         limits.oracle(wav, wav, Degradation(4000), sample_rate=44100)

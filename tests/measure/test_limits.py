@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import signal
 
 from srlib.degrade import Degradation
 from srlib.measure import baselines, limits, metrics
@@ -12,31 +11,12 @@ from srlib.measure import baselines, limits, metrics
 SAMPLE_RATE = 48000
 
 
-def coloured(seconds=3.0, seed=0):
-    """Noise of -6 dB per octave whose level moves: Rayleigh fine structure under a changing envelope."""
-    samples = int(seconds * SAMPLE_RATE)
-    wav = signal.lfilter([0.02], [1, -0.97], np.random.default_rng(seed).standard_normal(samples))
-    return (wav * (1.2 + np.sin(2 * np.pi * 2 * np.arange(samples) / SAMPLE_RATE))).astype(np.float32)
-
-
-def notes(seconds=3.0, seed=0):
-    """Decaying harmonic notes with rests between their partials: what noise reduction can tell from noise."""
-    rng, time = np.random.default_rng(seed), np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    wav = np.zeros_like(time)
-    for start in np.arange(0, seconds, 0.25):
-        held = np.clip(time - start, 0, None)
-        pitch = 110 * 2 ** (rng.integers(24) / 12)
-        note = sum(np.sin(2 * np.pi * pitch * k * held) / k for k in range(1, 12))
-        wav += (time >= start) * np.exp(-6 * held) * note
-    return (0.1 * wav).astype(np.float32)
-
-
 def lsd_19k(reference, estimate):
     return metrics.lsd(reference, estimate, convention="plain", f_high=19000)
 
 
 @pytest.mark.parametrize("cutoff_hz", [4000, 8000])
-def test_oracle_of_rayleigh_audio_is_the_limit_of_two_independent_rayleigh_bins(cutoff_hz):
+def test_oracle_of_rayleigh_audio_is_the_limit_of_two_independent_rayleigh_bins(cutoff_hz, coloured):
     reference = coloured(5.0)
     degradation = Degradation(cutoff_hz)
     degraded = degradation.apply(reference, SAMPLE_RATE)
@@ -51,7 +31,7 @@ def test_oracle_of_rayleigh_audio_is_the_limit_of_two_independent_rayleigh_bins(
 
 @pytest.mark.parametrize("noise", [{"noise_type": "white", "noise_amplitude": 0.02},
                                    {"noise_type": "tone", "noise_amplitude": 0.2, "tone_hz": 3000.0}])  # fmt: skip
-def test_oracle_takes_noise_away_where_that_is_better(noise):
+def test_oracle_takes_noise_away_where_that_is_better(noise, notes):
     reference = notes()
     for degradation in (Degradation(8000, **noise), Degradation(**noise)):
         degraded = degradation.apply(reference, SAMPLE_RATE)
@@ -60,7 +40,7 @@ def test_oracle_takes_noise_away_where_that_is_better(noise):
         assert metrics.snr_low_db(reference, limit, 8000) > metrics.snr_low_db(reference, degraded, 8000) + 3
 
 
-def test_oracle_fills_gaps_at_the_level_of_the_reference():
+def test_oracle_fills_gaps_at_the_level_of_the_reference(coloured):
     reference = coloured()
     degradation = Degradation(8000, gaps=((1.0, 1.25),))
     limit = limits.oracle(reference, degradation.apply(reference, SAMPLE_RATE), degradation)

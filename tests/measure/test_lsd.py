@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import signal
 
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
@@ -15,13 +14,6 @@ SAMPLE_RATE = 48000
 
 def noise(seconds=1.0, seed=0, scale=0.1):
     return (scale * np.random.default_rng(seed).standard_normal(int(seconds * SAMPLE_RATE))).astype(np.float32)
-
-
-def music(seconds=2.0):
-    """Harmonics of a few notes over pink-like noise: content in every band, none of it flat."""
-    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    tones = sum(np.sin(2 * np.pi * f * k * time) / k for f in (220, 277.2) for k in range(1, 9))
-    return (0.05 * tones + signal.lfilter([1], [1, -0.9], 0.01 * noise(seconds, scale=1.0))).astype(np.float32)
 
 
 @pytest.mark.parametrize("convention", ["plain", "ssr_eval"])
@@ -42,9 +34,9 @@ def test_two_independent_noises_differ_by_the_spread_of_log_rayleigh_power(conve
 
 
 @pytest.mark.parametrize("sample_rate", [48000, 44100, 24000])
-def test_ssr_eval_is_the_tools_formula_on_librosas_stft(sample_rate):
+def test_ssr_eval_is_the_tools_formula_on_librosas_stft(sample_rate, harmonics):
     librosa = pytest.importorskip("librosa")
-    reference = music()
+    reference = harmonics()
     for estimate in (noise(2, 3), Degradation(4000).apply(reference, sample_rate), np.zeros_like(reference)):
         n_fft, hop_length = int(2048 / (44100 / sample_rate)), sample_rate // 100
         ref, est = (np.abs(librosa.stft(wav, n_fft=n_fft, hop_length=hop_length)) for wav in (reference, estimate))
@@ -54,9 +46,9 @@ def test_ssr_eval_is_the_tools_formula_on_librosas_stft(sample_rate):
     assert int(2048 / (44100 / 48000)) == 2229
 
 
-def test_plain_is_librosas_stft_with_reflect_padding():
+def test_plain_is_librosas_stft_with_reflect_padding(harmonics):
     librosa = pytest.importorskip("librosa")
-    reference, estimate = music(), Degradation(4000).apply(music(), SAMPLE_RATE)
+    reference, estimate = harmonics(), Degradation(4000).apply(harmonics(), SAMPLE_RATE)
     powers = [np.abs(librosa.stft(w.astype(float), n_fft=2048, hop_length=512, pad_mode="reflect")) ** 2
               for w in (reference, estimate)]  # fmt: skip
     log_ratio = np.subtract(*(np.log10(np.maximum(power, 1e-8)) for power in powers))
@@ -98,10 +90,10 @@ def test_unknown_conventions_and_empty_bands_are_refused():
         lsd(noise(), noise(), f_low=23999, f_high=23999.5)
 
 
-def test_every_choice_of_a_convention_counts():
+def test_every_choice_of_a_convention_counts(harmonics):
     librosa = pytest.importorskip("librosa")
     own = Convention(n_fft=4096, hop_length=1024, eps=1e-6, f_high=None)
-    reference, estimate = music(), Degradation(8000).apply(music(), SAMPLE_RATE)
+    reference, estimate = harmonics(), Degradation(8000).apply(harmonics(), SAMPLE_RATE)
     powers = [np.abs(librosa.stft(wav.astype(np.float64), n_fft=4096, hop_length=1024, pad_mode="reflect")) ** 2
               for wav in (reference, estimate)]  # fmt: skip
     ratio = np.subtract(*(np.log10(np.maximum(power, 1e-6)) for power in powers))

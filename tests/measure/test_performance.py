@@ -11,7 +11,6 @@ import torch
 
 from srlib.audio.stft import log_mel
 from srlib.config import AUDIOSR, SAMPLE_RATE, TINY
-from srlib.machine import stage, stopwatch
 from srlib.measure import performance
 from srlib.measure.metrics import lsd
 from srlib.models import diffusion, vae
@@ -63,19 +62,6 @@ def test_peak_memory_sees_what_was_held_and_let_go():
     script += "; b = bytearray(b'1') * 2**28; del b; print(peak() - a)"
     grown = int(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     assert 0.9 * 2**28 < grown < 1.5 * 2**28
-
-
-def test_stopwatch_adds_up_and_only_runs_when_asked():
-    @stage("sleep")
-    def nothing(value):
-        return value
-
-    assert nothing(1) == 1
-    with stopwatch() as seconds:
-        assert [nothing(2), nothing(3)] == [2, 3]
-        with pytest.raises(ZeroDivisionError), stopwatch():
-            nothing(1 / 0)
-    assert set(seconds) == {"sleep", "total"} and 0 < seconds["sleep"] < seconds["total"]
 
 
 def test_a_case_runs_in_a_process_of_its_own():

@@ -8,8 +8,6 @@ from scipy import signal
 from srlib.audio.stft import band_of_hz, log_mel
 from srlib.degrade import Degradation
 from srlib.models.excitation import copied, noise, shifts_hz, synthesise
-from srlib.restore.merge import Band
-from srlib.restore.stereo import Layout, upmix
 
 SAMPLE_RATE = 48_000
 SECOND = np.arange(SAMPLE_RATE) / SAMPLE_RATE
@@ -167,19 +165,3 @@ def test_two_channels_above_the_edge_are_as_alike_as_below(music, tiny_pipeline,
     lags = signal.correlate(right, left, "same")[len(left) // 2 - 8 : len(left) // 2 + 9]
     assert np.sign(lags[np.abs(lags).argmax()]) == correlation
     assert np.abs(lags).max() > 0.7 * np.linalg.norm(left) * np.linalg.norm(right)
-
-
-def test_the_upmix_of_a_single_generation_keeps_the_sign_of_each_channel():
-    generated = torch.from_numpy(sinusoid(9000)).float()
-    layout = Layout((0, 1), (0, 1), np.array([0.6, -0.4], np.float32))
-    first, second = upmix(generated, torch.zeros(2, 101, 256), layout.weights)
-    torch.testing.assert_close(first, generated, atol=1e-4, rtol=0)
-    torch.testing.assert_close(second, -generated, atol=1e-4, rtol=0)
-
-
-def test_the_edge_of_a_band_is_where_copies_begin(music):
-    band = Band.at(7600.0)
-    made = copies_of(Degradation(8000).apply(music, SAMPLE_RATE), band.passband_hz)
-    power = np.abs(np.fft.rfft(made)) ** 2
-    hz = np.fft.rfftfreq(len(made), 1 / SAMPLE_RATE)
-    assert power[(hz > 7600) & (hz < 8100)].sum() > 1e3 * power[(hz > 7000) & (hz < 7590)].sum()

@@ -6,7 +6,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from srlib.audio.stft import log_mel
-from srlib.config import AUDIOSR, COMPACT, TINY
+from srlib.config import COMPACT, TINY
 from srlib.data.tracks import load_dataset
 from srlib.models.vae import PatchVAE, build_vae, decode, encode
 
@@ -133,11 +133,3 @@ def test_scaling_factor_multiplies_the_latent_and_is_taken_out_again(vae, log_me
 
 def test_nothing_of_it_is_trained(vae):
     assert not list(vae.parameters())
-
-
-def test_audiosr_s_autoencoder_is_the_plain_class_in_its_size():
-    with torch.device("meta"):
-        vae = build_vae(AUDIOSR)
-    assert type(vae).__name__ == "AutoencoderKL"
-    assert sum(p.numel() for p in vae.parameters()) == 223_535_569
-    assert vae.config.scaling_factor == 0.3342

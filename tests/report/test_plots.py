@@ -1,17 +1,15 @@
 """Figures put their data on the right axes and repeat to the byte; players keep levels."""
 
 import io
-import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from srlib.errors import SrlibError
-from srlib.report import plots, plots_tables
+from srlib.report import plots
 
 RATE = 48000
 
@@ -33,36 +31,9 @@ def training_log(steps: int = 40, scale: float = 1.0) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def lsd_summary() -> pd.DataFrame:
-    cells = itertools.product(("clean", "tone"), (8000, 4000), ("ours", "oracle", "unprocessed"))
-    rows = [(*cell, 1 + i, 0.9 + i, 1.2 + i) for i, cell in enumerate(cells)]
-    return pd.DataFrame(rows, columns=["noise", "cutoff_hz", "system", "lsd_19k", "ci_low", "ci_high"])
-
-
 def detected_edges() -> pd.DataFrame:
     rows = [("filter", 3800, 4600, 4000, 3600), ("full band", 18_500, 24_000, 24_000, 9000)]
     return pd.DataFrame(rows, columns=["group", "low_hz", "high_hz", "ours_hz", "roll_off_hz"])
-
-
-def gap_table() -> pd.DataFrame:
-    cells = itertools.product(("clean", "white"), ("silence", "ours"), (50, 250, 500))
-    rows = [(*cell, 0.1 * i) for i, cell in enumerate(cells)]
-    return pd.DataFrame(rows, columns=["noise", "system", "gap_ms", "lsd_19k"])
-
-
-def choices() -> pd.DataFrame:
-    rows = [("convention", "plain", 0.0, 3.7, 0.8), ("convention", "ssr_eval", 0.0, 7.4, 1.1), ("FFT", "512", 0, 3, 1)]
-    return pd.DataFrame(rows, columns=["varied", "setting", "itself", "unprocessed", "restored"])
-
-
-def steps_table() -> pd.DataFrame:
-    table = pd.DataFrame({"scheduler": ["ddim", "ddim", "dpm"], "steps": [1, 2, 1]})
-    return table.assign(lsd_19k=[1.2, 1.1, 1.3], texture_high=[0.9, 0.8, 0.7])
-
-
-def costs() -> pd.DataFrame:
-    rows = [("compact", "float32", 5.0, 1, 0.5, 0.25, 0.75), ("audiosr", "bfloat16", 10.0, 50, 2.0, 3.0, 5.0)]
-    return pd.DataFrame(rows, columns=["size", "dtype", "audio_s", "steps", "encode_s", "other_s", "total_s"])
 
 
 CLIPS = {"a": tone(500), "b": tone(900, seconds=0.4), "c": tone(2000)}
@@ -87,11 +58,6 @@ FIGURES = {
     "lsd_vs_step": lambda: plots.lsd_vs_step(LOGS),
     "learning_curve": lambda: plots.learning_curve(curve()),
     "live_training": lambda: plots.live_training(training_log()),
-    "lsd_bars": lambda: plots_tables.lsd_bars(lsd_summary()),
-    "gap_curves": lambda: plots_tables.gap_curves(gap_table()),
-    "lsd_choices": lambda: plots_tables.lsd_choices(choices()),
-    "quality_by_steps": lambda: plots_tables.quality_by_steps(steps_table()),
-    "cost": lambda: plots_tables.cost(costs(), "some machine"),
 }
 
 
@@ -176,28 +142,6 @@ def test_the_learning_curve_has_a_line_for_each_amount_of_music():
     assert [list(line.get_ydata()) for line in zimtohrli.lines] == [[9.0, 8.0], [7.0, 6.0]]
     assert [list(line.get_ydata()) for line in lsd.lines] == [[1.5, 1.4], [1.3, 1.2]]
     assert [line.get_label() for line in lsd.lines] == ["1 h of music", "9 h of music"]
-
-
-def test_bars_are_means_with_their_interval():
-    axes, summary = panels("lsd_bars"), lsd_summary()
-    assert [ax.get_title("left") for ax in axes] == ["clean", "tone"]
-    assert [tick.get_text() for tick in axes[-1].get_xticklabels()] == ["4 kHz", "8 kHz"]
-    for ax in axes:
-        noise = summary[summary["noise"] == ax.get_title("left")].sort_values("cutoff_hz").groupby("system")
-        drawn = {bars.get_label(): bars for bars in ax.containers if isinstance(bars, BarContainer)}
-        assert list(drawn) == ["oracle", "unprocessed", "ours"]
-        for system, bars in drawn.items():
-            rows = noise.get_group(system)
-            np.testing.assert_allclose([bar.get_height() for bar in bars], rows["lsd_19k"])
-            intervals = [segment[:, 1] for segment in bars.errorbar[2][0].get_segments()]
-            np.testing.assert_allclose(intervals, rows[["ci_low", "ci_high"]])
-
-
-def test_stages_of_a_cost_stand_side_by_side_up_to_the_total():
-    for ax, total in zip(panels("cost"), costs()["total_s"], strict=True):
-        assert [bars.get_label() for bars in ax.containers] == ["encode", "other"]
-        (last,) = ax.containers[-1]
-        assert last.get_x() + last.get_width() == total
 
 
 def test_listen_keeps_levels_and_refuses_too_many(monkeypatch):

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from srlib.audio import files as audio
-from srlib.audio.recording import Recording
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.restore.chunks import CHUNK_FRAMES, CONTEXT_FRAMES, Chunk, PositionalNoise, cut, join, plan
 
@@ -81,13 +79,3 @@ def test_noise_belongs_to_positions():
         rows.append(row)
     assert torch.equal(*rows)
     assert rows[0].mean().abs() < 0.01 and abs(rows[0].std() - 1) < 0.01
-
-
-@pytest.mark.parametrize("rate", [8000, 11_025, 44_100, 48_000, 192_000])
-@pytest.mark.parametrize("samples", [1, 147, 300_001])
-def test_blocks_are_resampled_as_the_whole(rate, samples):
-    wav = np.random.default_rng(0).standard_normal((3, samples)).astype(np.float32)
-    recording = Recording.from_array(wav, rate)
-    streamed = np.concatenate(list(recording.blocks_at(SAMPLE_RATE, [2, 0])), axis=1)
-    assert streamed.shape[1] == recording.samples_at(SAMPLE_RATE)
-    np.testing.assert_array_equal(streamed, audio.resample(wav[[2, 0]], rate, SAMPLE_RATE))

@@ -12,12 +12,8 @@ SAMPLE_RATE = 48000
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"wav": np.zeros(0, np.float32)}, "no samples"),
         ({"wav": np.array([0.1, np.nan], np.float32)}, "NaN"),
-        ({"wav": np.array([0.1, np.inf], np.float32)}, "infinite"),
         ({"wav": np.ones((9, 4800), np.float32)}, "9 channels"),
-        ({"wav": np.ones(4800, np.int16)}, "int16"),
-        ({"sample_rate": 0}, "sample rate"),
         ({"gaps": "all"}, "gaps is 'all'.*'auto'"),
         ({"merge": "paste"}, "merge is 'paste'.*'gain', 'replace' or 'none'"),
         ({"excitation": "voice"}, "excitation is 'voice'.*'copied', 'noise' or 'vocoder'"),

@@ -86,28 +86,16 @@ def test_the_input_is_not_written_to(pipe):
     np.testing.assert_array_equal(wav, noise())
 
 
-@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100, 48000, 96000])
-def test_output_is_at_48_khz_and_as_long_as_the_input(pipe, sample_rate):
-    wav = noise(0.7137, sample_rate=sample_rate)
+@pytest.mark.parametrize("channels", [(), (1,)])
+@pytest.mark.parametrize(
+    ("sample_rate", "samples"),
+    [(8000, 5710), (44_100, 31_474), (96_000, 48_001), *((48_000, n) for n in (1, 2, 481, 34_258))],
+)
+def test_output_is_at_48_khz_and_has_the_shape_of_the_input(pipe, sample_rate, samples, channels):
+    wav = noise(1.0, sample_rate=sample_rate)[:samples].reshape(*channels, samples)
     output = pipe(wav, sample_rate)
-    assert output.audio.shape == output.generated.shape == (round(len(wav) * SAMPLE_RATE / sample_rate),)
-    assert output.audio.dtype == np.float32
-    assert np.isfinite(output.audio).all()
-
-
-@pytest.mark.parametrize("samples", [1, 2, 481, 5000])
-def test_any_short_length_is_kept(pipe, samples):
-    output = pipe(noise()[:samples], SAMPLE_RATE)
-    assert output.audio.shape == (samples,)
-    assert np.isfinite(output.audio).all()
-
-
-def test_one_channel_stays_one_channel(pipe):
-    wav = noise()
-    single = pipe(wav, SAMPLE_RATE)
-    row = pipe(wav[None], SAMPLE_RATE)
-    assert row.audio.shape == (1, len(wav))
-    np.testing.assert_array_equal(row.audio[0], single.audio)
+    assert output.audio.shape == output.generated.shape == (*channels, round(samples * SAMPLE_RATE / sample_rate))
+    assert output.audio.dtype == np.float32 and np.isfinite(output.audio).all()
 
 
 def test_the_level_is_kept(pipe):
@@ -125,12 +113,6 @@ def test_an_untrained_prior_keeps_the_level_of_noise(scale):
     output = build("tiny")(wav, SAMPLE_RATE, num_inference_steps=0)
     for audio in (output.audio, output.generated):
         assert 20 * np.log10(audio.std() / wav.std()) == pytest.approx(0, abs=1.5)
-
-
-def test_silence_stays_silence(pipe):
-    output = pipe(np.zeros(30000, np.float32), 44100)
-    assert output.audio.shape == (round(30000 * 48 / 44.1),)
-    assert not output.audio.any()
 
 
 def test_no_steps_give_the_priors_mean_and_no_chance(pipe):
@@ -223,34 +205,11 @@ def test_what_is_random_in_a_step_belongs_to_positions_too(pipe, monkeypatch):
     assert all(torch.equal(*pair) for pair in zip(*starts.values(), strict=True))
 
 
-def test_known_band_is_kept_by_replacement_and_given_up_by_none(pipe):
-    wav = noise(2.0, level=0.05)
-    spectra = {}
-    for merge in ("replace", "none"):
-        output = pipe(wav, SAMPLE_RATE, cutoff_hz=8000, stopband_hz=8500, merge=merge)
-        assert output.cutoff_hz == 8000
-        spectra[merge] = np.fft.rfft((output.audio - wav) * np.hanning(len(wav)))
-    original = np.fft.rfft(wav * np.hanning(len(wav)))
-    below = np.arange(len(original)) / 2.0 < 7900
-    assert np.linalg.norm(spectra["replace"][below]) < 1e-3 * np.linalg.norm(original[below])
-    assert np.linalg.norm(spectra["none"][below]) > 0.1 * np.linalg.norm(original[below])
-
-
 def test_full_band_input_with_nothing_noisy_comes_back(pipe):
     wav = noise(1.0, level=0.05)
     output = pipe(wav, SAMPLE_RATE, cutoff_hz=None, merge="replace")
     assert output.cutoff_hz is None
     np.testing.assert_allclose(output.audio, wav, atol=1e-6)
-
-
-def test_gaps_are_filled_with_what_was_generated(pipe):
-    wav = noise(1.0, level=0.05)
-    wav[24000:36000] = 0
-    output = pipe(wav, SAMPLE_RATE, cutoff_hz=None, gaps=[(0.5, 0.75)], merge="replace")
-    np.testing.assert_allclose(output.audio[25200:34800], output.generated[25200:34800], atol=1e-5)  # past the fades
-    assert output.audio[24000:36000].std() > 0
-    np.testing.assert_array_equal(output.audio[:24000], wav[:24000])
-    np.testing.assert_array_equal(output.audio[36000:], wav[36000:])
 
 
 def test_without_a_prior_it_is_audiosr_s_chain(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srlib import config, machine
+from srlib import config
 from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError
 from srlib.measure import systems
@@ -187,11 +187,6 @@ def test_the_last_of_ten_runs_is_the_tenth_and_those_on_a_part_of_the_music_are_
         (tmp_path / name / "pipeline").mkdir(parents=True)
     assert _newest(tmp_path, "ldm") == tmp_path / "ldm-10-late" / "pipeline"
     assert _newest(tmp_path, "vocoder") == tmp_path / "vocoder-2-longer" / "pipeline"
-
-
-def test_hardware_has_a_name_where_linux_gives_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
-    assert machine.hardware()["processor"]
 
 
 def test_wrong_calls_end_in_a_sentence(recipe, tmp_path):

@@ -163,11 +163,11 @@ def test_a_killed_run_resumes_bit_for_bit(runs, music_folder, stage, fresh, monk
 
 def test_the_pipeline_of_a_run_is_that_of_its_best_validation(runs, music_folder, monkeypatch):
     losses = {1: 0.5, 2: 0.3, 3: 0.4, 4: 0.35, 5: 0.1}
-    averages, validate = {}, Run._validate
+    averages = {}
 
     def judged(self):
         averages[self.step] = [value.clone() for value in self.ema.shadow_params]
-        return validate(self) | {"val/loss": losses[self.step]}
+        return dict.fromkeys(SCORES, losses[self.step])
 
     monkeypatch.setattr(Run, "_validate", judged)
     config = CONFIG | {"validate_every": 1, "constant_rate": True}

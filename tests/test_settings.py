@@ -1,0 +1,69 @@
+"""Settings: each kind takes what it says, and what it refuses is one sentence."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from srlib.errors import SrlibError
+from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Range, Whole, settings
+
+NOT_FINITE = (float("nan"), float("inf"))
+
+
+@settings
+class Some:
+    number: Number = 0.5
+    whole: Whole = 3
+    flag: Flag = False
+    positive: Positive | None = None
+    not_negative: NotNegative = 0.0
+    band: Range = (0.0, 1.0)
+    gap: Gap = (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("number", 2, 2.0),
+        ("number", np.float32(0.25), 0.25),
+        ("whole", np.int64(7), 7),
+        ("positive", None, None),
+        ("band", (1, 1), (1.0, 1.0)),
+        ("band", [np.float64(0.5), 2], (0.5, 2.0)),
+        ("gap", (0, 0.5), (0.0, 0.5)),
+    ],
+)
+def test_a_setting_holds_a_plain_value(name, given, kept):
+    found = getattr(Some(**{name: given}), name)
+    assert found == kept and type(found) is type(kept)
+
+
+WRONG = {
+    "number": [("4000", "number"), (True, "number"), (10**400, "number"), *((value, "finite") for value in NOT_FINITE)],
+    "whole": [(4.5, "integer"), ("3", "integer"), (True, "integer"), (None, "integer")],
+    "flag": [("no", "boolean"), (1, "boolean"), ([], "boolean")],
+    "positive": [(0, "greater than 0"), (-4000, "greater than 0"), (float("nan"), "finite")],
+    "not_negative": [(-0.1, "equal to 0")],
+    "band": [((2, 1), "0 <= first <= second"), ((-1, 1), "first"), ((0, float("nan")), "first"), ("ab", "first")],
+    "gap": [((1, 1), "0 <= first < second"), ((0.5, 0.25), "first"), (0.1, "first"), ((1, 2, 3), "first")],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"), [(name, *case) for name, cases in WRONG.items() for case in cases]
+)
+def test_a_wrong_value_is_refused_by_its_name_with_what_is_allowed(name, value, allowed):
+    with pytest.raises(SrlibError, match=f"^{name} is .*: it should .*{allowed}") as caught:
+        Some(**{name: value})
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200  # however long the value is
+
+
+def test_unknown_names_are_refused_and_nothing_can_be_changed():
+    with pytest.raises(SrlibError, match="There is no setting louder: check its name"):
+        Some(louder=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Some().whole = 4
+    assert dataclasses.replace(Some(), whole=4).whole == 4
+    with pytest.raises(SrlibError, match="whole is 'x'"):
+        dataclasses.replace(Some(), whole="x")
