@@ -332,8 +332,8 @@ def reproduce(
         raise SrlibError("--from and --only exclude each other: give one of them.")
     name = config.profile(profile).name
     if not status:
-        return chain.reproduce(name, start=start, only=only, force=force)
-    for notebook, state, reason in chain.status(name):
+        chain.reproduce(name, start=start, only=only, force=force)
+    for notebook, state, reason in chain.status(name) if status else ():
         print(f"{notebook:<24} {state:<8} {reason}".rstrip())
 
 
