@@ -418,7 +418,8 @@ def test_what_was_written_and_what_is_stale_is_printed(capsys, monkeypatch, argv
 
 def test_profiles(monkeypatch):
     calls = []
-    monkeypatch.setattr("srlib.report.reproduce.reproduce", lambda profile, **_kwargs: calls.append(profile) or {"00_overview": 1.0})
+    seconds = {"00_overview": 1.0}
+    monkeypatch.setattr("srlib.report.reproduce.reproduce", lambda profile, **_kwargs: calls.append(profile) or seconds)
     monkeypatch.setenv("SRLIB_PROFILE", "smoke")
     assert run("reproduce") == 0 and run("reproduce", "--profile", "paper") == 0
     assert calls == ["smoke", "paper"]
