@@ -50,17 +50,14 @@ class Run:
         self.seed = int(parameters["seed"])
         self.rng = np.random.default_rng(self.seed)
         self.device = device
-        self._pipelines: dict[str | None, RestorationPipeline] = {}
         self._saved: dict[str, str] = {}  # file name of a figure or table, or name of a number -> line of `done`
         self._start = time.perf_counter()
 
     def pipeline(self, variant: str | None = None) -> RestorationPipeline:
         """The profile's restoration pipeline, loaded once; `variant="lowpass"` is the one trained without noise."""
-        if variant not in self._pipelines:
-            from srlib.measure.systems import load_pipeline
+        from srlib.measure.systems import load_pipeline
 
-            self._pipelines[variant] = load_pipeline(self.profile, variant, self.device)
-        return self._pipelines[variant]
+        return load_pipeline(self.profile, variant, self.device)
 
     def tracks(self, split: str) -> list[Track]:
         """The profile's tracks of one split: "train", "valid" or "test"."""

@@ -16,6 +16,7 @@ from srlib.data.batches import Corpus
 from srlib.degrade import Degradation
 from srlib.measure import perceptual
 from srlib.measure.metrics import HEADLINE_HZ, lsd, texture_high
+from srlib.measure.systems import restore
 from srlib.restore.pipeline import RestorationPipeline
 
 # (cutoff in Hz, noise, amplitude, tone in Hz)
@@ -46,9 +47,8 @@ class Clips:
                 "val/lsd": lsd(reference, restored, convention="plain", f_high=HEADLINE_HZ),
                 "val/texture_high": texture_high(reference, restored, degradation.stopband_hz(SAMPLE_RATE)),
             }
-            if perceptual.is_installed("zimtohrli"):
-                row["val/zimtohrli"] = perceptual.zimtohrli(reference, restored)
-            rows.append(row)
+            heard = perceptual.measure(reference, restored, ("zimtohrli",))
+            rows.append(row | {f"val/{name}": value for name, value in heard.items()})
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def snapshot(self, pipeline: RestorationPipeline, run: Path, step: int) -> None:
@@ -78,5 +78,5 @@ class Clips:
     ) -> np.ndarray:
         if self.stage != "ldm":
             return pipeline.vocode_truth(reference)
-        edges = {"cutoff_hz": degradation.passband_hz(SAMPLE_RATE), "stopband_hz": degradation.stopband_hz(SAMPLE_RATE)}
-        return pipeline(degradation.apply(reference, SAMPLE_RATE), SAMPLE_RATE, **edges, merge=merge).audio
+        degraded = degradation.apply(reference, SAMPLE_RATE)
+        return restore(pipeline, degraded, degradation, merge=merge).audio
