@@ -40,9 +40,6 @@ SAME_LEVEL, SAME_SHARE = 16, 2e-5  # a png is the same if fewer pixels than this
 SAME_POINTS = 0.05  # a svg is the same if no coordinate differs by more, in points
 
 
-# ---------------------------------------------------------------------------------------------- places
-
-
 def root() -> Path:
     """Project folder: $SRLIB_ROOT, else the working folder (or its parent) that holds notebooks/, else the checkout."""
     if os.environ.get("SRLIB_ROOT"):
@@ -76,9 +73,6 @@ def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------- saving
 
 
 def save_figure(fig: Figure, name: str, profile: str, notebook: str) -> Path:
@@ -123,9 +117,6 @@ def _checked(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise SrlibError(f"{name!r} cannot name an artefact; use lower-case letters, digits and underscores.")
     return name
-
-
-# ---------------------------------------------------------------------------------------------- reading
 
 
 def read_table(name: str, profile: str) -> pandas.DataFrame:
@@ -197,9 +188,6 @@ def _advice(name: str, profile: str) -> str:
     paths = sorted((root() / "notebooks").glob("*.ipynb"))
     maker = next((f" --only {path.stem}" for path in paths if re.search(pattern, path.read_text("utf-8"))), "")
     return f"run `srlib reproduce --profile {profile}{maker}`"
-
-
-# ---------------------------------------------------------------------------------------------- comparing
 
 
 def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:

@@ -4,30 +4,25 @@ Nothing here reads or writes a file. A function returns a `matplotlib.figure.Fig
 a notebook shows it once; the same arguments give the same picture. Series differ by marker as well as by colour.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import librosa
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srlib.config import HOP_LENGTH, SAMPLE_RATE
+from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from srlib.errors import SrlibError
 
-PALETTE = {  # Okabe and Ito's, which colour-blind readers can tell apart
-    "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00", "purple": "#CC79A7",
-    "sky": "#56B4E9", "yellow": "#F0E442", "black": "#222222", "grey": "#888888",
-}  # fmt: skip
-COLOURS = [*PALETTE.values(), "#a6bddb", "#f4a582", "#bbbbbb"]
-OWN_COLOURS = {
-    "ours": "#D55E00",
-    "restored": "#D55E00",
-    "unprocessed": "#222222",
-    "oracle": "#888888",
-}  # in all figures
+COLOURS = (  # Okabe and Ito's, which colour-blind readers can tell apart, and three pale ones
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#222222", "#888888",
+    "#a6bddb", "#f4a582", "#bbbbbb",
+)  # fmt: skip
+# The same in all figures.
+OWN_COLOURS = {"ours": "#D55E00", "restored": "#D55E00", "unprocessed": "#222222", "oracle": "#888888"}
 STYLE = {
     "figure.dpi": 110, "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9, "axes.spines.top": False,
@@ -37,6 +32,7 @@ STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=list("osD^vP*Xhp<>")),
 }  # fmt: skip
 WIDTH = 7.2  # inches, of every figure
+LOWEST_HZ, HIGHEST_HZ = 100.0, 20_000.0  # of a spectrogram's axis
 FREQUENCY_TICKS_HZ = (100, 500, 1000, 2000, 4000, 7000, 10000, 19000)  # the axis of the source report's spectrograms
 DB_RANGE = (-70.0, 20.0)  # dB of |STFT|^2 / n_fft: -70 is far below the quietest noise drawn, 20 is a loud partial
 MAGMA = matplotlib.colormaps["magma"].resampled(64)  # 64 steps look the same and halve the size of a png
@@ -45,15 +41,7 @@ DEVIATION_RANGE = (0.0, 2.0)  # nat, of standard deviations of a log-mel
 MAX_CLIPS, MAX_CLIP_SECONDS = 4, 5.0  # of `listen`: each player costs about half a megabyte in the executed notebook
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw under STYLE, whatever the caller's own matplotlib settings are."""
-
-    @functools.wraps(draw)
-    def wrapper(*args, **kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapper
+styled = matplotlib.rc_context(STYLE)  # as a decorator: whatever the caller's own settings are
 
 
 def panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -73,17 +61,15 @@ def mel_axis_power_db(wav: np.ndarray) -> np.ndarray:
 
     A row shows the strongest STFT bin it covers, so that a single tone is as bright at 10 kHz as at 1 kHz.
     """
-    n_fft, rows = 2048, 360
-    padded = np.pad(np.asarray(wav, np.float64), n_fft // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::HOP_LENGTH]
-    power = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=1).T) ** 2 / n_fft
-    edges_hz = 700.0 * (10.0 ** (np.linspace(*_mel([100.0, 20000.0]), rows + 1) / 2595.0) - 1.0)
-    bins = np.minimum(np.round(edges_hz * n_fft / SAMPLE_RATE).astype(int), n_fft // 2)
-    return 10.0 * np.log10(np.maximum.reduceat(power, bins, axis=0)[:rows] + 1e-12)
+    wav = np.asarray(wav, np.float64)
+    power = np.abs(librosa.stft(wav, n_fft=N_FFT, hop_length=HOP_LENGTH, pad_mode="reflect")) ** 2 / N_FFT
+    edges_hz = librosa.mel_frequencies(361, fmin=LOWEST_HZ, fmax=HIGHEST_HZ, htk=True)
+    bins = np.minimum(np.round(edges_hz * N_FFT / SAMPLE_RATE).astype(int), N_FFT // 2)
+    return 10.0 * np.log10(np.maximum.reduceat(power, bins, axis=0)[:-1] + 1e-12)
 
 
-def _mel(hz: Sequence[float]) -> np.ndarray:
-    return 2595.0 * np.log10(1.0 + np.asarray(hz) / 700.0)
+def _mel(*hz: float) -> np.ndarray:
+    return librosa.hz_to_mel(np.array(hz), htk=True)
 
 
 def _image(
@@ -102,10 +88,10 @@ def _image(
 def spectrograms(clips: Mapping[str, np.ndarray], title: str = "", row_height: float = 1.9) -> Figure:
     """Stacked spectrograms of {label: wav [samples]} at 48 kHz with one time axis and one colour bar."""
     figure, axes = panels(row_height * len(clips) + 0.5, len(clips), sharex=True, sharey=True)
-    ends = _mel([100.0, 20000.0])
+    ends = _mel(LOWEST_HZ, HIGHEST_HZ)
     for ax, (label, wav) in zip(axes, clips.items(), strict=True):
         mesh = _image(ax, label, mel_axis_power_db(wav), (0.0, len(wav) / SAMPLE_RATE, *ends), DB_RANGE)
-        ax.set_yticks(_mel(FREQUENCY_TICKS_HZ), [f"{hz:,}" for hz in FREQUENCY_TICKS_HZ])
+        ax.set_yticks(_mel(*FREQUENCY_TICKS_HZ), [f"{hz:,}" for hz in FREQUENCY_TICKS_HZ])
     figure.colorbar(mesh, ax=axes, label="power, dB", shrink=0.8, aspect=35)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -182,7 +168,7 @@ def lines(
             every = max(1, len(series) // 16) if style else None
             ax.plot(series[x], series[column], linestyle=style or "none", label=name, color=colour, markevery=every)
         for level in levels:
-            ax.axhline(level, color=PALETTE["grey"], linewidth=0.8, linestyle="--", marker="")
+            ax.axhline(level, color="#888888", linewidth=0.8, linestyle="--", marker="")
         ax.set(title=str(title), ylabel=y[column], **{"xlabel": x} | axes_options)
         if "xticks" in axes_options:
             ax.minorticks_off()

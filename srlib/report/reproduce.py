@@ -90,7 +90,7 @@ def reproduce(
             print(f"{one:<22} up to date", flush=True)
         differences += artifacts.publish(one, name, rewrite=not verify)
     if name != artifacts.DRAFT_PROFILE:
-        lines = [*differences, f"{len(differences)} artefacts differ"] if differences else ["reproduced"]
+        lines = [*differences, f"differs in {len(differences)} of its artefacts"] if differences else ["reproduced"]
         verdict = f"{', '.join(names) if names != chain() else 'all notebooks'}, profile {name}: {lines.pop()}"
         write_text(artifacts.build_dir(name) / VERDICT, "\n".join([*lines, verdict, ""]))
         print(*lines, verdict, sep="\n", flush=True)
@@ -170,9 +170,6 @@ def _run(one: str, profile: str) -> float:
     state = {"seconds": round(took, 2), "outputs": _made(one, profile), "inputs": inputs}
     write_text(state_file, json.dumps(state, indent=1) + "\n")
     return took
-
-
-# ---------------------------------------------------------------------------------------------- what a result needs
 
 
 def _inputs(one: str, profile: str) -> dict[str, str]:

@@ -124,7 +124,8 @@ class Run:
     def _note(self, path: Path) -> None:
         from IPython.core.getipython import get_ipython
 
-        self._cells[path.name] = getattr(get_ipython(), "execution_count", 0)
+        shell = get_ipython()
+        self._cells[path.name] = len(shell.user_ns["In"]) - 1 if shell else 0  # In[0] is empty
 
 
 def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
