@@ -142,23 +142,24 @@ def read_number(name: str, profile: str) -> dict[str, Any]:
 
 def find(kind: str, name: str, profile: str) -> Path:
     """Path of a published "figure" or "table"; a missing one is an error that names the notebook to run."""
-    where = folder(kind, profile)
-    paths = [where / f"{name}{suffix}" for suffix, one in KINDS.items() if one == kind]
-    for path in paths:
+    where, suffixes = folder(kind, profile), [suffix for suffix, one in KINDS.items() if one == kind]
+    for path in (where / f"{name}{suffix}" for suffix in suffixes):
         if path.is_file():
             return path
-    raise SrlibError(f"The {kind} {name!r} is missing ({paths[0]}); {_advice(name, profile)}.")
+    raise SrlibError(f"The {kind} {name!r} of profile {profile!r} is not in {where}; {_advice(name, profile)}.")
 
 
 def read_sidecar(path: Path, profile: str) -> dict[str, Any]:
     """Record of the figure or table at `path`, after checking that file, record and profile agree."""
-    sidecar, advice = _read_json(path), _advice(path.stem, profile)
+    sidecar, fault = _read_json(path), ""
     if not sidecar:
-        raise SrlibError(f"{path} has no record {path.stem}.json; {advice}.")
-    if sidecar["profile"] != profile:
-        raise SrlibError(f"{path} was made by profile {sidecar['profile']!r}, not {profile!r}; {advice}.")
-    if sidecar["file"] != path.name or sidecar["sha256"] != sha256(path):
-        raise SrlibError(f"{path} is not what its record describes (edited by hand?); {advice}.")
+        fault = "has no record beside it"
+    elif sidecar["profile"] != profile:
+        fault = f"was made by profile {sidecar['profile']!r}, not {profile!r}"
+    elif sidecar["file"] != path.name or sidecar["sha256"] != sha256(path):
+        fault = "is not what its record describes (edited by hand?)"
+    if fault:
+        raise SrlibError(f"{path} {fault}; {_advice(path.stem, profile)}.")
     return sidecar
 
 

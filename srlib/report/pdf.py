@@ -15,7 +15,6 @@ each with one sentence. The same inputs give the same bytes.
 from __future__ import annotations
 
 import math
-import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -65,11 +64,11 @@ def update_readme(profile: str = "demo") -> tuple[Path, ...]:
     for path, names in paths.items():
         text = path.read_text(encoding="utf-8")
         for name in names:
-            before, begin, rest = text.partition(f"<!-- {name}:begin -->\n")
-            _, end, after = rest.partition(f"<!-- {name}:end -->")
-            if not end:
-                raise SrlibError(f"{path} has no '<!-- {name}:begin -->' ... '<!-- {name}:end -->' block to fill.")
-            text = f"{before}{begin}{blocks[name]}\n{end}{after}"
+            begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+            if begin not in text or end not in text:
+                raise SrlibError(f"{path} has no {begin.strip()!r} ... {end!r} block to fill.")
+            head, tail = text.split(begin)[0], text.split(end)[1]
+            text = f"{head}{begin}{blocks[name]}\n{end}{tail}"
         write_text(path, text)
     return tuple(paths)
 
@@ -222,11 +221,10 @@ def _pandoc(source: Path, target: Path, profile: str, draft: bool) -> None:
 
     folder = _report_dir()
     command = [
-        pypandoc.get_pandoc_path(), os.fspath(source), "--output", os.fspath(target),
-        "--from", "markdown+smart", "--to", "typst", "--template", os.fspath(folder / "template.typ"),
-        "--metadata-file", os.fspath(folder / "metadata.yaml"), "--metadata", f"profile={profile}",
-        "--lua-filter", os.fspath(folder / "references.lua"), "--citeproc", "--csl", os.fspath(folder / "style.csl"),
-        "--bibliography", os.fspath(folder / "references.bib"), "--fail-if-warnings", "--wrap", "none",
+        pypandoc.get_pandoc_path(), source, "--output", target, "--from", "markdown+smart", "--to", "typst",
+        "--template", folder / "template.typ", "--metadata-file", folder / "metadata.yaml",
+        "--metadata", f"profile={profile}", "--lua-filter", folder / "references.lua", "--citeproc",
+        "--csl", folder / "style.csl", "--bibliography", folder / "references.bib", "--fail-if-warnings", "--wrap=none",
         "--columns", "10000",  # narrower, long pipe tables would get columns of fixed width
         *(("--metadata", "draft=true") if draft else ()),
     ]  # fmt: skip

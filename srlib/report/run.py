@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import datetime
 import fnmatch
 import json
 import os
@@ -37,14 +36,9 @@ IN_CHAIN = "SRLIB_IN_CHAIN"  # set in the environment of notebooks that `srlib r
 
 
 class Run:
-    """One execution of a notebook: its data and model, and where what it makes goes.
+    """One execution of a notebook: its `profile`, `seed`, `rng` and `device`, its data and model, and what it saves.
 
-    Attributes:
-        notebook: file name of the notebook without suffix.
-        profile: the `config.Profile` that sets the size of everything.
-        target: the profile whose artefacts it makes, or "explore" outside the chain, whose artefacts go no further.
-        rng: numpy generator seeded with the notebook's `seed`.
-        device: "cuda" where there is one, else "cpu".
+    `target` is the profile whose artefacts it makes, or "explore" outside the chain, whose artefacts go no further.
     """
 
     def __init__(self, notebook: str, profile: config.Profile, parameters: Mapping[str, Any], device: str) -> None:
@@ -67,15 +61,15 @@ class Run:
 
     def tracks(self, split: str) -> list[Track]:
         """The profile's tracks of one split: "train", "valid" or "test"."""
-        from srlib.data import tracks as data
+        from srlib.data.tracks import for_profile
 
-        return data.for_profile(self.profile, split)
+        return for_profile(self.profile, split)
 
     def excerpt(self, track: Track) -> np.ndarray:
         """The fixed evaluation excerpt of a track, float32 [samples], mono 48 kHz."""
-        from srlib.data import tracks as data
+        from srlib.data.tracks import excerpt
 
-        return data.excerpt(track, self.profile)
+        return excerpt(track, self.profile)
 
     def scratch(self, name: str) -> Path:
         """An empty folder for what is not an artefact, e.g. a training run: build/<target>/runs/<name>."""
@@ -143,11 +137,10 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
     from IPython.core.pylabtools import select_figure_formats
 
     defaults = default_parameters(notebook)
-    for cell in namespace.get("In", ()):  # what papermill was given; it only warns about a name that it does not know
-        unknown = _assigned(cell).keys() - defaults.keys() if cell.startswith("# Parameters\n") else ()
-        if unknown:
-            known = ", ".join(defaults)
-            raise SrlibError(f"{notebook} has no parameter {', '.join(sorted(unknown))}: it has {known}.")
+    given = [_assigned(cell) for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n")]  # by papermill
+    unknown = sorted({name for one in given for name in one} - defaults.keys())  # of which it only warns
+    if unknown:
+        raise SrlibError(f"{notebook} has no parameter {', '.join(unknown)}: it has {', '.join(defaults)}.")
     parameters = {name: namespace.get(name, value) for name, value in defaults.items()}
     run = Run(
         notebook, config.profile(parameters["profile"]), parameters, "cuda" if torch.cuda.is_available() else "cpu"
@@ -190,6 +183,4 @@ def _machine() -> dict[str, Any]:
     command = ["git", "-C", str(artifacts.root()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     versions = {name: version(name) for name in ("torch", "diffusers", "numpy")}
-    utc = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"utc": utc, "commit": commit, "versions": versions, "python": platform.python_version(),
-            "machine": platform.platform()}  # fmt: skip
+    return {"utc": time.strftime("%FT%TZ", time.gmtime()), "commit": commit, "on": platform.platform(), **versions}

@@ -3,17 +3,14 @@
 import fnmatch
 import os
 import shutil
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from srlib.config import PROFILES
 from srlib.errors import SrlibError
 from srlib.report import artifacts, reproduce
 from srlib.report.run import outputs
@@ -41,22 +38,20 @@ def test_smoke_chain_makes_every_artefact_below_build_and_runs_once(smoke, capsy
     assert [path.relative_to(smoke).as_posix() for path in smoke.glob("*/*") if path.suffix != ".ipynb"] == [
         f"build/{SMOKE}"
     ]
-    for one in reproduce.chain():
-        executed = nbformat.read(smoke / "build" / SMOKE / "notebooks" / f"{one}.ipynb", as_version=4)
-        assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
     reproduce.reproduce(SMOKE)
     assert capsys.readouterr().out.count("up to date") == len(reproduce.chain())
 
 
-def test_figures_are_readable(smoke):
-    from PIL import Image
-
-    figures = artifacts.folder("figure", SMOKE)
-    for path in figures.glob("*.svg"):
-        assert ElementTree.parse(path).getroot().tag.endswith("svg")
-    for path in figures.glob("*.png"):
-        with Image.open(path) as image:
-            assert min(image.size) > 300
+@pytest.mark.parametrize("one", reproduce.chain())
+def test_a_notebook_repeats_its_committed_outputs(smoke, one):
+    """Those that are marked for nbval; they do not depend on the profile."""
+    committed, executed = (
+        {cell.id: cell for cell in nbformat.read(folder / f"{one}.ipynb", as_version=4).cells if "outputs" in cell}
+        for folder in (NOTEBOOKS, smoke / "build" / SMOKE / "notebooks")
+    )
+    assert all(cell.execution_count for cell in executed.values())
+    compared = {name: cell.outputs[0].text for name, cell in committed.items() if cell.outputs}
+    assert compared == {name: executed[name].outputs[0].text for name in compared}
 
 
 def test_lsd_table_is_complete_and_finite(smoke):
@@ -78,12 +73,6 @@ def test_summary_agrees_with_the_table(smoke):
         assert row.lsd_19k == pytest.approx(mean[row.condition, row.system], rel=1e-5)
         assert row.ratio == pytest.approx(row.lsd_19k / mean[row.condition, "oracle"], rel=1e-5)
         assert row.ci_low <= row.lsd_19k * 1.00001 and row.ci_high >= row.lsd_19k * 0.99999
-
-
-def test_live_training_was_real(smoke):
-    live = pd.read_csv(artifacts.build_dir(SMOKE) / "runs" / "live" / "log.csv")
-    assert live["global_step"].iloc[-1] == PROFILES[SMOKE].train_steps
-    assert np.isfinite(live["train/loss"]).all()
 
 
 # A small chain of two notebooks.
