@@ -113,8 +113,10 @@ def archive(profile: str = "demo") -> Path:
         parts.append({"@id": name, "@type": "File", "name": path.stem, "sha256": record["sha256"]})
         made.setdefault(f"notebooks/{record['notebook']}.ipynb", []).append({"@id": name})
     programs = [{"@id": name, "@type": ["File", "SoftwareSourceCode"], "name": Path(name).stem} for name in made]
-    actions = [{"@id": f"#{Path(name).stem}", "@type": "CreateAction", "instrument": {"@id": name}, "result": results}
-               for name, results in made.items()]  # fmt: skip
+    actions = [
+        {"@id": f"#{Path(name).stem}", "@type": "CreateAction", "instrument": {"@id": name}, "result": results}
+        for name, results in made.items()
+    ]
     root = {
         "@id": "./", "@type": "Dataset", "name": citation["title"], "description": citation["abstract"],
         "datePublished": str(citation["date-released"]), "license": f"https://spdx.org/licenses/{citation['license']}",

@@ -8,7 +8,6 @@ no part. After a failure the next call continues at the failed notebook.
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +17,6 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import srlib
@@ -37,14 +35,6 @@ _PACKAGE = Path(__file__).parents[1]
 # Modules that offer many things to all notebooks: their public functions count only where they are named.
 _ON_DEMAND = ("report/run.py", "report/plots.py")
 VERDICT = "verdict.txt"  # in the build folder of the profile
-
-
-class Status(NamedTuple):
-    """Whether a notebook's results are up to date: "fresh", "stale" or "never run", and why they are stale."""
-
-    notebook: str
-    state: str
-    reason: str = ""
 
 
 def chain() -> list[str]:
@@ -79,7 +69,7 @@ def reproduce(
     """
     name = config.profile(profile).name
     names = [notebook(only)] if only else chain()[chain().index(notebook(start)) if start else 0 :]
-    waiting = {one: _expected(one, name) for one in names if force or _state(one, name)}
+    waiting = {one: _expected(one, name) for one in names if force or _reasons(one, name)}
     differences = []
     for one in names:
         if one in waiting:
@@ -97,19 +87,19 @@ def reproduce(
     return differences
 
 
-def status(profile: str | None = None) -> list[Status]:
-    """For each notebook whether its results are fresh or stale, and why, or whether it was never run."""
+def status(profile: str | None = None) -> list[tuple[str, str, str]]:
+    """Of each notebook its name, "fresh", "stale" or "never run", and why it is stale."""
     name, found = config.profile(profile).name, []
     for one in chain():
-        reasons = _state(one, name)
+        reasons = _reasons(one, name)
         if reasons != ["never run"]:
             reasons += artifacts.publish(one, name, rewrite=False)
-        found.append(Status(one, "never run") if "never run" in reasons else
-                     Status(one, "stale" if reasons else "fresh", "; ".join(reasons)))  # fmt: skip
+        state = "stale" if reasons else "fresh"
+        found.append((one, *(("never run", "") if reasons == ["never run"] else (state, "; ".join(reasons)))))
     return found
 
 
-def _state(one: str, profile: str) -> list[str]:
+def _reasons(one: str, profile: str) -> list[str]:
     """Why a notebook has to run: what changed since its last run."""
     file = _state_file(one, profile)
     if not file.is_file():
@@ -133,9 +123,7 @@ def _made(one: str, profile: str) -> dict[str, str]:
 
 
 def _expected(one: str, profile: str) -> float:
-    """Seconds of the last run, else those that the notebook's header says, else a minute."""
-    with contextlib.suppress(OSError):
-        return json.loads(_state_file(one, profile).read_text(encoding="utf-8"))["seconds"]
+    """Seconds that the notebook's header states for a profile, else a minute."""
     header = artifacts.notebook_file(one).read_text(encoding="utf-8")
     found = re.search(rf"\| Runtime \|[^|]*\b{profile} (\d+) (s|min)\b", header)
     return float(found[1]) * (60 if found[2] == "min" else 1) if found else 60.0
