@@ -28,6 +28,7 @@ CONDITIONS = {  # what is done to the clips: recipes of `measure.conditions`
 }  # fmt: skip
 TRACKS, SECONDS = 3, 5.0  # tracks of each condition, and how much of each
 QUALITY = 0.2  # compression level of Vorbis, about 130 kb/s a channel: transparent, and a fifth of FLAC's size
+SILENT = 1e-6  # root mean square under which a clip does not count for the equal level
 CRATE = "ro-crate-metadata.json"
 
 
@@ -43,7 +44,7 @@ def samples(profile: str = "demo", systems: Mapping[str, Any] = SYSTEMS) -> Path
         systems: {name of a player: whatever `measure.systems.named` takes}.
     """
     clips, path = list(_clips(config.profile(profile), systems)), artifacts.build_dir(profile) / "samples.html"
-    write_text(path, _template("samples.html").render(profile=profile, clips=clips))
+    write_text(path, _template("samples.html").render(profile=profile, clips=clips, ticks=_ticks()))
     return path
 
 
@@ -60,25 +61,50 @@ def _clips(profile: config.Profile, systems: Mapping[str, Any]) -> Iterator[dict
             case = conditions.Case(track.name, name, reference, conditions.draw(recipe, track.name))
             outputs = {label: system(case, 0) for label, system in restorers.items()}
             wavs = {"reference": reference} | {label: getattr(one, "audio", one) for label, one in outputs.items()}
-            gain = min(1.0, 0.99 / max(float(np.abs(wav).max()) for wav in wavs.values()))
-            quietest = min(float(wav.std()) for wav in wavs.values())
-            players = [_player(label, gain * wav, quietest * gain) for label, wav in wavs.items()]
-            yield {"title": f"{track.title}, {track.artist}", "condition": name, "players": players}
+            yield {"title": f"{track.title}, {track.artist}", "condition": name, "players": players(wavs)}
 
 
-def _player(name: str, wav: np.ndarray, quietest: float) -> dict[str, Any]:
-    """Sound (Ogg) and picture (JPEG) of a clip in base64, and the volume at which it is as loud as the quietest one."""
+def players(wavs: Mapping[str, np.ndarray], kind: str = "ogg") -> list[dict[str, Any]]:
+    """Players of clips {name: [samples] or [channels, samples]} at 48 kHz, all turned down alike if one would clip.
+
+    Args:
+        kind: of the sound, "ogg" (Vorbis: small) or "wav" (quick to make).
+    """
+    gain = min(1.0, 0.99 / max(float(np.abs(wav).max()) + 1e-9 for wav in wavs.values()))
+    quietest = min((level for wav in wavs.values() if (level := float(wav.std())) > SILENT), default=SILENT)
+    return [_player(name, gain * wav, quietest * gain, kind) for name, wav in wavs.items()]
+
+
+def page(wavs: Mapping[str, np.ndarray], kind: str = "ogg") -> str:
+    """A page with `players` of these clips, for a frame in a notebook."""
+    return str(_template("player.html").module.page(players(wavs, kind), _ticks()))
+
+
+def _ticks() -> dict[str, float]:
+    """{kHz: height in a spectrogram, %}."""
+    from srlib.report import plots
+
+    low, high = plots.mel(plots.LOWEST_HZ, plots.HIGHEST_HZ)
+    heights = (plots.mel(*plots.FREQUENCY_TICKS_HZ) - low) / (high - low)
+    marked = dict(zip(plots.FREQUENCY_TICKS_HZ, heights.tolist(), strict=True))
+    return {f"{hz / 1000:g}": round(100 * height, 1) for hz, height in marked.items() if hz > plots.LOWEST_HZ}
+
+
+def _player(name: str, wav: np.ndarray, quietest: float, kind: str) -> dict[str, Any]:
+    """Sound and picture (JPEG) of a clip in base64, and the volume at which it is as loud as the quietest one."""
     from matplotlib.image import imsave
 
     from srlib.report import plots
 
     sound, picture = io.BytesIO(), io.BytesIO()
-    soundfile.write(sound, wav, config.SAMPLE_RATE, "VORBIS", None, "OGG", compression_level=QUALITY)
-    power_db = plots.mel_axis_power_db(wav)[::-2]
+    options = {"subtype": "VORBIS", "compression_level": QUALITY} if kind == "ogg" else {"subtype": "PCM_16"}
+    soundfile.write(sound, np.atleast_2d(wav).T, config.SAMPLE_RATE, format=kind, **options)
+    power_db = plots.mel_axis_power_db(np.atleast_2d(wav).mean(axis=0))[::-2]
     low, high = plots.DB_RANGE
     imsave(picture, power_db, cmap=plots.MAGMA, vmin=low, vmax=high, format="jpeg", pil_kwargs={"quality": 70})
     sound, picture = (base64.b64encode(file.getvalue()).decode() for file in (sound, picture))
-    return {"name": name, "volume": quietest / max(float(wav.std()), 1e-9), "sound": sound, "picture": picture}
+    volume = quietest / max(float(wav.std()), SILENT)
+    return {"name": name, "volume": volume, "kind": f"audio/{kind}", "sound": sound, "picture": picture}
 
 
 def gallery(profile: str = "demo") -> Path:

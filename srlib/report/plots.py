@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import signal
 
-from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
+from srlib.config import HOP_LENGTH, LATENT_FACTOR, N_FFT, SAMPLE_RATE
 from srlib.errors import SrlibError
 
 COLOURS = (  # Okabe and Ito's, which colour-blind readers can tell apart, and three pale ones
@@ -68,7 +69,8 @@ def mel_axis_power_db(wav: np.ndarray) -> np.ndarray:
     return 10.0 * np.log10(np.maximum.reduceat(power, bins, axis=0)[:-1] + 1e-12)
 
 
-def _mel(*hz: float) -> np.ndarray:
+def mel(*hz: float) -> np.ndarray:
+    """Place of frequencies on the axis of the spectrograms."""
     return librosa.hz_to_mel(np.array(hz), htk=True)
 
 
@@ -88,10 +90,10 @@ def _image(
 def spectrograms(clips: Mapping[str, np.ndarray], title: str = "", row_height: float = 1.9) -> Figure:
     """Stacked spectrograms of {label: wav [samples]} at 48 kHz with one time axis and one colour bar."""
     figure, axes = panels(row_height * len(clips) + 0.5, len(clips), sharex=True, sharey=True)
-    ends = _mel(LOWEST_HZ, HIGHEST_HZ)
+    ends = mel(LOWEST_HZ, HIGHEST_HZ)
     for ax, (label, wav) in zip(axes, clips.items(), strict=True):
         mesh = _image(ax, label, mel_axis_power_db(wav), (0.0, len(wav) / SAMPLE_RATE, *ends), DB_RANGE)
-        ax.set_yticks(_mel(*FREQUENCY_TICKS_HZ), [f"{hz:,}" for hz in FREQUENCY_TICKS_HZ])
+        ax.set_yticks(mel(*FREQUENCY_TICKS_HZ), [f"{hz:,}" for hz in FREQUENCY_TICKS_HZ])
     figure.colorbar(mesh, ax=axes, label="power, dB", shrink=0.8, aspect=35)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -100,6 +102,19 @@ def spectrograms(clips: Mapping[str, np.ndarray], title: str = "", row_height: f
 def triptych(reference: np.ndarray, degraded: np.ndarray, restored: np.ndarray, title: str = "") -> Figure:
     """Reference, degraded and restored [samples], one above the other, as in the source report."""
     return spectrograms({"ground truth": reference, "degraded": degraded, "restored": restored}, title)
+
+
+@styled
+def spectra(clips: Mapping[str, np.ndarray], edges_hz: Sequence[float] = ()) -> Figure:
+    """Mean power spectra of {label: wav [samples]} at 48 kHz, with dashed lines at `edges_hz`."""
+    figure, (ax,) = panels(2.2)
+    for (label, wav), colour in zip(clips.items(), _colours(list(clips)), strict=True):
+        freqs_hz, power = signal.welch(wav, SAMPLE_RATE, nperseg=N_FFT, scaling="spectrum")
+        ax.plot(freqs_hz / 1000, 10 * np.log10(power + 1e-14), color=colour, label=label, marker="", linewidth=1)
+    for hz in edges_hz:
+        ax.axvline(hz / 1000, color="#888888", linewidth=0.8, linestyle="--", marker="")
+    ax.set(xlabel="frequency, kHz", ylabel="power, dB", xlim=(0, SAMPLE_RATE / 2000), ylim=(-125, -20))
+    return _with_legend(figure)
 
 
 @styled
@@ -129,6 +144,18 @@ def log_mels(
         figure.colorbar(mesh, ax=scope, label=f"{kind}, nat", shrink=0.8, aspect=min(35, 12 * rows))
     for ax in free:
         ax.set_visible(False)
+    return figure
+
+
+@styled
+def latents(images: Mapping[str, np.ndarray]) -> Figure:
+    """One channel of latents, stacked: {label: [frames / 8, n_mels / 8]}, each symmetric about 0 on its own scale."""
+    figure, axes = panels(1.7 * len(images) + 0.3, len(images), sharex=True)
+    for ax, (label, image) in zip(axes, images.items(), strict=True):
+        most = max(float(np.abs(image).max()), 1e-9)
+        span = (0.0, len(image) * LATENT_FACTOR * HOP_LENGTH / SAMPLE_RATE, 0, image.shape[1])
+        figure.colorbar(_image(ax, label, image.T, span, (-most, most), "RdBu_r"), ax=ax)
+        ax.set(ylabel="latent row")
     return figure
 
 

@@ -53,6 +53,11 @@ class Run:
         self._cells: dict[str, int] = {}  # file name of an artefact -> execution count of its cell
         self._start = time.perf_counter()
 
+    @property
+    def interactive(self) -> bool:
+        """Whether someone sits before it: a front end runs it, and not papermill, nbval or nbconvert."""
+        return interactive()
+
     def pipeline(self, variant: str | None = None) -> RestorationPipeline:
         """The profile's restoration pipeline, loaded once; `variant="lowpass"` is the one trained without noise."""
         from srlib.measure.systems import load_pipeline
@@ -120,6 +125,15 @@ class Run:
 
         shell = get_ipython()
         self._cells[path.name] = len(shell.user_ns["In"]) - 1 if shell else 0  # In[0] is empty
+
+
+def interactive() -> bool:
+    """Whether a front end runs the notebook: Jupyter's server names its session, VS Code the notebook's file."""
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    served = "JPY_SESSION_NAME" in os.environ or (shell is not None and "__vsc_ipynb_file__" in shell.user_ns)
+    return served and IN_CHAIN not in os.environ
 
 
 def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
