@@ -210,7 +210,7 @@ def _cells(
         ]
     filled = frame.assign(_cell=[_fill(spec["cell"], row) for row in frame.to_dict("records")])
     rows, columns = filled[spec["rows"]].drop_duplicates(), filled[spec["columns"]].drop_duplicates()
-    columns = columns.sort_values() if columns.dtype.kind in "if" else columns
+    rows, columns = (keys.sort_values() if keys.dtype.kind in "if" else keys for keys in (rows, columns))
     order = [name for name in spec.get("order", rows) if name in set(rows)]
     table = filled.pivot(index=spec["rows"], columns=spec["columns"], values="_cell").fillna(DASH).loc[order, columns]
     header = [spec["heading"], *(_show(column, "", labels) for column in columns)]
