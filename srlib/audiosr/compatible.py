@@ -142,8 +142,9 @@ def _generate(
     torch.randn(shape, generator=generator)  # AudioSR samples the target's posterior first, and forgets it
     condition = vae.encode(pipe.vae, mel, generator)
     noise = torch.randn(shape, generator=generator).to(condition)
+    added = (torch.randn(shape, generator=generator) for _ in range(steps))
     factor = pipe.vae.config.scaling_factor
     latent = diffusion.denoise(
-        pipe.unet, pipe.scheduler, noise, condition, steps, guidance_scale, factor, eta=eta, generator=generator
+        pipe.unet, pipe.scheduler, noise, condition, steps, guidance_scale, factor, eta, step_noise=added
     )
     return vae.decode(pipe.vae, latent)
