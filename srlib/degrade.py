@@ -97,11 +97,12 @@ class Degradation:
 
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         """Degrade wav [samples] or [channels, samples]; returns float32 of the same shape, the input untouched."""
-        degraded = as_channels(wav, sample_rate).astype(np.float64).reshape(np.shape(wav))
+        as_channels(wav, sample_rate)  # refuses what is no audio
+        degraded = np.array(wav, dtype=np.float64)
         self.check(sample_rate, degraded.shape[-1])
-        steps = self._filter, self._add_noise
-        for step in steps[::-1] if self.noise_first else steps:
-            degraded = step(degraded, sample_rate)
+        filtered = degraded if self.noise_first else self._filter(degraded, sample_rate)
+        degraded = self._add_noise(filtered, sample_rate)
+        degraded = self._filter(degraded, sample_rate) if self.noise_first else degraded
         for start, end in self.gaps:
             degraded[..., round(start * sample_rate) : round(end * sample_rate)] = 0.0
         return degraded.astype(np.float32)

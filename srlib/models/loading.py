@@ -87,7 +87,7 @@ def check_weights(pipeline: DiffusionPipeline, folder: Path, variant: str | None
 
 def _stored(folder: Path, variant: str | None = None) -> dict[str, str]:
     """{key: dtype} of the weights in a part's folder, which may lie in several files; without a variant the plain."""
-    dtypes = {}
+    dtypes: dict[str, str] = {}
     for file in folder.glob(f"*.{variant}*.safetensors" if variant else "*.safetensors"):
         if not variant and len(file.suffixes) > 1:
             continue
