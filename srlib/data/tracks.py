@@ -270,6 +270,8 @@ def _load_folder(root: Path) -> list[Track]:
     for name in sorted(names):
         try:
             header = info(root / name)
+            if not header.samples * header.sample_rate:
+                raise SrlibError(f"{root / name} is not an audio file, or holds no samples.")
         except SrlibError as error:
             faults.append(str(error))
             continue
