@@ -115,10 +115,11 @@ def check_same(path: Path, now: Mapping[str, Any]) -> None:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise SrlibError(f"{path} is damaged: begin the run again in a new folder.") from error
-    free = {"max_steps", "data"} | (set() if Path(before.get("init", "")).exists() else {"init"})  # it was moved
+    free = {"max_steps", "data", "init"}  # instead of paths, corpus and initial_weights count
     changed = sorted(key for key in now.keys() & before.keys() - free if now[key] != before[key])
     if "corpus" in changed:
         names = [{*music["train"], *music["valid"]} for music in (before["corpus"], now["corpus"])]
-        changed = ["music", f"({', '.join(sorted(names[0] ^ names[1])[:5]) or 'lengths, splits or weights'})"]
+        differ = ", ".join(sorted(names[0] ^ names[1])[:5]) or "lengths, splits or weights"
+        changed = [f"music ({differ})"]
     if changed:
         raise SrlibError(f"{path.parent} was begun with other {', '.join(changed)}: resume it with the same.")

@@ -151,10 +151,11 @@ def _write(runs: Path, out: Path) -> None:
         shutil.copyfile(log, out / "logs" / f"{log.parent.name}.csv")
     write_text(out / "training.json", json.dumps(_training_record(runs), indent=1, sort_keys=True) + "\n")
     for noise in ("tone", "white"):  # the first snapshot of a noise, of the run that met it first
-        found = sorted(runs.glob(f"ldm-*/snapshots/{noise}-*"), key=lambda path: (_order(path.parts[-3]), path.name))
-        if not found:
+        found = runs.glob(f"ldm-*/snapshots/{noise}-*.json")
+        record = min(found, key=lambda path: (_order(path.parts[-3]), path.name), default=None)
+        if record is None:
             raise SrlibError(f"{runs} holds no snapshot with {noise} noise: set snapshot_steps in the ldm recipes.")
-        for path in found[:3]:  # record, reference and restored
+        for path in record.parent.glob(f"{record.stem}*"):  # with reference and restored
             shutil.copyfile(path, out / "early" / re.sub(r"-\d{6}", "", path.name))
 
 

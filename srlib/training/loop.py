@@ -44,8 +44,7 @@ LOG_COLUMNS = ("run_id", "stage", "global_step", "wall_time", "train/loss", "val
 LOG_COLUMNS += ("val/texture_high", "learning_rate")
 _PAIRS, _VALIDATION, _FIT = 4, 5, 6  # what a pair is drawn for: second part of its seed (data.batches has 2 and 3)
 _VALIDATION_BATCHES = 2
-_STEPS_APART = 1_000_003  # between the random numbers of two seeds
-_PROCESSES_APART = 7_000_000_007  # ... and of two processes
+_STEPS_APART, _PROCESSES_APART = 1_000_003, 7_000_000_007  # between random numbers of two seeds, of two processes
 
 
 def train(
@@ -106,14 +105,13 @@ class Run:
         with _noted(faults):
             self._open_data(data)
         with _noted(faults):
-            self.pipeline = (
-                RestorationPipeline.from_pretrained(init, dtype=torch.float32)  # autocast makes bfloat16 where it can
-                if init
-                else build(self.config.size, self.config.seed)
-            )
+            if init:  # in float32; autocast makes bfloat16 where it can
+                self.pipeline = RestorationPipeline.from_pretrained(init, dtype=torch.float32)
+            else:
+                self.pipeline = build(self.config.size, self.config.seed)
         if not faults:
             self.settings = self.config.model_dump(mode="json") | {"stage": self.stage, "corpus": self.music}
-            self.settings |= {"data": _absolute(data), "init": _absolute(init)}
+            self.settings |= {"data": data, "init": str(init), "initial_weights": _digest(self.pipeline)}
             with _noted(faults):
                 self._open_model()
                 if self.resumes:
@@ -216,10 +214,11 @@ class Run:
                     loss = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
                     losses = []
                     progress.set_postfix(loss=f"{loss:.4f}")
-                    self._record({"train/loss": loss}, validate)
+                    if self.first:
+                        self._record({"train/loss": loss}, validate)
                 if validate:
                     self.accelerator.wait_for_everyone()
-        if not self.step and math.isinf(self.best):  # all was fitted in closed form, just now
+        if self.first and not self.step and math.isinf(self.best):  # all was fitted in closed form, just now
             self._record({}, True)
 
     def _finished(self) -> bool:
@@ -282,9 +281,7 @@ class Run:
             self.objective.train()
 
     def _record(self, values: Mapping[str, float], validate: bool) -> None:
-        """Log the first process's `values` and, if asked to, validate and save."""
-        if not self.first:
-            return
+        """Log `values` and, if asked to, validate and save."""
         scores, log = self._validate() if validate else {}, self.folder / "log.csv"
         row = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step}
         row |= {"wall_time": time.monotonic() - self.started, "learning_rate": self._learning_rate()}
@@ -345,6 +342,9 @@ def _noted(faults: list[str]) -> Iterator[None]:
         faults.append(str(error))
 
 
-def _absolute(path: str | Path | None) -> str:
-    """The path of a folder, for whatever folder the run is resumed in; names of data sets and models stay."""
-    return str(Path(path).absolute()) if path and Path(path).exists() else str(path)
+def _digest(pipeline: RestorationPipeline) -> str:
+    """A hash of all weights, on the CPU."""
+    digest = hashlib.sha256()
+    for value in (value for part in pipeline.modules() for value in part.state_dict().values()):
+        digest.update(value.contiguous().numpy())
+    return digest.hexdigest()
