@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.measure import metrics, perceptual
 from srlib.measure.conditions import Case
-from srlib.measure.distribution import upper_band
 from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance, lsd
 from srlib.measure.systems import System
 from srlib.restore.cutoff import FULL_FROM_HZ, detect_band
@@ -52,28 +51,21 @@ Measure = Callable[[Trial], Columns | list[Columns]]
 
 
 @dataclass(frozen=True)
-class Only:
-    """A measure that is taken of some systems under some conditions."""
-
-    measure: Measure
-    systems: tuple[str, ...]
-    conditions: tuple[str, ...]
-
-    def __call__(self, trial: Trial) -> Columns:
-        """Its columns, or none."""
-        wanted = trial.name in self.systems and trial.case.condition in self.conditions
-        return self.measure(trial) if wanted else {}
-
-
-@dataclass(frozen=True)
 class Perceptual:
-    """Measures of `srlib.measure.perceptual` by name; those that are not installed are left out."""
+    """Measures of `srlib.measure.perceptual` by name; those that are not installed are left out.
+
+    With `systems` or `conditions` they are taken of these alone.
+    """
 
     names: tuple[str, ...] = ("zimtohrli",)
+    systems: Collection[str] | None = None
+    conditions: Collection[str] | None = None
 
     def __call__(self, trial: Trial) -> Columns:
         """One column each."""
-        return perceptual.measure(trial.case.reference, trial.audio, self.names)
+        limits = (trial.name, self.systems), (trial.case.condition, self.conditions)
+        wanted = all(chosen is None or name in chosen for name, chosen in limits)
+        return perceptual.measure(trial.case.reference, trial.audio, self.names if wanted else ())
 
 
 @dataclass(frozen=True)
@@ -98,70 +90,48 @@ def scores(trial: Trial) -> Columns:
     return metrics.evaluate(trial.case.truth, trial.spectra, degradation=trial.case.degradation)
 
 
-def headline(trial: Trial) -> Columns:
-    """`lsd_19k` and, against blur above the cutoff, `level_high_db`, `texture_high`; `log_mel_l1`."""
-    pair = trial.case.truth, trial.spectra
-    row = {"lsd_19k": distance(*pair)}
-    if (stopband_hz := trial.case.stopband_hz) is not None:
-        row["level_high_db"] = metrics.level_high_db(*pair, stopband_hz)
-        row["texture_high"] = metrics.texture_high(*pair, stopband_hz)
-    return row | {"log_mel_l1": metrics.log_mel_l1(*pair)}
-
-
-def input_distance(trial: Trial) -> Columns:
-    """`lsd_19k` of the degraded clip."""
-    return {"lsd_19k_input": distance(trial.case.truth, trial.case.degraded)}
-
-
 def known_band(trial: Trial) -> Columns:
-    """SNR below the cutoff against the reference as filtered, and under noise its gain over the input.
-
-    `snr_low_gain_db` is the gain against the reference itself. Without a filter the band ends at 19 kHz.
-    """
-    case, edge_hz = trial.case, trial.case.passband_hz or HEADLINE_HZ
-    row = {"snr_known_db": metrics.snr_low_db(case.filtered, trial.audio, edge_hz)}
-    if case.degradation.noise_type != "none":
-        for name, against in (("snr_gain_db", case.filtered), ("snr_low_gain_db", case.reference)):
-            before, after = (metrics.snr_low_db(against, wav, edge_hz) for wav in (case.degraded, trial.audio))
-            row[name] = after - before
-    return row
+    """SNR below the cutoff against the reference as filtered; without a filter the band ends at 19 kHz."""
+    edge_hz = trial.case.passband_hz or HEADLINE_HZ
+    return {"snr_known_db": metrics.snr_low_db(trial.case.filtered, trial.audio, edge_hz)}
 
 
 def near_tone(trial: Trial) -> Columns:
-    """Suppression of the tone, and the plain LSD within 200 Hz of it; nothing without a tone."""
-    case, done = trial.case, trial.case.degradation
-    if done.noise_type != "tone":
+    """The plain LSD within 200 Hz of a tone; nothing without one."""
+    if trial.case.degradation.noise_type != "tone":
         return {}
-    suppressed = metrics.tone_suppression_db(case.reference, trial.audio, done.tone_hz, done.noise_amplitude)
-    band = {"f_low": max(done.tone_hz - _NEAR_TONE_HZ, 0.0), "f_high": done.tone_hz + _NEAR_TONE_HZ}
-    near = lsd(case.truth, trial.spectra, convention="plain", **band)
-    return {"tone_suppression_db": suppressed, "lsd_near_tone": near}
+    tone_hz = trial.case.degradation.tone_hz
+    band = {"f_low": max(tone_hz - _NEAR_TONE_HZ, 0.0), "f_high": tone_hz + _NEAR_TONE_HZ}
+    return {"lsd_near_tone": lsd(trial.case.truth, trial.spectra, convention="plain", **band)}
 
 
 def noise_found(trial: Trial) -> Columns:
     """Whether our model found stationary noise."""
-    return {"noise_found": trial.output.noise_found}
+    return {"noise_found": getattr(trial.output, "noise_found", None)}
 
 
 def samples(trial: Trial) -> Columns:
-    """Log-mels above the band for `distribution.accuracies` and, if the system samples, their `diversity`.
+    """Log-mels above the band for `perceptual.accuracies` and, if the system samples, their `diversity`.
 
     Diversity is the standard deviation over three seeds, nat; the first is that of the trial.
     """
     f_low = trial.case.stopband_hz
-    row = {"real": upper_band(trial.case.reference, f_low), "restored": upper_band(trial.audio, f_low)}
+    row = {
+        "real": perceptual.upper_band(trial.case.reference, f_low),
+        "restored": perceptual.upper_band(trial.audio, f_low),
+    }
     if trial.system.options.get("num_inference_steps") not in (None, 0, 1):
         others = (trial.system(trial.case, trial.seed + i) for i in range(1, _SEEDS))
-        mels = [upper_band(output.log_mel, f_low) for output in (trial.output, *others)]
+        mels = [perceptual.upper_band(output.log_mel, f_low) for output in (trial.output, *others)]
         row["diversity"] = float(np.std(mels, axis=0).mean())
     return row
 
 
 def in_gaps(trial: Trial) -> list[Columns]:
     """One row a gap: plain LSD to 19 kHz and log-mel distance over the frames with their centre inside it."""
-    pair, band = (trial.case.truth, trial.spectra), PLAIN.band(0.0, HEADLINE_HZ)
-    power = np.subtract(*(one.log_power(PLAIN)[0, :, band] for one in pair))
-    mel = np.subtract(*(one.log_mel[0, 0] for one in pair))
+    truth, restored = trial.case.truth, trial.spectra
+    power = (truth.log_power(PLAIN) - restored.log_power(PLAIN))[0, :, PLAIN.band]
+    mel = (truth.log_mel - restored.log_mel)[0, 0]
     centres = np.arange(len(power)) * PLAIN.hop_length, (np.arange(len(mel)) + 0.5) * HOP_LENGTH
     rows = []
     for start, end in trial.case.degradation.gaps:
