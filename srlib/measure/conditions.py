@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from scipy import signal
+from scipy import ndimage, signal
 
 from srlib.audio import files
 from srlib.config import SAMPLE_RATE
@@ -89,10 +89,10 @@ def grid(noises: Mapping[str, Mapping[str, Any]], cutoffs_hz: Iterable[float]) -
 
 
 def draw(recipe: Recipe, track: str, seed: int = 0, seconds: float = 0.0, turn: int = 0) -> Any:
-    """What a recipe does to one track: a `Degradation`, or the recipe itself if it is no mapping.
+    """What a recipe does to one track of a length in s: a `Degradation`, or the recipe itself if it is no mapping.
 
     A tone's frequency, its phase and white noise follow from the track's name, the kind of noise, the cutoff and the
-    seed, so that two amplitudes differ in nothing else. `seconds` is the clip's length; `turn` orders its gaps.
+    seed, so that two amplitudes differ in nothing else. `turn` orders gaps.
     """
     if not isinstance(recipe, Mapping):
         return recipe
@@ -192,3 +192,12 @@ def with_holes(wav: np.ndarray, depth_db: float = 60.0, n_fft: int = 1024, bins:
     whole *= power > power.max(axis=1, keepdims=True) * 10 ** (-depth_db / 10)
     spectrum[:, : whole[0].size] = whole.reshape(len(spectrum), -1)
     return istft(spectrum, len(wav), n_fft, n_fft // 2).astype(np.float32)
+
+
+def blurred(wav: np.ndarray, f_low: float, frames: int = 9, bins: int = 15) -> np.ndarray:
+    """`wav` [samples] with the magnitudes above f_low (Hz) averaged over cells of its STFT, as a mean of guesses is."""
+    spectrum = stft(wav.astype(np.float64))
+    above = spectrum[:, np.ceil(f_low * 2048 / SAMPLE_RATE).astype(int) :]
+    magnitude = np.abs(above)
+    above *= ndimage.uniform_filter(magnitude, (frames, bins), mode="nearest") / np.maximum(magnitude, 1e-12)
+    return istft(spectrum, len(wav)).astype(np.float32)

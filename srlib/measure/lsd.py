@@ -1,13 +1,11 @@
 """The log-spectral distance, its conventions, and the spectra that all measures share.
 
-LSD = mean over frames of sqrt(mean over bins of (log10 of the power ratio)^2), in two conventions that do not compare:
+LSD = mean over frames of sqrt(mean over bins of (log10 of the power ratio)^2), in float64, with no gain aligned:
 
 - `plain`: n_fft 2048, hop 512, periodic Hann, centred with reflect padding, not normalised, power floored at 1e-8.
 - `ssr_eval`: the AudioSR paper's tool (haoheliu/ssr_eval, metrics.py): n_fft int(2048 / (44100 / rate)) = 2229 and hop
   rate / 100 = 480 at 48 kHz, periodic Hann, centred with zero padding (librosa >= 0.10), log10(S^2 / (S' + e)^2 + e)
   with e = 1e-12 and S, S' the magnitudes of reference and estimate.
-
-`ssr_eval` of a low-passed file measures the rounding of its samples and of the FFT, so all is computed in float64.
 """
 
 from __future__ import annotations
@@ -70,10 +68,6 @@ class Spectra:
     sample_rate: int = SAMPLE_RATE
     _found: dict = field(default_factory=dict, repr=False)
 
-    def cropped(self, samples: int) -> Spectra:
-        """The first samples; itself if it has no more."""
-        return self if self.wav.shape[1] == samples else Spectra(self.wav[:, :samples], self.sample_rate)
-
     def magnitude(self, convention: Convention) -> np.ndarray:
         """Magnitude STFT `[channels, frames, bins]`."""
         key = (convention.sample_rate, convention.n_fft, convention.hop_length, convention.pad_mode)
@@ -102,9 +96,9 @@ class Spectra:
 
             from srlib.audio.stft import log_mel
 
-            wav = resample(self.wav, self.sample_rate, SAMPLE_RATE)
+            wav = resample(self.wav, self.sample_rate, SAMPLE_RATE).astype(np.float32)
             wav = np.pad(wav, [(0, 0), (0, max(0, N_FFT - wav.shape[-1]))])  # the front end needs one window
-            self._found["log_mel"] = log_mel(torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))).numpy()
+            self._found["log_mel"] = log_mel(torch.from_numpy(wav)).numpy()
         return self._found["log_mel"]
 
 
@@ -117,19 +111,18 @@ def pair(reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE) -> t
     Raises:
         SrlibError: for other shapes, lengths that differ by more than 100 samples, no samples, and NaN or infinity.
     """
-    given = reference, estimate
-    first, second = (one if isinstance(one, Spectra) else Spectra(np.atleast_2d(one), sample_rate) for one in given)
-    shapes, samples = (first.wav.shape, second.wav.shape), min(first.wav.shape[-1], second.wav.shape[-1])
-    if max(map(len, shapes)) > 2 or shapes[0][0] != shapes[1][0]:
-        raise SrlibError(f"audio of shapes {shapes[0]} and {shapes[1]} cannot be compared: match the channels")
-    if samples == 0 or max(shapes[0][1], shapes[1][1]) - samples > MAX_LENGTH_DIFFERENCE:
-        raise SrlibError(
-            f"audio of {shapes[0][1]} and {shapes[1][1]} samples cannot be compared: "
-            f"lengths may differ by {MAX_LENGTH_DIFFERENCE} samples, and none may be empty"
-        )
-    if not (np.isfinite(first.wav).all() and np.isfinite(second.wav).all()):
+    sounds = [s if isinstance(s, Spectra) else Spectra(np.atleast_2d(s), sample_rate) for s in (reference, estimate)]
+    (channels, first), (others, second) = (sound.wav.shape[:2] for sound in sounds)
+    if channels != others or any(sound.wav.ndim > 2 for sound in sounds):
+        raise SrlibError(f"audio of {channels} and {others} channels cannot be compared: match the channels")
+    samples = min(first, second)
+    if samples == 0 or abs(first - second) > MAX_LENGTH_DIFFERENCE:
+        limits = f"lengths may differ by {MAX_LENGTH_DIFFERENCE} samples, and none may be empty"
+        raise SrlibError(f"audio of {first} and {second} samples cannot be compared: {limits}")
+    if not all(np.isfinite(sound.wav).all() for sound in sounds):
         raise SrlibError("the audio to compare holds NaN or infinite samples: repair the file first")
-    return first.cropped(samples), second.cropped(samples)
+    ref, est = (s if s.wav.shape[1] == samples else Spectra(s.wav[:, :samples], s.sample_rate) for s in sounds)
+    return ref, est
 
 
 def lsd(
@@ -142,16 +135,14 @@ def lsd(
 ) -> float:
     """Log-spectral distance of two recordings [samples] or [channels, samples] (decades; channels are averaged).
 
-    Args:
-        sample_rate: Hz; that of `Spectra` counts.
-        convention: "ssr_eval" or "plain", see the module.
-        f_low, f_high: bins from f_low to f_high Hz count, both included; f_high None is half the sample rate.
+    Bins from f_low to f_high count, both included, Hz; f_high None is half the sample rate. `convention` is "ssr_eval"
+    or "plain" (see the module). The sample rate (Hz) of `Spectra` is their own.
     """
     if convention not in ("plain", "ssr_eval"):
         raise SrlibError(f"unknown LSD convention {convention!r}: choose ssr_eval or plain")
-    sample_rate = reference.sample_rate if isinstance(reference, Spectra) else sample_rate
-    chosen = plain(sample_rate) if convention == "plain" else ssr_eval(sample_rate)
-    value = distance(reference, estimate, replace(chosen, f_low=f_low, f_high=f_high), sample_rate)
+    rate = reference.sample_rate if isinstance(reference, Spectra) else sample_rate
+    chosen = plain(rate) if convention == "plain" else ssr_eval(rate)
+    value = distance(reference, estimate, replace(chosen, f_low=f_low, f_high=f_high), rate)
     if math.isnan(value):
         raise SrlibError(f"no STFT bin lies between {f_low} and {f_high} Hz: widen the band")
     return value

@@ -13,7 +13,7 @@ import torch
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.measure import metrics, perceptual
 from srlib.measure.conditions import Case
-from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance, lsd
+from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance, plain
 from srlib.measure.systems import System
 from srlib.restore.cutoff import FULL_FROM_HZ, detect_band
 
@@ -63,8 +63,8 @@ class Perceptual:
 
     def __call__(self, trial: Trial) -> Columns:
         """One column each."""
-        limits = (trial.name, self.systems), (trial.case.condition, self.conditions)
-        wanted = all(chosen is None or name in chosen for name, chosen in limits)
+        asked = (trial.name, self.systems), (trial.case.condition, self.conditions)
+        wanted = all(chosen is None or name in chosen for name, chosen in asked)
         return perceptual.measure(trial.case.reference, trial.audio, self.names if wanted else ())
 
 
@@ -79,9 +79,8 @@ class Distance:
 
     def __call__(self, trial: Trial) -> Columns:
         """One column."""
-        pair = trial.case.truth, trial.spectra
-        changes = self.change_reference, self.change_estimate
-        pair = (one if change is None else change(one.wav[0]) for one, change in zip(pair, changes, strict=True))
+        changes = (trial.case.truth, self.change_reference), (trial.spectra, self.change_estimate)
+        pair = (one if change is None else change(one.wav[0]) for one, change in changes)
         return {self.name: distance(*pair, self.convention)}
 
 
@@ -101,8 +100,8 @@ def near_tone(trial: Trial) -> Columns:
     if trial.case.degradation.noise_type != "tone":
         return {}
     tone_hz = trial.case.degradation.tone_hz
-    band = {"f_low": max(tone_hz - _NEAR_TONE_HZ, 0.0), "f_high": tone_hz + _NEAR_TONE_HZ}
-    return {"lsd_near_tone": lsd(trial.case.truth, trial.spectra, convention="plain", **band)}
+    near = plain(SAMPLE_RATE, max(tone_hz - _NEAR_TONE_HZ, 0.0), tone_hz + _NEAR_TONE_HZ)
+    return {"lsd_near_tone": distance(trial.case.truth, trial.spectra, near)}
 
 
 def noise_found(trial: Trial) -> Columns:
@@ -136,9 +135,8 @@ def in_gaps(trial: Trial) -> list[Columns]:
     rows = []
     for start, end in trial.case.degradation.gaps:
         inside = [(start * SAMPLE_RATE <= centre) & (centre < end * SAMPLE_RATE) for centre in centres]
-        lsd_19k = float(np.sqrt((power[inside[0]] ** 2).mean(1)).mean())
-        row = {"gap_ms": round(1000 * (end - start)), "lsd_19k": lsd_19k}
-        rows.append(row | {"log_mel_l1": float(np.abs(mel[inside[1]]).mean())})
+        lsd_19k, log_mel_l1 = np.sqrt((power[inside[0]] ** 2).mean(1)).mean(), np.abs(mel[inside[1]]).mean()
+        rows.append({"gap_ms": round(1000 * (end - start)), "lsd_19k": float(lsd_19k), "log_mel_l1": float(log_mel_l1)})
     return rows
 
 
@@ -146,8 +144,8 @@ def in_gaps(trial: Trial) -> list[Columns]:
 class Edge:
     """Where a detector says that the degraded clip's band ends, beside where it does, Hz.
 
-    `<name>_inside` says whether that is so, by a share `tolerance` of the -3 dB point less and of the -20 dB point
-    more; full band is any edge from 18.5 kHz on. `<name>_off` is the distance from there, % of the -3 dB point.
+    `<name>_inside`: from a share `tolerance` under the -3 dB point to one over the -20 dB point; full band: 18.5 kHz or
+    more. `<name>_off`: distance from the transition, % of the -3 dB point.
     """
 
     name: str

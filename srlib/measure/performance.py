@@ -21,7 +21,6 @@ from srlib.machine import stopwatch
 from srlib.restore.pipeline import RestorationPipeline, build
 
 STAGES = ("encode", "diffusion", "decode", "vocoder", "merge", "other")
-_CHUNK_SECONDS = 10.24  # one chunk of the pipeline
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 
 
@@ -50,8 +49,12 @@ def time_of_file(pipe: RestorationPipeline, audio_s: float, channels: int) -> di
         pipe.restore_file(source, Path(folder) / "output.wav")
         total_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     row = {"audio_s": audio_s, "channels": channels, "total_s": total_s, "cpu_s": cpu_s}
-    factors = {"real_time_factor": total_s / audio_s, "cpu_factor": cpu_s / audio_s}
-    return row | factors | {"peak_gib": _peak_gib(pipe)}
+    return row | {"real_time_factor": total_s / audio_s, "cpu_factor": cpu_s / audio_s, "peak_gib": _peak_gib(pipe)}
+
+
+def _music(seconds: float) -> np.ndarray:
+    """A demo test track, repeated to a length: what is restored hardly changes the cost."""
+    return np.resize(load_dataset("demo", "test")[0].mixture(start=2.0, seconds=10.24), round(seconds * SAMPLE_RATE))
 
 
 def _forget_peak(pipe: RestorationPipeline) -> None:
@@ -76,8 +79,7 @@ def benchmark(cases: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     A case has `audio_s` (s) and either `channels`, for `time_of_file`, or `steps`, for `time_by_stage`; also `size` and
     `dtype` of the model, the shipped one if not given. The full size has random weights, which say all of speed.
     """
-    spawned = get_context("spawn")
-    with ProcessPoolExecutor(1, spawned, max_tasks_per_child=1) as executor:
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as executor:
         return pd.DataFrame([{**case, **row} for case, row in zip(cases, executor.map(_run, cases), strict=True)])
 
 
@@ -89,9 +91,3 @@ def _run(case: Mapping[str, Any]) -> dict[str, Any]:
         return time_of_file(pipe, case["audio_s"], case["channels"])
     torch.set_num_threads(1)  # processor seconds are then those of the clock
     return {"device": pipe.device.type} | time_by_stage(pipe, case["audio_s"], case["steps"])
-
-
-def _music(seconds: float) -> np.ndarray:
-    """A demo test track, repeated to a length: what is restored hardly changes the cost."""
-    excerpt = load_dataset("demo", "test")[0].mixture(start=2.0, seconds=min(seconds, _CHUNK_SECONDS))
-    return np.resize(excerpt, round(seconds * SAMPLE_RATE))

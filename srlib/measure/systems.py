@@ -52,11 +52,14 @@ def restore(
 ) -> RestorationOutput:
     """Restore `degraded` [samples] at 48 kHz, telling the pipeline from the record where the band ends.
 
+    `cutoff_hz="auto"` among the options lets it find that itself.
+
     Args:
         options: what else the pipeline's call takes, e.g. `merge` or `num_inference_steps`.
     """
     known = {"cutoff_hz": degradation.passband_hz(SAMPLE_RATE), "stopband_hz": degradation.stopband_hz(SAMPLE_RATE)}
-    return pipe(degraded, SAMPLE_RATE, generator=seed, gaps=degradation.gaps, **known | options)
+    options = options if "cutoff_hz" in options else known | options
+    return pipe(degraded, SAMPLE_RATE, generator=seed, gaps=degradation.gaps, **options)
 
 
 @dataclass(frozen=True)
