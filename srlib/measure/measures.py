@@ -13,12 +13,11 @@ import torch
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.measure import metrics, perceptual
 from srlib.measure.conditions import Case
-from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance, plain
+from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance
 from srlib.measure.systems import System
 from srlib.restore.cutoff import FULL_FROM_HZ, detect_band
 
 _SEEDS = 3  # samples that diversity is measured over
-_NEAR_TONE_HZ = 200.0
 
 
 @dataclass
@@ -93,15 +92,6 @@ def known_band(trial: Trial) -> Columns:
     """SNR below the cutoff against the reference as filtered; without a filter the band ends at 19 kHz."""
     edge_hz = trial.case.passband_hz or HEADLINE_HZ
     return {"snr_known_db": metrics.snr_low_db(trial.case.filtered, trial.audio, edge_hz)}
-
-
-def near_tone(trial: Trial) -> Columns:
-    """The plain LSD within 200 Hz of a tone; nothing without one."""
-    if trial.case.degradation.noise_type != "tone":
-        return {}
-    tone_hz = trial.case.degradation.tone_hz
-    near = plain(SAMPLE_RATE, max(tone_hz - _NEAR_TONE_HZ, 0.0), tone_hz + _NEAR_TONE_HZ)
-    return {"lsd_near_tone": distance(trial.case.truth, trial.spectra, near)}
 
 
 def noise_found(trial: Trial) -> Columns:
