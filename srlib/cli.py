@@ -324,17 +324,19 @@ def reproduce(
     only: Annotated[str | None, Option(metavar="NB", help="the one notebook to run")] = None,
     force: Annotated[bool, Option("--force", help="run even what is up to date")] = False,
     status: Annotated[bool, Option("--status", help="run nothing; say what would run, and why")] = False,
-) -> None:
-    """Run the notebooks whose inputs changed."""
+    verify: Annotated[bool, Option("--verify", help="compare with what is committed and rewrite nothing")] = False,
+) -> int:
+    """Run the notebooks whose inputs changed, and say whether their results are those that are committed."""
     from srlib.report import reproduce as chain
 
     if start and only:
         raise SrlibError("--from and --only exclude each other: give one of them.")
     name = config.profile(profile).name
     if not status:
-        chain.reproduce(name, start=start, only=only, force=force)
-    for notebook, state, reason in chain.status(name) if status else ():
+        return int(bool(chain.reproduce(name, start=start, only=only, force=force, verify=verify)) and verify)
+    for notebook, state, reason in chain.status(name):
         print(f"{notebook:<24} {state:<8} {reason}".rstrip())
+    return 0
 
 
 @app.command()
@@ -343,11 +345,14 @@ def report(
     draft: Annotated[bool, Option("--draft", help="mark it as a draft; the smoke profile makes nothing else")] = False,
     readme: Annotated[bool, Option("--readme", help="fill the table of README.md instead")] = False,
 ) -> None:
-    """Typeset the PDF and print its path."""
-    from srlib.report import pdf
+    """Typeset the PDF, and write a page to listen, a gallery of the notebooks and the record of the archive."""
+    from srlib.report import listen, pdf
 
     name = config.profile(profile).name
-    print(*(pdf.update_readme(name) if readme else [pdf.build(name, draft=draft)]), sep="\n")
+    if readme:
+        print(*pdf.update_readme(name), sep="\n")
+    else:
+        print(pdf.build(name, draft=draft), *listen.pages(name), sep="\n")
 
 
 @app.command()
@@ -377,5 +382,6 @@ def evaluate_system(
     path = artifacts.save_table(
         pd.concat([others, rows]), "systems", of.name, "evaluate-system", commands | {name: system}
     )
+    artifacts.publish("evaluate-system", of.name)
     shown = rows.columns.intersection(["lsd_19k", "zimtohrli"])
     print(rows.groupby("condition", sort=False)[shown].mean().round(3), path, sep="\n")
