@@ -38,11 +38,12 @@ readme: $(STAMP)  ## fill the result tables of README.md and report/model_card.m
 
 # Two files of tests at a time, each on one thread: threads of two processes that wait for each other's cores cost
 # more than they bring.
-test: lint  ## ruff, then every test: unit, notebooks, report, command line
+test: lint  ## ruff and mypy, then every test: unit, notebooks, report, command line
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-lint: $(STAMP)  ## ruff only
+lint: $(STAMP)  ## ruff, and mypy over the package
 	@$(BIN)/ruff check .
+	@$(BIN)/mypy
 
 smoke: $(STAMP)  ## run the notebooks in their smallest form, under build/smoke
 	@$(BIN)/srlib reproduce --profile smoke
@@ -58,12 +59,12 @@ clean:  ## remove what runs have made under build/, and caches; .venv, runs/ and
 # Takes the first interpreter that is new enough and can make environments; PYTHON=... chooses one.
 $(STAMP): pyproject.toml constraints.txt
 	@if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
-	  for python in $(or $(PYTHON),python3 python3.12 python3.11); do \
-	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+	  for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; \
 	    then found=$$python; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo 'Python 3.11 or 3.12 with its venv module is needed: install one, or name one with make PYTHON=/path/to/python3.' >&2; \
+	    echo 'Python 3.11, 3.12 or 3.13 with its venv module is needed: install one, or name one with make PYTHON=/path/to/python3.' >&2; \
 	    exit 1; \
 	  fi; \
 	  $$found -m venv --clear .venv; \

@@ -167,7 +167,8 @@ def _arrange(
     """Header and rows of a table. The spec is one of two kinds; both may hold `where`: {column: value or [values]}.
 
     list   columns: {name: [Heading, format specification or ""]}; one row per row of the frame
-    pivot  rows: name, columns: name, cell: "{lsd:.2f}", heading: text, order: [values]; one row per value of `rows`
+    pivot  rows: name, columns: name, cell: "{lsd:.2f}", heading: text, order: [values], format: that of `rows`;
+           one row per value of `rows`
 
     `labels` gives values of the frame (systems, conditions) their human names.
     """
@@ -182,11 +183,12 @@ def _arrange(
     texts = [spec["cell"].format_map(row) for row in records]
     filled = frame.assign(_cell=[DASH if "nan" in text else _typeset_number(text) for text in texts])
     rows, columns = filled[spec["rows"]].drop_duplicates(), filled[spec["columns"]].drop_duplicates()
-    columns = columns.sort_values() if columns.dtype.kind in "if" else columns
+    rows, columns = (keys.sort_values() if keys.dtype.kind in "if" else keys for keys in (rows, columns))
     order = [name for name in spec.get("order", rows) if name in set(rows)]
     table = filled.pivot(index=spec["rows"], columns=spec["columns"], values="_cell").fillna(DASH).loc[order, columns]
     header = [spec["heading"], *(_show(column, "", labels) for column in columns)]
-    return header, [[_show(name, "", labels), *cells] for name, cells in zip(order, table.to_numpy(), strict=True)]
+    names = [_show(name, spec.get("format", ""), labels) for name in order]
+    return header, [[name, *cells] for name, cells in zip(names, table.to_numpy(), strict=True)]
 
 
 def _show(value: Any, form: str, labels: Mapping[str, str]) -> str:
