@@ -20,13 +20,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHOTS = ROOT / "build" / "browser"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LIVE = {"02_degradation": "cutoff hz", "06_results": "condition", "11_your_own_file": "blend"}  # what is moved
+LIVE = {"02_degradation": "cutoff, Hz", "06_results": "condition", "11_your_own_file": "blend"}  # what is moved
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page, whether it is seen or not
 }
 PICTURE = 'img[alt="mean spectra"]'
-ENDED = """() => document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')
+IDLE = """async () => (await (await fetch('/api/sessions')).json()).some(one => one.kernel.execution_state === 'idle')
+  && document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"""
+FAILED = """[...document.querySelectorAll('.jp-OutputArea-output')]
+  .map(one => one.textContent).filter(text => text.includes('Traceback (most recent call last)'))"""
+ENDED = f"""() => {FAILED}.length
   || /\\[\\d+\\]/.test([...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1)?.textContent)"""
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -97,15 +101,25 @@ def page(lab, browser):
         urllib.request.urlopen(urllib.request.Request(f"{lab}/api/sessions/{session['id']}", method="DELETE"))
 
 
+def wait(page, script: str, name: str, argument=None, seconds: float = 90.0) -> None:
+    """Until the script is true. A screenshot makes the browser draw, without which JupyterLab does not go on."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(script, argument):
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {script}"
+        page.screenshot(path=SHOTS / f"{name}.png")
+        page.wait_for_timeout(200)
+
+
 @pytest.mark.parametrize("name", LIVE)
 def test_a_live_notebook(lab, page, name):
     page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    page.locator(".jp-Notebook").wait_for()
+    wait(page, IDLE, name)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
-    page.wait_for_function(ENDED, polling=300, timeout=100_000)
     SHOTS.mkdir(parents=True, exist_ok=True)
-    assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts() == []
+    wait(page, ENDED, name)
+    assert page.evaluate(FAILED) == []
 
     cell = page.locator(".jp-CodeCell", has=page.locator(PICTURE))
     cell.scroll_into_view_if_needed()
@@ -123,12 +137,7 @@ def test_a_live_notebook(lab, page, name):
         moved.locator("select").select_option(index=1)
     else:
         moved.locator(".noUi-handle").press("ArrowLeft")
-    page.wait_for_function(
-        "([picture, before]) => document.querySelector(picture).src !== before",
-        arg=[PICTURE, before],
-        polling=100,
-        timeout=20_000,
-    )
+    wait(page, "([picture, before]) => document.querySelector(picture).src !== before", name, [PICTURE, before])
     page.wait_for_timeout(700)  # the frame draws itself
     page.screenshot(path=SHOTS / f"{name}.png")
-    assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
+    assert page.evaluate(FAILED) == []

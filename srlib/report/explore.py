@@ -22,12 +22,13 @@ from srlib.audio import files
 from srlib.config import F_MAX, FILTER_TYPES, MERGES, NOISE_TYPES, SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
-from srlib.measure import baselines, conditions, systems
+from srlib.measure import conditions, systems
 from srlib.report import listen, plots
 from srlib.report.run import Run, interactive
 
 Control = tuple[Any, Sequence[Any]] | tuple[float, float, float, float]  # (value, choices) or (value, low, high, step)
 OWN = "its own"  # steps or merge of a system as the main table has them
+OTHERS = ("band_replication", "wiener", "notch", "oracle")  # systems without a model
 STEPS = (0, 1, 2, 4, 8, 16)  # of the sampler; 0 is the prior's mean
 CUTOFFS_HZ = (2000.0, 4000.0, 8000.0, 11025.0, 12000.0, 16000.0)
 SECONDS = 10.0  # of a file of one's own that are shown
@@ -62,9 +63,12 @@ def restoration(run: Run, track_index: int = 0) -> None:
     """Restore a test track of the run's profile under a condition of the listening page, with any system."""
     tracks = {track.title: track for track in run.tracks("test")}
 
+    def drawn(condition: str, track: str) -> Degradation:
+        return conditions.draw(listen.CONDITIONS[condition], tracks[track].name)
+
     @lru_cache(maxsize=32)
     def restored(track: str, condition: str, system: str, steps: int | str, merge: str) -> dict[str, np.ndarray]:
-        case = conditions.Case(tracks[track].name, condition, run.excerpt(tracks[track]), _drawn(condition, track))
+        case = conditions.Case(tracks[track].name, condition, run.excerpt(tracks[track]), drawn(condition, track))
         given: Any = system
         if system in systems.MODELS:
             variant, options = systems.MODELS[system]
@@ -75,12 +79,12 @@ def restoration(run: Run, track_index: int = 0) -> None:
         return {"reference": case.reference, "degraded": case.degraded, "restored": getattr(output, "audio", output)}
 
     def view(**chosen: Any) -> str:
-        done = _drawn(chosen["condition"], chosen["track"])
+        done = drawn(chosen["condition"], chosen["track"])
         edges_hz = (done.passband_hz(SAMPLE_RATE), done.stopband_hz(SAMPLE_RATE))
         part = "" if chosen["system"] in systems.MODELS else "no model: steps and merge play no part"
         return _seen(restored(**chosen), edges_hz, part)
 
-    titles, known = list(tracks), (*reversed(systems.MODELS), *baselines.BLIND)
+    titles, known = list(tracks), (*reversed(systems.MODELS), *OTHERS)
     controls: dict[str, Control] = {
         "track": (titles[min(track_index, len(titles) - 1)], titles),
         "condition": (next(iter(listen.CONDITIONS)), list(listen.CONDITIONS)),
@@ -89,10 +93,6 @@ def restoration(run: Run, track_index: int = 0) -> None:
         "merge": (OWN, (OWN, *MERGES)),
     }
     _show(view, controls)
-
-
-def _drawn(condition: str, track: str) -> Degradation:
-    return conditions.draw(listen.CONDITIONS[condition], track)
 
 
 def your_file(run: Run, path: str | Path) -> None:
@@ -189,9 +189,11 @@ def _show(
 
 
 def _widget(ipywidgets: Any, name: str, value: Any, *limits: Any) -> Any:
-    label = {"description": name.replace("_", " "), "style": {"description_width": "auto"}}
+    label = {"description": name.replace("_hz", ", Hz").replace("_", " "), "style": {"description_width": "auto"}}
     if len(limits) == 1:
         return ipywidgets.Dropdown(options=[("full band" if one is None else str(one), one) for one in limits[0]],
                                    value=value, **label)  # fmt: skip
     low, high, step = limits
-    return ipywidgets.FloatSlider(value, min=low, max=high, step=step, readout_format=".5g", **label)
+    return ipywidgets.FloatSlider(
+        value, min=low, max=high, step=step, readout_format=".3f" if step < 1 else ".0f", **label
+    )

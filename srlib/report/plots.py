@@ -23,7 +23,10 @@ COLOURS = (  # Okabe and Ito's, which colour-blind readers can tell apart, and t
     "#a6bddb", "#f4a582", "#bbbbbb",
 )  # fmt: skip
 # The same in all figures.
-OWN_COLOURS = {"ours": "#D55E00", "restored": "#D55E00", "unprocessed": "#222222", "oracle": "#888888"}
+OWN_COLOURS = {
+    "ours": "#D55E00", "restored": "#D55E00", "unprocessed": "#222222", "degraded": "#222222", "your file": "#222222",
+    "oracle": "#888888",
+}  # fmt: skip
 STYLE = {
     "figure.dpi": 110, "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9, "axes.spines.top": False,
