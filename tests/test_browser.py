@@ -101,7 +101,7 @@ def page(lab, browser):
         urllib.request.urlopen(urllib.request.Request(f"{lab}/api/sessions/{session['id']}", method="DELETE"))
 
 
-def wait(page, script: str, name: str, argument=None, seconds: float = 90.0) -> None:
+def wait(page, script: str, name: str, argument=None, seconds: float = 180.0) -> None:
     """Until the script is true. A screenshot makes the browser draw, without which JupyterLab does not go on."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(script, argument):

@@ -63,7 +63,7 @@ def test_anatomy(name):
 @pytest.mark.parametrize("name", IDS)
 def test_no_functions_and_not_too_long(name):
     cells = code_cells(name)
-    assert len(cells) <= 15 and max(len(cell.source.splitlines()) for cell in cells) <= 40
+    assert len(cells) <= 16 and max(len(cell.source.splitlines()) for cell in cells) <= 40
     forbidden = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.While)
     for cell in cells:
         for node in ast.walk(ast.parse(cell.source)):  # a magic or a shell line does not parse
