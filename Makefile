@@ -18,16 +18,20 @@ export PYTHONHASHSEED := 0
 export CUBLAS_WORKSPACE_CONFIG := :4096:8
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help env report readme test lint smoke weights clean
+.PHONY: help env report verify readme test lint smoke weights clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 env: $(STAMP)  ## create and fill .venv, once
 
-report: $(STAMP)  ## regenerate every figure, table and number, and typeset the PDF (PROFILE=demo|paper|smoke)
+report: $(STAMP)  ## regenerate the paper, say whether it is reproduced, and write the pages (PROFILE=demo|paper|smoke)
 	@$(BIN)/srlib reproduce --profile $(PROFILE)
 	@$(BIN)/srlib report --profile $(PROFILE) $(if $(filter smoke,$(PROFILE)),--draft)
+	@if [ -f build/$(PROFILE)/verdict.txt ]; then cat build/$(PROFILE)/verdict.txt; fi
+
+verify: $(STAMP)  ## regenerate everything and compare it with what is committed, which stays as it is
+	@$(BIN)/srlib reproduce --profile $(PROFILE) --verify
 
 readme: $(STAMP)  ## fill the result tables of README.md and report/model_card.md from the committed artefacts
 	@$(BIN)/srlib report --readme
