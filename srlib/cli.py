@@ -309,12 +309,11 @@ def import_audiosr(
     checkpoint: Annotated[Path, Argument(metavar="CHECKPOINT", help="AudioSR's pytorch_model.bin, or a .safetensors")],
     out: Annotated[Path, Option("-o", "--out", metavar="FOLDER", help="the model folder, which must not exist yet")],
     dtype: Annotated[config.DType, Option(help="of the stored weights")] = "fp32",
-    ema: Annotated[bool, Option("--ema", help="the averaged U-Net, which AudioSR stores but does not use")] = False,
 ) -> None:
     """Write AudioSR's checkpoint as a model folder; its path is the last line."""
     from srlib.audiosr.checkpoint import import_audiosr
 
-    print(import_audiosr(checkpoint, out, dtype, ema))
+    print(import_audiosr(checkpoint, out, dtype))
 
 
 @app.command()

@@ -28,8 +28,7 @@ RIPPLE_DB = 0.1  # pass band of cheby1 and ellip, one way
 STOP_BAND_DB = 60.0  # ellip, one way
 BOXCAR_N_FFT = 2048  # samples
 BOXCAR_HOP_LENGTH = 512  # samples
-# Share of the sample rate: from a fiftieth of it downwards, sections in float64 lose the pass band (measured over all
-# families and orders).
+# Share of the sample rate. Below 2e-8 the sections in float64 lose the pass band: measured, all families and orders.
 LOWEST_CUTOFF = 1e-6
 _MEASURED = ("sample_rate", "passband_hz", "stopband_hz")  # of a record, besides the fields of a degradation
 

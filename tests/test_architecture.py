@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = ["ground", "audio", "degrade", "data", "models", "restore", "audiosr", "measure", "training", "report", "cli"]
 GROUND = ("config", "errors", "machine", "settings")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
-MOST_LINES_OF_ALL = {"srlib": 9_900, "tests": 8_900}  # the goal is 6,500 and 5,500: lower them, never raise them
+MOST_LINES_OF_ALL = {"srlib": 9_340, "tests": 8_040}  # the goal is 6,500 and 5,500: lower them, never raise them
 # Names that have a better word in the field, or belong to what is gone; as whole words of an identifier.
 GONE = {
     "lift": "level matching",
