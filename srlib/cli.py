@@ -328,13 +328,10 @@ def reproduce(
     """Run the notebooks whose inputs changed, and say whether their results are those that are committed."""
     from srlib.report import reproduce as chain
 
-    if start and only:
-        raise SrlibError("--from and --only exclude each other: give one of them.")
     name = config.profile(profile).name
     if not status:
         return int(bool(chain.reproduce(name, start=start, only=only, force=force, verify=verify)) and verify)
-    for notebook, state, reason in chain.status(name):
-        print(f"{notebook:<24} {state:<8} {reason}".rstrip())
+    print(*(f"{notebook:<24} {state:<9} {reason}".rstrip() for notebook, state, reason in chain.status(name)), sep="\n")
     return 0
 
 
@@ -348,10 +345,7 @@ def report(
     from srlib.report import listen, pdf
 
     name = config.profile(profile).name
-    if readme:
-        print(*pdf.update_readme(name), sep="\n")
-    else:
-        print(pdf.build(name, draft=draft), *listen.pages(name), sep="\n")
+    print(*(pdf.update_readme(name) if readme else [pdf.build(name, draft=draft), *listen.pages(name)]), sep="\n")
 
 
 @app.command()

@@ -207,6 +207,8 @@ def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:
             target.parent.mkdir(parents=True, exist_ok=True)
             for suffix in (path.suffix, ".json"):
                 shutil.copyfile(path.with_suffix(suffix), target.with_suffix(suffix))
+            for suffix in {".png", ".svg"} - {path.suffix}:  # a figure has one kind
+                target.with_suffix(suffix).unlink(missing_ok=True)
     for path in [path for path, _ in records(profile, False, notebook) if path not in differences]:
         differences[path] = "is no longer made"
         if rewrite:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,17 @@ def pages(profile: str = "demo") -> Iterator[Path]:
     yield from (write(profile) for write in (samples, gallery, archive))
 
 
-def samples(profile: str = "demo", systems: Mapping[str, Any] = SYSTEMS) -> Path:
+def samples(profile: str = "demo", systems: Mapping[str, Any] | None = None) -> Path:
     """Write build/<profile>/samples.html: clips as spectrograms to click on, and a blind A/B/X test; one file.
 
     Args:
-        systems: {name of a player: whatever `measure.systems.named` takes}.
+        systems: {name of a player: whatever `measure.systems.named` takes}; None: SYSTEMS and those that
+            `srlib evaluate-system` measured, where their program or folder is there.
     """
+    if systems is None:
+        _, others = artifacts.committed_table("systems") or (None, {})
+        there = {name: one for name, one in others.items() if shutil.which(one.split()[0]) or Path(one).is_dir()}
+        systems = SYSTEMS | there
     clips, path = list(_clips(config.profile(profile), systems)), artifacts.build_dir(profile) / "samples.html"
     write_text(path, _template("samples.html").render(profile=profile, clips=clips))
     return path

@@ -67,6 +67,8 @@ def reproduce(
         force: run even what is up to date.
         verify: only compare; else what differs is rewritten.
     """
+    if start and only:
+        raise SrlibError("--from and --only exclude each other: give one of them.")
     name = config.profile(profile).name
     names = [notebook(only)] if only else chain()[chain().index(notebook(start)) if start else 0 :]
     waiting = {one: _expected(one, name) for one in names if force or _reasons(one, name)}
