@@ -355,26 +355,8 @@ def evaluate_system(
     chosen: Annotated[list[str], Option("--conditions", metavar="NOISE_CUTOFF", help="such as clean_8k")] = _NONE,
     profile: Profile = None,
 ) -> None:
-    """Measure anyone's restorer under the conditions of the main table, and keep its rows in report/tables/systems.csv.
+    """Measure anyone's restorer under the conditions of the main table; its rows stand in report/tables/systems.csv."""
+    from srlib.report.external import evaluate_system
 
-    Notebook 07 adds them to its tables. A run that was stopped goes on.
-    """
-    import pandas as pd
-
-    from srlib.measure import conditions, sweep
-    from srlib.report import artifacts, run
-
-    of = config.profile(profile)
-    known = conditions.grid(run.default_parameters("07_lsd_tables")["noises"], of.cutoffs_hz)
-    if unknown := set(chosen) - known.keys():
-        raise SrlibError(f"There is no condition {', '.join(sorted(unknown))}: choose of {', '.join(known)}.")
-    asked = {key: recipe for key, recipe in known.items() if not chosen or key in chosen}
-    rows = sweep.evaluate_system(name, system, asked, of, artifacts.build_dir(of.name) / "systems")
-    table, commands = artifacts.committed_table("systems") or (rows.head(0), {})
-    others = table[(table["system"] != name) | ~table["condition"].isin(list(asked))]
-    path = artifacts.save_table(
-        pd.concat([others, rows]), "systems", of.name, "evaluate-system", commands | {name: system}
-    )
-    artifacts.publish("evaluate-system", of.name)
-    shown = rows.columns.intersection(["lsd_19k", "zimtohrli"])
-    print(rows.groupby("condition", sort=False)[shown].mean().round(3), path, sep="\n")
+    rows = evaluate_system(name, system, config.profile(profile), chosen)
+    print(rows.groupby("condition", sort=False)[["lsd_19k", "log_mel_l1", "texture_high"]].mean().round(3))
