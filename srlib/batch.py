@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
 import sys
@@ -19,7 +21,6 @@ import numpy as np
 
 from srlib.audio import files, folders
 from srlib.audio.decoding import is_pipe
-from srlib.audio.recording import open_recording
 from srlib.config import SAMPLE_RATE
 from srlib.errors import IncompleteWarning, SrlibError, SrlibWarning
 
@@ -58,7 +59,12 @@ class Batch:
         with tqdm(total=sum(promised.values()), disable=not sys.stderr.isatty(), **bar) as progress:
             for path in promised:
                 with self._naming(path):
-                    tqdm.write(self._restore(pipe, path, self.outputs[path], progress.update))
+                    line = self._restore(pipe, path, self.outputs[path], progress.update)
+                    try:
+                        tqdm.write(line)
+                        sys.stdout.flush()
+                    except BrokenPipeError:
+                        hush()
         if self.report:
             files.write_text(self.report, json.dumps(self.rows, indent=2) + "\n")
         incomplete = any(row.get("incomplete") for row in self.rows)
@@ -110,19 +116,38 @@ class Batch:
         print("srlib:", sentence, file=sys.stderr)
 
 
+def load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
+    """The pipeline of a model on a device; what it can do for no file is refused before the first."""
+    import torch
+
+    from srlib.restore.options import Options
+    from srlib.restore.pipeline import RestorationPipeline
+
+    cuda = torch.cuda.is_available()
+    device = device or ("cuda" if cuda else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?" if cuda else "cpu", device):
+        raise SrlibError(f"There is no device {device!r} here: use cpu, or cuda where torch sees one.")
+    pipe = RestorationPipeline.from_pretrained(model).to(device)
+    Options(**{name: value for name, value in asked.items() if name not in ("sample_rate", "subtype")}).sampling(pipe)
+    return pipe
+
+
 @contextmanager
 def naming(path: Path, fault: Callable[[Path, str], None] | None = None) -> Iterator[None]:
     """Name the file in the sentence of an error, and raise it, or hand it to `fault`."""
     try:
         yield
     except (SrlibError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
         sentence = " ".join(str(error).split())
         named = sentence if path.name in sentence else f"{path}: {sentence}"
         if fault is None:
             raise SrlibError(named) from error
         fault(path, named)
+
+
+def hush() -> None:
+    """Print into nothing from here on: whoever read the output, such as `head`, has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_in_order() -> None:
@@ -160,12 +185,7 @@ def _draw(path: Path, out: Path) -> None:
 
 def _middle(path: Path) -> np.ndarray:
     """Up to 30 s from the middle of a file, mono, 48 kHz, `[samples]`."""
-    with warnings.catch_warnings(), open_recording(path) as recording:
-        warnings.simplefilter("ignore")
-        length = recording.samples_at(SAMPLE_RATE)
-        first, parts, place = max(0, (length - _SHOWN_SECONDS * SAMPLE_RATE) // 2), [], 0
-        for block in recording.blocks_at(SAMPLE_RATE, range(recording.channels)):
-            start = max(0, first - place)
-            parts.append(block[:, start : start + max(0, first + _SHOWN_SECONDS * SAMPLE_RATE - place - start)].mean(0))
-            place += block.shape[1]
-    return np.concatenate(parts)
+    header = files.info(path)
+    wanted = _SHOWN_SECONDS * header.sample_rate
+    wav, sample_rate = files.read(path, max(0, (header.samples - wanted) // 2), wanted)
+    return files.resample(files.to_mono(wav), sample_rate, SAMPLE_RATE)

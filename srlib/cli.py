@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -40,13 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     batch.end_in_order()
     try:
         with typer.main.get_command(app).make_context("srlib", list(sys.argv[1:] if argv is None else argv)) as context:
-            return context.command.invoke(context) or 0
+            code = context.command.invoke(context) or 0
+            sys.stdout.flush()
+            return code
     except typer.Exit as stop:  # help and version
         return stop.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the output, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        batch.hush()
         return 141  # 128 + SIGPIPE, as of other programs
     except TyperException as error:
         called = error.ctx.command_path if getattr(error, "ctx", None) else "srlib"
@@ -84,6 +84,7 @@ def _gap(text: str) -> tuple[float, float] | str:
 
 
 _FORMATS = ", ".join(files.OUTPUT_SUFFIXES)
+_OF_THE_BATCH = {"inputs", "out", "model", "device", "skip_existing", "overwrite", "suffix", "report", "show"}
 _NONE: Any = []  # the default of an option that can be repeated; nothing changes it
 Overwrite = Annotated[bool, Option("--overwrite", help="replace an existing output")]
 Music = Annotated[str, Option(metavar="ROOT", help="demo, musdb (in MUSDB_ROOT) or a folder of audio")]
@@ -93,6 +94,7 @@ Profile = Annotated[str | None, Option(metavar="P", help="smoke, demo or paper (
 
 @app.command()
 def restore(
+    context: typer.Context,
     inputs: Annotated[list[Path], Argument(metavar="IN", help="audio files, folders of them, or - for standard input")],
     out: Annotated[str, Option("-o", "--out", metavar="OUT|DIR", help=f"{_FORMATS} file, a folder, or -")],
     skip_existing: Annotated[bool, Option("--skip-existing", help="go on where a stopped batch ended")] = False,
@@ -124,34 +126,15 @@ def restore(
     """
     if "auto" in gaps and len(gaps) > 1:
         raise SrlibError("--gap auto finds all gaps itself: leave out the others.")
-    asked = {"num_inference_steps": num_inference_steps, "num_samples": num_samples, "generator": generator}
-    asked |= {"guidance_scale": guidance_scale, "eta": eta, "scheduler": scheduler, "cutoff_hz": cutoff_hz}
-    asked |= {"merge": merge, "gaps": "auto" if "auto" in gaps else gaps}
-    more = {"band_from_hz": band_from_hz, "blend": blend, "denoise": denoise, "keep_tones": keep_tones or None}
-    asked |= {name: value for name, value in more.items() if value is not None}
+    given = {name: value for name, value in context.params.items() if value is not None and value is not False}
+    asked = {name: value for name, value in given.items() if name not in _OF_THE_BATCH}
+    asked["gaps"] = "auto" if "auto" in gaps else gaps
     if out == "-" and len(inputs) > 1:
         raise SrlibError("-o - writes one file to standard output: give one input.")
-    written = {"sample_rate": sample_rate, "subtype": subtype}
     with batch.standard_output() if out == "-" else nullcontext(out) as target:
         outputs = folders.outputs(inputs, str(target), suffix)
-        load = partial(_load, model, device, asked)
-        return batch.Batch(outputs, load, asked | written, overwrite, skip_existing, report, show).run()
-
-
-def _load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
-    """The pipeline of a model on a device; what it can do for no file is refused before the first."""
-    import torch
-
-    from srlib.restore.options import Options
-    from srlib.restore.pipeline import RestorationPipeline
-
-    cuda = torch.cuda.is_available()
-    device = device or ("cuda" if cuda else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?" if cuda else "cpu", device):
-        raise SrlibError(f"There is no device {device!r} here: use cpu, or cuda where torch sees one.")
-    pipe = RestorationPipeline.from_pretrained(model).to(device)
-    Options(**asked).sampling(pipe)
-    return pipe
+        load = partial(batch.load, model, device, asked)
+        return batch.Batch(outputs, load, asked, overwrite, skip_existing, report, show).run()
 
 
 @app.command()
@@ -174,7 +157,7 @@ def degrade(
 ) -> None:
     """Low-pass a file and add noise: write OUT, and OUT.json, the record that replays it."""
     record = Path(f"{out}.json")
-    folders.check_output(out, [path], overwrite)
+    folders.check_output(out, [path], overwrite, (".wav", ".flac"))  # what is coded again is not what was recorded
     if record.exists() and not overwrite:
         raise SrlibError(f"{record}: exists already; add --overwrite to replace it.")
     wav, sample_rate = files.read(path)

@@ -29,31 +29,25 @@ _CHAINABLE = b"OggS"
 # A file of such a name is taken for audio unseen, so that a broken one is named and not passed over.
 _CERTAIN = frozenset((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".aac", ".wma"))
 _NEVER = ("image/", "text/", "font/", "application/json", "application/pdf", "application/zip")  # types by name
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # ffprobe's name
 _STREAMED_SIZE = 0x7FFF_F000  # bytes; sizes from here up are placeholders of programs that wrote to a pipe
 _SLACK_SECONDS = 0.25  # containers round durations, and coders pad: AAC 0.04 s, Opus 0.08 s, MP3 0.05 s
-MP4_PADDING = 4096  # samples; two frames of AAC at most lie behind the end that an MP4 file promises
-
-
-class AudioInfo(NamedTuple):
-    """Sample rate (Hz), samples of each channel, and channels of a file."""
-
-    sample_rate: int
-    samples: int
-    channels: int
+PADDING = 4096  # samples; what lies behind the end that MP4 or Ogg promise: two frames of AAC, or a block of Vorbis
 
 
 class Decoder(NamedTuple):
     """One way to read a file. `blocks(start)` gives float32 `[channels, n]` from a sample on, as far as it can.
 
-    `promised` is the length by the header, None where it says nothing; `slack` is how far the header may be off.
+    `samples` is the length of each channel by the header, None where it says nothing; `slack` is how far the header
+    may be off. Where `trims` is true, what exceeds `samples` by PADDING at most is the coder's padding.
     """
 
-    sample_rate: int
+    sample_rate: int  # Hz
     channels: int
-    promised: int | None
-    slack: int
-    trims: bool  # what exceeds the promise by a frame is padding
+    samples: int | None
     blocks: Callable[..., Iterator[np.ndarray]]
+    slack: int = 0
+    trims: bool = False
 
 
 def find_ffmpeg() -> None:
@@ -89,13 +83,21 @@ def decoders(path: Path) -> Iterator[Decoder]:
         )
 
 
-def info(path: str | os.PathLike) -> AudioInfo:
+def info(path: str | os.PathLike) -> Decoder:
     """What a file's header says; where it does not say the length, the file is decoded once."""
     decoder = next(decoders(existing_file(path)))
-    samples = decoder.promised
-    if samples is None:
-        samples = sum(block.shape[1] for block in decoder.blocks())
-    return AudioInfo(decoder.sample_rate, samples, decoder.channels)
+    if decoder.samples is not None:
+        return decoder
+    return decoder._replace(samples=sum(block.shape[1] for block in decoder.blocks()))
+
+
+def limited(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
+    """The first samples of a stream of blocks `[channels, n]`."""
+    for block in blocks:
+        yield block[:, :samples]
+        samples -= block.shape[1]
+        if samples <= 0:
+            return
 
 
 def probe(path: Path) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def _with_libsndfile(path: Path) -> Decoder | None:
             log = r"\b(?:data|SSND|riff|Riff size|Data Size) +: (\d+) \(should be (\d+)\)"
             for size, actual in re.findall(log, file.extra_info):
                 if int(actual) < int(size) < _STREAMED_SIZE:
-                    promised = round(file.frames * int(size) / max(int(actual), 1))
+                    promised = -(-file.frames * int(size) // max(int(actual), 1))  # rounded up
     except soundfile.LibsndfileError:
         return None
 
@@ -138,7 +140,7 @@ def _with_libsndfile(path: Path) -> Decoder | None:
             except soundfile.LibsndfileError:
                 return  # damaged here: the length says so
 
-    return Decoder(rate, channels, promised, 0, False, blocks)
+    return Decoder(rate, channels, promised, blocks)
 
 
 def _with_ffmpeg(path: Path) -> Decoder | None:
@@ -150,12 +152,14 @@ def _with_ffmpeg(path: Path) -> Decoder | None:
     rate, channels = int(stream["sample_rate"]), int(stream["channels"])
     seconds = _promised_seconds(report, stream)
     promised = None if seconds is None else round(seconds * rate)
-    trims = "mov" in report["format"]["format_name"]
-    return Decoder(rate, channels, promised, round(_SLACK_SECONDS * rate), trims, partial(_pipe, path, stream))
+    trims, slack = report["format"]["format_name"] in (_MP4, "ogg"), round(_SLACK_SECONDS * rate)
+    return Decoder(rate, channels, promised, partial(_pipe, path, stream), slack, trims)
 
 
 def _promised_seconds(report: dict[str, Any], stream: dict[str, Any]) -> float | None:
     tags = {name.upper(): value for name, value in stream.get("tags", {}).items()}
+    if report["format"]["format_name"] == "caf" and stream["codec_name"].startswith("pcm"):
+        return int(stream["nb_frames"]) / int(stream["sample_rate"])  # its duration is that of what is there
     if report["estimated"]:
         return None
     if "duration" in stream:
@@ -180,6 +184,17 @@ def _pipe(path: Path, stream: dict[str, Any], start: int = 0) -> Iterator[np.nda
                 yield np.frombuffer(data[: len(data) // size * size], "<f4").reshape(-1, channels).T
         finally:
             process.kill()  # whoever reads may stop early
+
+
+def ends_within_page(path: Path) -> bool:
+    """Whether an Ogg file was cut off: its header does not say how long it is, its last page how long that is."""
+    with path.open("rb") as stream:
+        if stream.read(4) != _CHAINABLE:
+            return False
+        stream.seek(max(0, path.stat().st_size - 2**17))  # bytes; pages have at most half of that
+        tail = stream.read()
+    page = tail[tail.rfind(_CHAINABLE) :]  # 27 bytes of header, then the table of segment lengths
+    return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
 
 
 def is_pipe(path: Path) -> bool:
@@ -211,19 +226,18 @@ def local_file(path: str | os.PathLike) -> Iterator[Path]:
             raise SrlibError(
                 f"The temporary folder {folder} does not take {path} ({error.strerror}); set TMPDIR."
             ) from error
-        yield existing_file(copy, str(path))
+        yield existing_file(copy)
 
 
-def existing_file(path: str | os.PathLike, name: str | None = None) -> Path:
+def existing_file(path: str | os.PathLike) -> Path:
     """The path of a file that can be read and is not empty; else SrlibError says why."""
     path = Path(path)
-    name = name or str(path)
     if path.is_dir():
-        raise SrlibError(f"{name} is a folder: give an audio file.")
+        raise SrlibError(f"{path} is a folder: give an audio file.")
     if not path.is_file():
-        raise SrlibError(f"{name} does not exist: check the name of the audio file.")
+        raise SrlibError(f"{path} does not exist: check the name of the audio file.")
     if path.stat().st_size == 0:
-        raise SrlibError(f"{name} is empty (0 bytes): give an audio file.")
+        raise SrlibError(f"{path} is empty (0 bytes): give an audio file.")
     if not os.access(path, os.R_OK):
-        raise SrlibError(f"{name} cannot be read: check its permissions.")
+        raise SrlibError(f"{path} cannot be read: check its permissions.")
     return path

@@ -16,11 +16,11 @@ import numpy as np
 import soundfile
 import soxr
 
-from srlib.audio.decoding import Decoder, decoders, existing_file, find_ffmpeg
+from srlib.audio.decoding import decoders, existing_file, find_ffmpeg, limited
 from srlib.audio.decoding import info as info
 from srlib.audio.decoding import is_audio_file as is_audio_file
 from srlib.audio.recording import Recording, Resampler, as_channels, is_finite, open_recording
-from srlib.audio.tags import settle_header, write_metadata
+from srlib.audio.tags import Metadata, write_metadata
 from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError, SrlibWarning
 
@@ -43,30 +43,15 @@ def read(path: str | os.PathLike, start: int = 0, frames: int | None = None) -> 
     finds. Missing, empty, truncated and non-audio files and NaN or Inf samples raise `SrlibError`.
     """
     if start == 0 and frames is None:
-        with open_recording(path) as recording:
-            if recording.incomplete:
-                raise SrlibError(f"{recording.incomplete}: get a complete copy.")
+        with open_recording(path, strict=True) as recording:
             return np.concatenate(list(recording.blocks()), axis=1), recording.sample_rate
     decoder = next(decoders(existing_file(path)))
-    wav = _part(decoder, start, frames)
-    expected = max(0, (decoder.promised or 0) - start) if frames is None else frames
-    if wav.shape[1] < min(expected, (decoder.promised or 0) - start) - decoder.slack:
-        raise SrlibError(f"{path} is truncated or damaged: it ends before its header says; get a complete copy.")
-    if wav.shape[1] == 0:
+    blocks = list(limited(decoder.blocks(start), sys.maxsize if frames is None else frames))
+    if not blocks:
         raise SrlibError(f"{path} holds no samples from sample {start} on: nothing to process.")
-    if not is_finite(wav):
+    if not all(map(is_finite, blocks)):
         raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
-    return wav, decoder.sample_rate
-
-
-def _part(decoder: Decoder, start: int, frames: int | None) -> np.ndarray:
-    parts, missing = [np.zeros((decoder.channels, 0), np.float32)], sys.maxsize if frames is None else frames
-    for block in decoder.blocks(start):
-        parts.append(block[:, :missing])
-        missing -= block.shape[1]
-        if missing <= 0:
-            break
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(blocks, axis=1), decoder.sample_rate
 
 
 def write(path: str | os.PathLike, wav: np.ndarray, sample_rate: int, subtype: str | None = None) -> None:
@@ -110,8 +95,7 @@ def open_output(
         raise SrlibError(f"{path}: audio is written {wanted}, not {suffix or 'without a suffix'}.")
     resampler = Resampler(put_rate, sample_rate, recording.channels, samples)
     with atomic_path(path) as temporary:
-        open_sink = _ffmpeg if suffix in _ENCODERS else _libsndfile
-        with open_sink(temporary, path, recording, sample_rate, subtype or _SUBTYPE.get(suffix, "")) as sink:
+        with _sink(temporary, path, recording, sample_rate, subtype or _SUBTYPE.get(suffix, "FLOAT")) as sink:
 
             def put(block: np.ndarray) -> None:
                 nonlocal clipped
@@ -123,8 +107,8 @@ def open_output(
 
             yield put
             sink(resampler.end())
-        if suffix == ".wav":
-            settle_header(temporary, recording.metadata.mask)
+        if suffix in _ENCODERS:
+            _encode(temporary, path, recording.metadata)
         write_metadata(temporary, suffix, recording.metadata, recording.sample_rate, sample_rate)
     if clipped:
         per_cent = 100 * clipped / (samples * recording.channels)
@@ -134,28 +118,38 @@ def open_output(
 
 
 @contextmanager
-def _libsndfile(
+def _sink(
     temporary: Path, path: Path, recording: Recording, sample_rate: int, subtype: str
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    samples, channels = recording.samples_at(sample_rate), recording.channels
+    """A function that writes blocks into a file of libsndfile; `path` is what its errors name."""
+    samples, channels, rng = recording.samples_at(sample_rate), recording.channels, np.random.default_rng(0)
     size = samples * channels * (8 if subtype == "DOUBLE" else 4)
     wave = "RF64" if size > _WAV_LIMIT else "WAVEX" if recording.metadata.mask else "WAV"
     file_format = {".flac": "FLAC", ".ogg": "OGG"}.get(path.suffix.lower(), wave)
     if not soundfile.check_format(file_format, subtype):
-        raise SrlibError(
-            f"{path}: {file_format} has no subtype {subtype}: choose PCM_16, PCM_24 or FLOAT (.wav alone)."
-        )
-    rng = np.random.default_rng(0)
+        raise SrlibError(f"{path}: {file_format} has no subtype {subtype}: choose PCM_16, PCM_24 or, in .wav, FLOAT.")
+    name = os.fsencode(temporary)  # libsndfile takes names that are no UTF-8 as bytes alone
     try:
-        with soundfile.SoundFile(
-            os.fsencode(temporary), "w", sample_rate, channels, subtype, format=file_format
-        ) as file:
+        with soundfile.SoundFile(name, "w", sample_rate, channels, subtype, format=file_format) as file:
             yield lambda block: file.write(_quantised(block, subtype, rng).T)
-        written = soundfile.info(os.fsencode(temporary)).frames
+        written = soundfile.info(name).frames
     except soundfile.LibsndfileError as error:
         raise SrlibError(f"Cannot write {path} ({one_line(error)}).") from error
     if written != samples:
         raise SrlibError(f"Cannot write {path}: {written} of {samples} samples fitted; is the disk full?")
+
+
+def _encode(temporary: Path, path: Path, metadata: Metadata) -> None:
+    """Let ffmpeg encode a finished file, in its place."""
+    find_ffmpeg()
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{temporary}"]
+    command += [part for pair in metadata.tags.items() for part in ("-metadata", "=".join(pair))]
+    encoded = temporary.with_name("encoded")
+    command += [*_ENCODERS[path.suffix.lower()], f"file:{encoded}"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    if done.returncode:
+        raise SrlibError(f"Cannot write {path} ({one_line(done.stderr)}).")
+    os.replace(encoded, temporary)
 
 
 def _quantised(block: np.ndarray, subtype: str, rng: np.random.Generator) -> np.ndarray:
@@ -165,38 +159,12 @@ def _quantised(block: np.ndarray, subtype: str, rng: np.random.Generator) -> np.
     """
     if subtype not in _BITS:
         return block
-    steps = block.astype(np.float64) * 2 ** (_BITS[subtype] - 1)
+    limit = 2 ** (_BITS[subtype] - 1)
+    steps = block.astype(np.float64) * limit
     if subtype == "PCM_16":
         dither = rng.random(block.shape) - rng.random(block.shape)
         steps += np.where(steps == np.rint(steps), 0, dither)
-    limit = 2 ** (_BITS[subtype] - 1)
     return np.clip(np.rint(steps), -limit, limit - 1).astype(np.int32) << (32 - _BITS[subtype])
-
-
-@contextmanager
-def _ffmpeg(
-    temporary: Path, path: Path, recording: Recording, sample_rate: int, _subtype: str
-) -> Iterator[Callable[[np.ndarray], None]]:
-    find_ffmpeg()
-    command = ["ffmpeg", "-v", "error", "-f", "f32le", "-ar", str(sample_rate), "-ac", str(recording.channels)]
-    command += [
-        "-i",
-        "pipe:0",
-        *(part for pair in recording.metadata.tags.items() for part in ("-metadata", "=".join(pair))),
-    ]
-    command += [*_ENCODERS[path.suffix.lower()], f"file:{temporary}"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            yield lambda block: process.stdin.write(np.ascontiguousarray(block.T, "<f4").tobytes())
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # its exit code and its words say why
-        except BaseException:
-            process.kill()
-            raise
-        words = process.stderr.read().decode("utf-8", "replace")
-    if process.returncode:
-        raise SrlibError(f"Cannot write {path} ({one_line(words)}).")
 
 
 def one_line(message: object) -> str:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from srlib.audio.decoding import is_audio_file, is_pipe
@@ -80,10 +80,10 @@ def collisions(outputs: dict[Path, Path]) -> dict[Path, Path]:
     return {path: out for path, out in outputs.items() if counts[out] > 1}
 
 
-def check_output(out: Path, given: Collection[Path], overwrite: bool) -> None:
+def check_output(out: Path, given: Collection[Path], overwrite: bool, formats: Sequence[str] = OUTPUT_SUFFIXES) -> None:
     """Refuse an output that is an input, that exists already, or whose format is not written."""
-    if out.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise SrlibError(f"{out}: the output has to be one of {', '.join(OUTPUT_SUFFIXES)}.")
+    if out.suffix.lower() not in formats:
+        raise SrlibError(f"{out}: the output has to be one of {', '.join(formats)}.")
     if any(path.exists() and out.exists() and out.samefile(path) for path in given):
         raise SrlibError(f"{out}: this is an input, which is never overwritten; name another output.")
     if out.is_dir():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from srlib.audio.decoding import BLOCK, MP4_PADDING, Decoder, decoders, local_file
+from srlib.audio.decoding import BLOCK, PADDING, Decoder, decoders, ends_within_page, limited, local_file
 from srlib.audio.tags import Metadata, read_metadata
 from srlib.errors import IncompleteWarning, SrlibError, SrlibWarning
 
@@ -96,41 +96,43 @@ def is_finite(wav: np.ndarray) -> bool:
 
 
 @contextmanager
-def open_recording(path: str | PathLike) -> Iterator[Recording]:
+def open_recording(path: str | PathLike, strict: bool = False) -> Iterator[Recording]:
     """The recording in a file, or in standard input (`-`), as the reader gives it that finds the most sound.
 
     The file is decoded once to learn its true length, so that its faults show before any work. `incomplete` says what
     is missing if that is less than the header promises; what is no audio, and NaN or Inf, raise `SrlibError`.
     """
     with local_file(path) as readable:
-        decoder, samples, notes = _longest(readable, Path(path))
+        decoder, samples = _longest(readable, notes := [])
         if samples == 0:
             raise SrlibError(f"{path} holds no samples: nothing to process.")
-        rate, promised, incomplete = decoder.sample_rate, decoder.promised, None
-        if promised is not None and 0 < samples - promised < MP4_PADDING and decoder.trims:
+        rate, promised, incomplete = decoder.sample_rate, decoder.samples or samples, None
+        if 0 < samples - promised < PADDING and decoder.trims:
             samples = promised
-        if promised is not None and samples < promised - decoder.slack:
+        if samples < promised - decoder.slack:
             lost = f"{(promised - samples) / rate:.3f} s of the {promised / rate:.3f} s that its header promises"
             incomplete = f"{path} is truncated or damaged: {lost} are missing"
-
-        def blocks() -> Iterator[np.ndarray]:
-            missing = samples
-            for block in decoder.blocks():
-                yield block[:, :missing]
-                missing -= block.shape[1]
-                if missing <= 0:
-                    return
-
-        for note in notes:
-            warnings.warn(note, SrlibWarning, stacklevel=3)
+        elif ends_within_page(readable):
+            incomplete = f"{path} is truncated or damaged: it ends within a page of Ogg"
+        if incomplete and strict:
+            raise SrlibError(f"{incomplete}; get a complete copy.")
         if incomplete:
             warnings.warn(incomplete, IncompleteWarning, stacklevel=3)
-        metadata = read_metadata(readable)
-        yield Recording(rate, decoder.channels, samples, blocks, metadata, notes, incomplete)
+        for note in notes:
+            warnings.warn(f"{path}: {note}", SrlibWarning, stacklevel=3)
+        yield Recording(
+            sample_rate=rate,
+            channels=decoder.channels,
+            samples=samples,
+            blocks=lambda: limited(decoder.blocks(), samples),
+            metadata=read_metadata(readable),
+            warnings=notes,
+            incomplete=incomplete,
+        )
 
 
-def _longest(path: Path, name: Path) -> tuple[Decoder, int, list[str]]:
-    """The decoder that gives the most samples, their number, and a sentence if it is not the first.
+def _longest(path: Path, notes: list[str]) -> tuple[Decoder, int]:
+    """The decoder that gives the most samples, and their number; a note if it is not the first.
 
     A second one is tried if the first gives less than the header promises.
     """
@@ -139,13 +141,12 @@ def _longest(path: Path, name: Path) -> tuple[Decoder, int, list[str]]:
         samples = 0
         for block in decoder.blocks():
             if not is_finite(block):
-                raise SrlibError(f"{name}: the samples contain NaN or Inf: repair the audio before it is processed.")
+                raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
             samples += block.shape[1]
         counted.append((samples, decoder))
-        if samples >= max(1, (decoder.promised or 0) - decoder.slack):
+        if samples >= max(1, decoder.samples or 0):
             break
     samples, best = max(counted, key=lambda pair: pair[0])
-    first = counted[0][0]
-    if best is counted[0][1]:
-        return best, samples, []
-    return best, samples, [f"{name}: one reader finds {first} samples and another {samples}: the longer is taken"]
+    if samples - counted[0][0] > counted[0][1].slack:
+        notes.append(f"one reader finds {counted[0][0]} samples and another {samples}: the longer is taken")
+    return best, samples

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import mutagen
 from mutagen import flac, id3, mp4
@@ -64,17 +65,15 @@ def read_metadata(path: Path) -> Metadata:
         (float(chapter["start_time"]), _text(chapter.get("tags", {}).get("title", "")))
         for chapter in report.get("chapters", ())
     ]
-    bext = next((payload for name, payload in _small_chunks(path) if name == b"bext"), None)
+    with path.open("rb") as file:
+        bext = next((file.read(size) for name, size in _chunks(file) if name == b"bext"), None)
     return Metadata(kept, _cover(path, covers[0]) if covers else None, chapters, stream.get("channel_layout"), bext)
 
 
 def _text(value: str) -> str:
     """Bytes that are no UTF-8 are those of old Windows programs."""
-    return value.encode("utf-8", "surrogateescape").decode("cp1252", "replace") if _is_raw(value) else value
-
-
-def _is_raw(value: str) -> bool:
-    return any("\udc80" <= letter <= "\udcff" for letter in value)
+    raw = any("\udc80" <= letter <= "\udcff" for letter in value)
+    return value.encode("utf-8", "surrogateescape").decode("cp1252", "replace") if raw else value
 
 
 def _cover(path: Path, index: int) -> bytes | None:
@@ -86,24 +85,20 @@ def _cover(path: Path, index: int) -> bytes | None:
 def write_metadata(path: Path, suffix: str, metadata: Metadata, old_rate: int, new_rate: int) -> None:
     """Add metadata to a finished file of a format: .wav, .flac, .ogg, .opus, .mp3; to .m4a the cover alone."""
     if suffix == ".wav":
+        _settle_header(path, metadata.mask)
         _write_chunks(path, metadata, old_rate, new_rate)
     elif suffix == ".mp3":
         _id3(metadata).save(path)
-    elif suffix == ".m4a":
-        if metadata.cover:
-            file = mp4.MP4(path)
-            file["covr"] = [mp4.MP4Cover(metadata.cover, 13 + _is_png(metadata.cover))]
-            file.save()
-    else:
+    elif suffix != ".m4a":
         _write_vorbis(path, metadata)
-
-
-def _is_png(cover: bytes) -> bool:
-    return cover.startswith(b"\x89PNG")
+    elif metadata.cover:
+        file = mp4.MP4(path)
+        file["covr"] = [mp4.MP4Cover(metadata.cover, 14 if _mime(metadata.cover) == "image/png" else 13)]
+        file.save()
 
 
 def _mime(cover: bytes) -> str:
-    return "image/png" if _is_png(cover) else "image/jpeg"
+    return "image/png" if cover.startswith(b"\x89PNG") else "image/jpeg"
 
 
 def _id3(metadata: Metadata) -> id3.ID3:
@@ -121,7 +116,7 @@ def _id3(metadata: Metadata) -> id3.ID3:
 
 
 def _write_vorbis(path: Path, metadata: Metadata) -> None:
-    file = flac.FLAC(path) if path.open("rb").read(4) == b"fLaC" else mutagen.File(path)
+    file = mutagen.File(path)
     if file.tags is None:
         file.add_tags()
     for name, text in metadata.tags.items():
@@ -146,43 +141,36 @@ def _write_vorbis(path: Path, metadata: Metadata) -> None:
 # ------------------------------------------------------------------------------------------------ chunks of WAV
 
 
-def chunks(path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """Name, place and size in bytes of each chunk's content in a WAV file, up to the first whose size is not true."""
-    end = path.stat().st_size
-    with path.open("rb") as stream:
-        head = stream.read(12)
-        if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
+def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Name and size in bytes of each chunk of a WAV file, with the stream at its content, as long as sizes are true."""
+    head, data_size = stream.read(12), None
+    if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
+        return
+    end = stream.seek(0, io.SEEK_END)
+    place = 12
+    while stream.seek(place) + 8 <= end:
+        header = stream.read(8)
+        name, size, place = header[:4], int.from_bytes(header[4:], "little"), place + 8
+        size = data_size if name == b"data" and data_size is not None else size
+        if place + size > end:
             return
-        data_size = None
-        while len(header := stream.read(8)) == 8:
-            size, place = int.from_bytes(header[4:], "little"), stream.tell()
-            if header.startswith(b"ds64"):
-                data_size = int.from_bytes(stream.read(16)[8:], "little")
-            size = data_size if header.startswith(b"data") and data_size is not None else size
-            if place + size > end:
-                return
-            yield header[:4], place, size
-            stream.seek(place + size + size % 2)
+        if name == b"ds64":
+            data_size = int.from_bytes(stream.read(16)[8:], "little")
+            stream.seek(place)
+        yield name, size
+        place += size + size % 2
 
 
-def _small_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    with path.open("rb") as stream:
-        for name, place, size in chunks(path):
-            if name != b"data":
-                stream.seek(place)
-                yield name, stream.read(size)
-
-
-def settle_header(path: Path, mask: int) -> None:
+def _settle_header(path: Path, mask: int) -> None:
     """Set the speakers, and clear the time of day that libsndfile stores in PEAK, so that bytes can be repeated."""
-    found = {name: place for name, place, _ in chunks(path)}
     with path.open("r+b") as stream:
-        if b"PEAK" in found:
-            stream.seek(found[b"PEAK"] + 4)  # behind its version
-            stream.write(bytes(4))
-        if mask and b"fmt " in found:
-            stream.seek(found[b"fmt "] + 20)
-            stream.write(mask.to_bytes(4, "little"))
+        for name, _ in _chunks(stream):
+            if name == b"PEAK":
+                stream.seek(4, io.SEEK_CUR)  # its version
+                stream.write(bytes(4))
+            if name == b"fmt " and mask:
+                stream.seek(20, io.SEEK_CUR)
+                stream.write(mask.to_bytes(4, "little"))
 
 
 def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[bytes, bytes]]:
