@@ -73,6 +73,8 @@ class Batch:
     def _checked(self) -> dict[Path, float]:
         """Inputs that can be restored, and their seconds by their headers; the others are named before any work."""
         promised, equal = {}, folders.collisions(self.outputs)
+        if self.report:
+            folders.check_output(self.report, self.outputs, True, (".json",))
         wanted = {path: out for path, out in self.outputs.items() if not (self.skip_existing and out.is_file())}
         there = [out for out in wanted.values() if out.is_file()]
         if len(wanted) > 1 and there and not self.overwrite:
@@ -102,7 +104,8 @@ class Batch:
         if self.show and not is_pipe(path):
             _draw(path, out)
         took = f"{findings.seconds:.1f} s restored in {time.perf_counter() - started:.1f} s"
-        return f"{out}: " + "; ".join([findings.sentence(), took, *told])
+        sentence = findings.sentence()
+        return f"{out}: " + "; ".join([sentence, took, *(words for words in told if words not in sentence)])
 
     @contextmanager
     def _naming(self, path: Path) -> Iterator[None]:

@@ -33,7 +33,8 @@ app.add_typer(train_app, name="train")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code: 0, 2 for bad input, 3 for a damaged one, 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):  # a name that the console's encoding lacks stops nothing
-        stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"srlib: {message}\n"
     batch.end_in_order()
     try:

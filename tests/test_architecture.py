@@ -116,7 +116,7 @@ def test_what_is_mended_is_no_longer_known(check):
 
 
 def test_the_graph_holds_imports_inside_functions():
-    assert "srlib.restore.pipeline" in imports()["srlib.cli"] and "srlib.errors" in imports()["srlib.config"]
+    assert "srlib.restore.pipeline" in imports()["srlib.batch"] and "srlib.errors" in imports()["srlib.config"]
 
 
 def test_exceptions_exist():

@@ -74,7 +74,13 @@ def decoders(path: Path) -> Iterator[Decoder]:
         readers.append(_with_libsndfile)
     found = False
     for reader in readers:
-        if decoder := reader(path):
+        try:
+            decoder = reader(path)
+        except SrlibError:  # there is no ffmpeg
+            if found:
+                return
+            raise
+        if decoder:
             found = True
             yield decoder
     if not found:
@@ -100,6 +106,11 @@ def limited(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
             return
 
 
+def native_name(path: Path) -> str | bytes:
+    """The name of a file for libsndfile, which takes names that are no UTF-8 as bytes."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
+
 def probe(path: Path) -> dict[str, Any]:
     """ffprobe's report on a file; empty if it finds nothing that it knows."""
     find_ffmpeg()
@@ -119,7 +130,7 @@ def sound(report: dict[str, Any]) -> dict[str, Any] | None:
 def _with_libsndfile(path: Path) -> Decoder | None:
     """None for what libsndfile does not know, for MP3 inside of RIFF, and for FLAC of unknown length."""
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        with soundfile.SoundFile(native_name(path)) as file:
             if file.subtype.startswith("MPEG") or file.frames >= 2**62:
                 return None
             promised, rate, channels = file.frames, file.samplerate, file.channels
@@ -132,7 +143,7 @@ def _with_libsndfile(path: Path) -> Decoder | None:
         return None
 
     def blocks(start: int = 0) -> Iterator[np.ndarray]:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        with soundfile.SoundFile(native_name(path)) as file:
             try:
                 file.seek(min(start, file.frames))
                 while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):

@@ -16,11 +16,11 @@ import numpy as np
 import soundfile
 import soxr
 
-from srlib.audio.decoding import decoders, existing_file, find_ffmpeg, limited
+from srlib.audio.decoding import decoders, existing_file, find_ffmpeg, limited, native_name
 from srlib.audio.decoding import info as info
 from srlib.audio.decoding import is_audio_file as is_audio_file
 from srlib.audio.recording import Recording, Resampler, as_channels, is_finite, open_recording
-from srlib.audio.tags import Metadata, write_metadata
+from srlib.audio.tags import Metadata, settle_header, write_metadata
 from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError, SrlibWarning
 
@@ -107,6 +107,8 @@ def open_output(
 
             yield put
             sink(resampler.end())
+        if suffix not in (".flac", ".ogg"):
+            settle_header(temporary, recording.metadata.mask)
         if suffix in _ENCODERS:
             _encode(temporary, path, recording.metadata)
         write_metadata(temporary, suffix, recording.metadata, recording.sample_rate, sample_rate)
@@ -128,7 +130,7 @@ def _sink(
     file_format = {".flac": "FLAC", ".ogg": "OGG"}.get(path.suffix.lower(), wave)
     if not soundfile.check_format(file_format, subtype):
         raise SrlibError(f"{path}: {file_format} has no subtype {subtype}: choose PCM_16, PCM_24 or, in .wav, FLOAT.")
-    name = os.fsencode(temporary)  # libsndfile takes names that are no UTF-8 as bytes alone
+    name = native_name(temporary)
     try:
         with soundfile.SoundFile(name, "w", sample_rate, channels, subtype, format=file_format) as file:
             yield lambda block: file.write(_quantised(block, subtype, rng).T)

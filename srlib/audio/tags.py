@@ -85,7 +85,6 @@ def _cover(path: Path, index: int) -> bytes | None:
 def write_metadata(path: Path, suffix: str, metadata: Metadata, old_rate: int, new_rate: int) -> None:
     """Add metadata to a finished file of a format: .wav, .flac, .ogg, .opus, .mp3; to .m4a the cover alone."""
     if suffix == ".wav":
-        _settle_header(path, metadata.mask)
         _write_chunks(path, metadata, old_rate, new_rate)
     elif suffix == ".mp3":
         _id3(metadata).save(path)
@@ -161,8 +160,8 @@ def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
         place += size + size % 2
 
 
-def _settle_header(path: Path, mask: int) -> None:
-    """Set the speakers, and clear the time of day that libsndfile stores in PEAK, so that bytes can be repeated."""
+def settle_header(path: Path, mask: int) -> None:
+    """Set the speakers of a WAV file, and clear the time of day that libsndfile stores in PEAK: bytes can be repeated."""
     with path.open("r+b") as stream:
         for name, _ in _chunks(stream):
             if name == b"PEAK":
