@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
+from mutagen import MutagenError
 
-from srlib.audio.decoding import decoders, existing_file, find_ffmpeg, limited, native_name
+from srlib.audio.decoding import BLOCK, decoders, existing_file, find_ffmpeg, limited, native_name
 from srlib.audio.decoding import info as info
 from srlib.audio.decoding import is_audio_file as is_audio_file
 from srlib.audio.recording import Recording, Resampler, as_channels, is_finite, open_recording
@@ -88,11 +89,12 @@ def open_output(
     """
     path, samples, clipped = Path(path), recording.samples_at(sample_rate), 0
     suffix = path.suffix.lower()
-    if suffix not in OUTPUT_SUFFIXES or (subtype and suffix not in (".wav", ".flac")):
-        wanted = (
-            f"as {', '.join(OUTPUT_SUFFIXES)}" if suffix not in OUTPUT_SUFFIXES else "with a subtype as .wav or .flac"
-        )
+    formats = (".wav", ".flac") if subtype else OUTPUT_SUFFIXES
+    if suffix not in formats:
+        wanted = f"{'with a subtype' if subtype else 'as'} {', '.join(formats)}"
         raise SrlibError(f"{path}: audio is written {wanted}, not {suffix or 'without a suffix'}.")
+    if suffix in _ENCODERS:
+        find_ffmpeg()
     resampler = Resampler(put_rate, sample_rate, recording.channels, samples)
     with atomic_path(path) as temporary:
         with _sink(temporary, path, recording, sample_rate, subtype or _SUBTYPE.get(suffix, "FLOAT")) as sink:
@@ -111,7 +113,10 @@ def open_output(
             settle_header(temporary, recording.metadata.mask)
         if suffix in _ENCODERS:
             _encode(temporary, path, recording.metadata)
-        write_metadata(temporary, suffix, recording.metadata, recording.sample_rate, sample_rate)
+        try:
+            write_metadata(temporary, suffix, recording.metadata, recording.sample_rate, sample_rate)
+        except (MutagenError, ValueError, OverflowError) as error:  # no reason to lose the audio
+            warnings.warn(f"{path}: not all tags were kept ({one_line(error)})", SrlibWarning, stacklevel=3)
     if clipped:
         per_cent = 100 * clipped / (samples * recording.channels)
         share = f"{per_cent:.2f} %" if per_cent >= 0.01 else "less than 0.01 %"
@@ -133,7 +138,12 @@ def _sink(
     name = native_name(temporary)
     try:
         with soundfile.SoundFile(name, "w", sample_rate, channels, subtype, format=file_format) as file:
-            yield lambda block: file.write(_quantised(block, subtype, rng).T)
+
+            def write(block: np.ndarray) -> None:
+                for start in range(0, block.shape[1], BLOCK):  # libsndfile's Vorbis crashes on long ones
+                    file.write(_quantised(block[:, start : start + BLOCK], subtype, rng).T)
+
+            yield write
         written = soundfile.info(name).frames
     except soundfile.LibsndfileError as error:
         raise SrlibError(f"Cannot write {path} ({one_line(error)}).") from error
@@ -143,7 +153,6 @@ def _sink(
 
 def _encode(temporary: Path, path: Path, metadata: Metadata) -> None:
     """Let ffmpeg encode a finished file, in its place."""
-    find_ffmpeg()
     command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{temporary}"]
     command += [part for pair in metadata.tags.items() for part in ("-metadata", "=".join(pair))]
     encoded = temporary.with_name("encoded")

@@ -161,7 +161,7 @@ def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def settle_header(path: Path, mask: int) -> None:
-    """Set the speakers of a WAV file, and clear the time of day that libsndfile stores in PEAK: bytes can be repeated."""
+    """Set the speakers of a WAV file, and clear the time of day in PEAK, so that bytes can be repeated."""
     with path.open("r+b") as stream:
         for name, _ in _chunks(stream):
             if name == b"PEAK":
@@ -185,7 +185,7 @@ def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[byt
 def _write_chunks(path: Path, metadata: Metadata, old_rate: int, new_rate: int) -> None:
     """Append what a WAV file can hold: bext, with its start (samples since midnight) at the new rate, cues and ID3."""
     added = []
-    if metadata.bext:
+    if metadata.bext and len(metadata.bext) >= 602:  # bytes, without the coding history
         start = round(int.from_bytes(metadata.bext[338:346], "little") * new_rate / old_rate)
         added.append((b"bext", metadata.bext[:338] + start.to_bytes(8, "little") + metadata.bext[346:]))
     if metadata.chapters:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy import signal
 from srlib.audio import files as audio
 from srlib.audio.files import replace_folder
 from srlib.audio.recording import Recording
+from srlib.audio.tags import Metadata
 from srlib.errors import SrlibError
 
 SAMPLE_RATE = 48_000
@@ -84,10 +86,18 @@ def test_an_output_has_the_rate_and_the_length_that_was_asked_for(tmp_path, rate
     )
 
 
+def test_a_cover_that_a_format_cannot_hold_costs_no_audio(tmp_path):
+    """A picture in FLAC has 16 MiB at most."""
+    source = replace(recording(1000), metadata=Metadata({"title": "a"}, bytes(2**24 + 1)))
+    with pytest.warns(match="not all tags"), audio.open_output(tmp_path / "a.flac", source) as put:
+        put(np.full((1, 1000), 0.1, np.float32))
+    assert audio.read(tmp_path / "a.flac")[0].shape == (1, 1000)
+
+
 @pytest.mark.parametrize("suffix", [".mp3", ".m4a", ".ogg", ".opus"])
 def test_lossy_outputs(tmp_path, suffix):
     """Right rate, channels and length, and the tone that was put in."""
-    wav = np.stack([0.3 * np.sin(2 * np.pi * 1000 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)] * 2).astype(np.float32)
+    wav = np.stack([0.3 * np.sin(2 * np.pi * 1000 * np.arange(20 * SAMPLE_RATE) / SAMPLE_RATE)] * 2).astype(np.float32)
     audio.write(tmp_path / f"a{suffix}", wav, SAMPLE_RATE)
     back, sample_rate = audio.read(tmp_path / f"a{suffix}")
     assert sample_rate == SAMPLE_RATE and back.shape == pytest.approx(wav.shape, abs=1)
