@@ -92,7 +92,7 @@ def decoders(path: Path) -> Iterator[Decoder]:
 def info(path: str | os.PathLike) -> Decoder:
     """What a file's header says; where it does not say the length, the file is decoded once."""
     decoder = next(decoders(existing_file(path)))
-    if decoder.samples is not None:
+    if decoder.samples:  # fragmented MP4 says 0
         return decoder
     return decoder._replace(samples=sum(block.shape[1] for block in decoder.blocks()))
 

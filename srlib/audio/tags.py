@@ -26,6 +26,11 @@ _FRAMES = {
     "title": "TIT2", "artist": "TPE1", "album": "TALB", "album_artist": "TPE2", "track": "TRCK", "disc": "TPOS",
     "composer": "TCOM", "genre": "TCON", "date": "TDRC", "copyright": "TCOP", "publisher": "TPUB", "tbpm": "TBPM",
 }  # fmt: skip
+# What programs read that know no ID3 in WAV.
+_INFO = {
+    "title": "INAM", "artist": "IART", "album": "IPRD", "track": "IPRT", "genre": "IGNR", "date": "ICRD",
+    "comment": "ICMT", "copyright": "ICOP",
+}  # fmt: skip
 _VORBIS = {"album_artist": "albumartist", "track": "tracknumber", "disc": "discnumber"}
 # Speakers of WAVE_FORMAT_EXTENSIBLE, a bit each, by ffmpeg's names of layouts (libavutil/channel_layout.h).
 _MASKS = {
@@ -172,13 +177,17 @@ def settle_header(path: Path, mask: int) -> None:
                 stream.write(mask.to_bytes(4, "little"))
 
 
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
+
+
 def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[bytes, bytes]]:
     points, labels = len(chapters).to_bytes(4, "little"), b"adtl"
     for i, (seconds, title) in enumerate(chapters, 1):
         number, place = i.to_bytes(4, "little"), round(seconds * sample_rate).to_bytes(4, "little")
         points += number + place + b"data" + bytes(8) + place
         text = number + title.encode() + b"\0"
-        labels += b"labl" + len(text).to_bytes(4, "little") + text + bytes(len(text) % 2)
+        labels += _chunk(b"labl", text)
     return [(b"cue ", points), (b"LIST", labels)]
 
 
@@ -194,6 +203,8 @@ def _write_chunks(path: Path, metadata: Metadata, old_rate: int, new_rate: int) 
         stream = io.BytesIO()
         _id3(metadata).save(stream, padding=lambda _: 0)
         added.append((b"id3 ", stream.getvalue()))
+        texts = {_INFO[name].encode(): text.encode() + b"\0" for name, text in metadata.tags.items() if name in _INFO}
+        added.append((b"LIST", b"INFO" + b"".join(_chunk(name, text) for name, text in texts.items())))
     if not added:
         return
     with path.open("r+b") as stream:
@@ -201,7 +212,7 @@ def _write_chunks(path: Path, metadata: Metadata, old_rate: int, new_rate: int) 
         stream.seek(0, io.SEEK_END)
         stream.write(bytes(stream.tell() % 2))
         for name, content in added:
-            stream.write(name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2))
+            stream.write(_chunk(name, content))
         size = stream.tell() - 8
         stream.seek(20 if is_64 else 4)  # ds64 is the first chunk
         stream.write(size.to_bytes(8 if is_64 else 4, "little"))

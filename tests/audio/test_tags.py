@@ -57,6 +57,8 @@ def test_tags_and_cover_arrive_in_every_format(tmp_path, tagged, suffix):
     found = copied(tagged / "a.flac", tmp_path / f"b.{suffix}")
     assert {name: found.tags.get(name) for name in TAGS} == TAGS
     assert found.cover == (tagged / "cover.jpg").read_bytes()
+    if suffix in ("wav", "flac"):
+        assert soundfile.SoundFile(tmp_path / f"b.{suffix}").copy_metadata()["album"] == "Record"  # without ID3
     assert audio.read(tmp_path / f"b.{suffix}")[0].shape[1] == pytest.approx(4800, abs=1)
 
 
