@@ -296,12 +296,11 @@ def import_audiosr(
     checkpoint: Annotated[Path, Argument(metavar="CHECKPOINT", help="AudioSR's pytorch_model.bin, or a .safetensors")],
     out: Annotated[Path, Option("-o", "--out", metavar="FOLDER", help="the model folder, which must not exist yet")],
     dtype: Annotated[config.DType, Option(help="of the stored weights")] = "fp32",
-    ema: Annotated[bool, Option("--ema", help="the averaged U-Net, which AudioSR stores but does not use")] = False,
 ) -> None:
     """Write AudioSR's checkpoint as a model folder; its path is the last line."""
     from srlib.audiosr.checkpoint import import_audiosr
 
-    print(import_audiosr(checkpoint, out, dtype, ema))
+    print(import_audiosr(checkpoint, out, dtype))
 
 
 @app.command()
@@ -311,17 +310,19 @@ def reproduce(
     only: Annotated[str | None, Option(metavar="NB", help="the one notebook to run")] = None,
     force: Annotated[bool, Option("--force", help="run even what is up to date")] = False,
     status: Annotated[bool, Option("--status", help="run nothing; say what would run, and why")] = False,
-) -> None:
-    """Run the notebooks whose inputs changed."""
+    verify: Annotated[bool, Option("--verify", help="compare with what is committed and rewrite nothing")] = False,
+) -> int:
+    """Run the notebooks whose inputs changed, and say whether their results are those that are committed."""
     from srlib.report import reproduce as chain
 
     if start and only:
         raise SrlibError("--from and --only exclude each other: give one of them.")
     name = config.profile(profile).name
     if not status:
-        chain.reproduce(name, start=start, only=only, force=force)
-    for notebook, state, reason in chain.status(name) if status else ():
+        return int(bool(chain.reproduce(name, start=start, only=only, force=force, verify=verify)) and verify)
+    for notebook, state, reason in chain.status(name):
         print(f"{notebook:<24} {state:<8} {reason}".rstrip())
+    return 0
 
 
 @app.command()
@@ -330,8 +331,43 @@ def report(
     draft: Annotated[bool, Option("--draft", help="mark it as a draft; the smoke profile makes nothing else")] = False,
     readme: Annotated[bool, Option("--readme", help="fill the table of README.md instead")] = False,
 ) -> None:
-    """Typeset the PDF and print its path."""
-    from srlib.report import pdf
+    """Typeset the PDF, and write a page to listen, a gallery of the notebooks and the record of the archive."""
+    from srlib.report import listen, pdf
 
     name = config.profile(profile).name
-    print(*(pdf.update_readme(name) if readme else [pdf.build(name, draft=draft)]), sep="\n")
+    if readme:
+        print(*pdf.update_readme(name), sep="\n")
+    else:
+        print(pdf.build(name, draft=draft), *listen.pages(name), sep="\n")
+
+
+@app.command()
+def evaluate_system(
+    name: Annotated[str, Argument(metavar="NAME", help="of its rows")],
+    system: Annotated[str, Argument(metavar="COMMAND|FOLDER", help="a command with {in} and {out}, or a model folder")],
+    chosen: Annotated[list[str], Option("--conditions", metavar="NOISE_CUTOFF", help="such as clean_8k")] = _NONE,
+    profile: Profile = None,
+) -> None:
+    """Measure anyone's restorer under the conditions of the main table, and keep its rows in report/tables/systems.csv.
+
+    Notebook 07 adds them to its tables. A run that was stopped goes on.
+    """
+    import pandas as pd
+
+    from srlib.measure import conditions, sweep
+    from srlib.report import artifacts, run
+
+    of = config.profile(profile)
+    known = conditions.grid(run.default_parameters("07_lsd_tables")["noises"], of.cutoffs_hz)
+    if unknown := set(chosen) - known.keys():
+        raise SrlibError(f"There is no condition {', '.join(sorted(unknown))}: choose of {', '.join(known)}.")
+    asked = {key: recipe for key, recipe in known.items() if not chosen or key in chosen}
+    rows = sweep.evaluate_system(name, system, asked, of, artifacts.build_dir(of.name) / "systems")
+    table, commands = artifacts.committed_table("systems") or (rows.head(0), {})
+    others = table[(table["system"] != name) | ~table["condition"].isin(list(asked))]
+    path = artifacts.save_table(
+        pd.concat([others, rows]), "systems", of.name, "evaluate-system", commands | {name: system}
+    )
+    artifacts.publish("evaluate-system", of.name)
+    shown = rows.columns.intersection(["lsd_19k", "zimtohrli"])
+    print(rows.groupby("condition", sort=False)[shown].mean().round(3), path, sep="\n")

@@ -158,7 +158,7 @@ def test_a_record_replays_to_the_same_bits(tmp_path, clip, options):
     [
         ([], "nothing to do"),
         (["--cutoff-hz", "0"], "cutoff_hz is 0.0"),
-        (["--cutoff-hz", "0.0001"], "give a cutoff in Hz"),
+        (["--cutoff-hz", "0.0001"], "the lowest of a filter"),
         (["--cutoff-hz", "24000"], "half the sample rate"),
         ([*CUT_4K, "--filter", "bessel"], "bessel"),
         ([*CUT_4K, "--order", "11"], "order"),
@@ -441,3 +441,39 @@ def test_a_part_is_trained(capsys, tmp_path, music_folder):
     printed = capsys.readouterr()
     assert "run holds no checkpoint" in printed.err
     assert printed.out.splitlines()[-1] == str(tmp_path / "run") and (tmp_path / "run" / "pipeline").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("argv", "replaced", "result", "printed"),
+    [
+        ("train recipe r --data d --out o --only vae --only ldm", "training.curriculum.retrain", "a", ["a"]),
+        ("train publish runs model", "training.curriculum.publish", "a", ["a"]),
+        ("report --readme", "report.pdf.update_readme", ("a", "b"), ["a", "b"]),
+        ("reproduce --status", "report.reproduce.status", [("00_x", "current", ""), ("01_y", "stale", "z changed")],
+         ["00_x current", "01_y stale z changed"]),
+    ],
+)  # fmt: skip
+def test_what_was_written_and_what_is_stale_is_printed(capsys, monkeypatch, argv, replaced, result, printed):
+    monkeypatch.setattr(f"srlib.{replaced}", lambda *_args, **_kwargs: result)
+    assert run(*argv.split()) == 0
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == printed
+
+
+def test_profiles_and_a_verdict(monkeypatch, capsys):
+    calls = []
+    found = ["a table moved"]
+    monkeypatch.setattr("srlib.report.reproduce.reproduce", lambda profile, **_kwargs: calls.append(profile) or found)
+    monkeypatch.setenv("SRLIB_PROFILE", "smoke")
+    assert run("reproduce") == 0 and run("reproduce", "--profile", "paper", "--verify") == 1
+    assert calls == ["smoke", "paper"]
+    monkeypatch.setattr("srlib.report.pdf.build", lambda *_args, **_kwargs: "a")
+    monkeypatch.setattr("srlib.report.listen.pages", lambda *_args: ["b", "c"])
+    assert run("report", "--draft") == 0 and capsys.readouterr().out.split() == ["a", "b", "c"]
+
+
+def test_disk_errors_are_one_sentence(capsys, tmp_path, clip, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device", str(tmp_path / "d.wav"))
+
+    monkeypatch.setattr("soundfile.SoundFile.write", fail)
+    assert "No space left" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", *CUT_4K)

@@ -6,11 +6,10 @@ A recipe is a mapping of fields of a `Degradation`, in which `tone_hz` may be a 
 
 from __future__ import annotations
 
-import io
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from scipy import signal
+from scipy import ndimage, signal
 
 from srlib.audio import files
 from srlib.config import SAMPLE_RATE
@@ -26,6 +25,7 @@ from srlib.degrade import Degradation, istft, stft
 from srlib.measure.lsd import Spectra
 
 CODER_RATE = 44_100  # Hz, at which music is usually coded
+_SUFFIXES = {"mp3": "mp3", "vorbis": "ogg", "aac": "m4a"}
 
 
 @dataclass(frozen=True)
@@ -38,39 +38,27 @@ class Coder:
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         """`[samples]` after coding and decoding at 44.1 kHz."""
         at_rate = files.resample(wav, sample_rate, CODER_RATE)
-        decoded = (self._through_ffmpeg if self.name == "aac" else self._through_soundfile)(at_rate)
-        return files.resample(decoded, CODER_RATE, sample_rate)
+        with tempfile.TemporaryDirectory() as folder:
+            plain, packed = Path(folder) / "plain.wav", Path(folder) / f"packed.{_SUFFIXES[self.name]}"
+            if self.name == "aac":
+                files.find_ffmpeg()
+                files.write(plain, at_rate[None], CODER_RATE)
+                rate = ["-c:a", "aac", "-b:a", f"{self.setting}k"]
+                subprocess.run(["ffmpeg", "-loglevel", "error", "-i", plain, *rate, packed], check=True)
+            else:
+                constant = {"bitrate_mode": "CONSTANT"} if self.name == "mp3" else {}
+                soundfile.write(packed, at_rate, CODER_RATE, compression_level=self.setting, **constant)
+            return files.resample(files.read(packed)[0][0], CODER_RATE, sample_rate)
 
+    @cache  # noqa: B019  a handful of frozen instances
     def passband_hz(self, sample_rate: int) -> float:
         """Where it cuts white noise off: the highest frequency less than 20 dB under the level at 1-3 kHz, Hz."""
-        return _noise_edge_hz(self, sample_rate)
+        noise = 0.1 * np.random.default_rng(0).standard_normal(3 * sample_rate).astype(np.float32)
+        freqs_hz, power = signal.welch(self.apply(noise, sample_rate), sample_rate, nperseg=2048)
+        level = np.median(power[(freqs_hz > 1000) & (freqs_hz < 3000)])
+        return float(freqs_hz[np.flatnonzero(power > level / 100)[-1]])
 
     stopband_hz = passband_hz  # the edge is steep
-
-    def _through_soundfile(self, wav: np.ndarray) -> np.ndarray:
-        kind, subtype = {"mp3": ("MP3", "MPEG_LAYER_III"), "vorbis": ("OGG", "VORBIS")}[self.name]
-        options = {"bitrate_mode": "CONSTANT"} if self.name == "mp3" else {}
-        stream = io.BytesIO()
-        soundfile.write(stream, wav, CODER_RATE, subtype, None, kind, compression_level=self.setting, **options)
-        stream.seek(0)
-        return soundfile.read(stream, dtype="float32")[0]
-
-    def _through_ffmpeg(self, wav: np.ndarray) -> np.ndarray:
-        files.find_ffmpeg()
-        with tempfile.TemporaryDirectory() as folder:
-            plain, packed = Path(folder) / "plain.wav", Path(folder) / "packed.m4a"
-            files.write(plain, wav[None], CODER_RATE)
-            rate = ["-c:a", "aac", "-b:a", f"{self.setting}k"]
-            subprocess.run(["ffmpeg", "-loglevel", "error", "-i", plain, *rate, packed], check=True)
-            return files.read(packed)[0][0]
-
-
-@cache
-def _noise_edge_hz(coder: Coder, sample_rate: int) -> float:
-    noise = 0.1 * np.random.default_rng(0).standard_normal(3 * sample_rate).astype(np.float32)
-    freqs_hz, power = signal.welch(coder.apply(noise, sample_rate), sample_rate, nperseg=2048)
-    level = np.median(power[(freqs_hz > 1000) & (freqs_hz < 3000)])
-    return float(freqs_hz[np.flatnonzero(power > level / 100)[-1]])
 
 
 @dataclass(frozen=True)
@@ -94,18 +82,24 @@ class SampleRate:
 Recipe = Mapping[str, Any] | Coder | SampleRate
 
 
+def grid(noises: Mapping[str, Mapping[str, Any]], cutoffs_hz: Iterable[float]) -> dict[str, Recipe]:
+    """{`<noise>_<cutoff>k`: recipe} of every noise, a mapping of fields by its name, after every low-pass (Hz)."""
+    cutoffs = list(cutoffs_hz)
+    return {f"{name}_{hz / 1000:g}k": {"cutoff_hz": hz, **noise} for name, noise in noises.items() for hz in cutoffs}
+
+
 def draw(recipe: Recipe, track: str, seed: int = 0, seconds: float = 0.0, turn: int = 0) -> Any:
-    """What a recipe does to one track: a `Degradation`, or the recipe itself if it is no mapping.
+    """What a recipe does to one track of a length in s: a `Degradation`, or the recipe itself if it is no mapping.
 
     A tone's frequency, its phase and white noise follow from the track's name, the kind of noise, the cutoff and the
-    seed, so that two amplitudes differ in nothing else. `seconds` is the clip's length; `turn` orders its gaps.
+    seed, so that two amplitudes differ in nothing else. `turn` orders gaps.
     """
     if not isinstance(recipe, Mapping):
         return recipe
     fields = dict(recipe)
     gaps, noise = fields.pop("gap_seconds", ()), fields.get("noise_type", "clean")
-    cutoff = f"{(fields.get('cutoff_hz') or SAMPLE_RATE / 2) / 1000:g}k"
-    rng = np.random.default_rng([seed, zlib.crc32(f"{track} {noise}_{cutoff}".encode())])
+    cutoff_khz = (fields.get("cutoff_hz") or SAMPLE_RATE / 2) / 1000
+    rng = np.random.default_rng([seed, zlib.crc32(f"{track} {noise}_{cutoff_khz:g}k".encode())])
     share = rng.uniform()
     if isinstance(fields.get("tone_hz"), Sequence):
         low, high = fields["tone_hz"]
@@ -114,14 +108,11 @@ def draw(recipe: Recipe, track: str, seed: int = 0, seconds: float = 0.0, turn: 
 
 
 def lay_gaps(lengths: Sequence[float], seconds: float, turn: int = 0) -> tuple[tuple[float, float], ...]:
-    """(start, end) of one gap of each length that fits a clip eight times, evenly spaced; `turn` changes their order.
-
-    All in seconds.
-    """
+    """(start, end) in s of a gap of each length that fits a clip eight times, evenly spaced; `turn` orders them."""
     fitting = [length for length in lengths if 8 * length <= seconds]
     centres = (np.arange(len(fitting)) + 0.5) * seconds / max(len(fitting), 1)
-    turned = np.roll(fitting, turn)
-    return tuple((float(c - w / 2), float(c + w / 2)) for c, w in zip(centres, turned, strict=True))
+    ordered = zip(centres, np.roll(fitting, turn), strict=True)
+    return tuple((float(centre - length / 2), float(centre + length / 2)) for centre, length in ordered)
 
 
 @dataclass
@@ -163,13 +154,14 @@ class Case:
 
     def labels(self) -> dict[str, Any]:
         """Columns of a row: which track, which condition and, of a `Degradation`, what was drawn."""
-        row = {"track": self.track, "condition": self.condition}
-        if isinstance(self.degradation, Degradation):
-            done = self.degradation
-            noise = "clean" if done.noise_type == "none" else done.noise_type
-            row |= {"cutoff_hz": done.cutoff_hz, "noise": noise, "amplitude": done.noise_amplitude}
-            row |= {"tone_hz": done.tone_hz if noise == "tone" else None}
-        return row
+        row, done = {"track": self.track, "condition": self.condition}, self.degradation
+        if not isinstance(done, Degradation):
+            return row
+        noise = "clean" if done.noise_type == "none" else done.noise_type
+        tone_hz = done.tone_hz if noise == "tone" else None
+        return row | {
+            "cutoff_hz": done.cutoff_hz, "noise": noise, "amplitude": done.noise_amplitude, "tone_hz": tone_hz
+        }  # fmt: skip
 
 
 # ------------------------------------------------------------------- changes that a distance may or may not notice
@@ -177,7 +169,7 @@ class Case:
 
 def delayed(wav: np.ndarray, samples: int) -> np.ndarray:
     """`wav` [samples], later by some samples; its end is lost."""
-    return np.concatenate([np.zeros(samples, wav.dtype), wav[: len(wav) - samples]])
+    return np.pad(wav, (samples, 0))[: len(wav)]
 
 
 def as_pcm(wav: np.ndarray, bits: int, dither: bool = False) -> np.ndarray:
@@ -200,3 +192,12 @@ def with_holes(wav: np.ndarray, depth_db: float = 60.0, n_fft: int = 1024, bins:
     whole *= power > power.max(axis=1, keepdims=True) * 10 ** (-depth_db / 10)
     spectrum[:, : whole[0].size] = whole.reshape(len(spectrum), -1)
     return istft(spectrum, len(wav), n_fft, n_fft // 2).astype(np.float32)
+
+
+def blurred(wav: np.ndarray, f_low: float, frames: int = 9, bins: int = 15) -> np.ndarray:
+    """`wav` [samples] with the magnitudes above f_low (Hz) averaged over cells of its STFT, as a mean of guesses is."""
+    spectrum = stft(wav.astype(np.float64))
+    above = spectrum[:, np.ceil(f_low * 2048 / SAMPLE_RATE).astype(int) :]
+    magnitude = np.abs(above)
+    above *= ndimage.uniform_filter(magnitude, (frames, bins), mode="nearest") / np.maximum(magnitude, 1e-12)
+    return istft(spectrum, len(wav)).astype(np.float32)

@@ -1,4 +1,7 @@
-"""The limits of restoration: the exact envelope with random fine structure, and the ideal Wiener gain."""
+"""The limits of restoration: the exact envelope with random fine structure, and the ideal Wiener gain.
+
+All audio is [samples] at 48 kHz.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,27 @@ from scipy import ndimage
 from srlib.audio.stft import BINS_HZ, WINDOW_POWER, envelope, mel_filters, mel_to_bins
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from srlib.degrade import Degradation, istft, stft
-from srlib.errors import SrlibError
-from srlib.measure.lsd import HEADLINE_HZ, lsd
+from srlib.measure.lsd import distance
 
 TINY = 1e-20  # power under any floor, to divide by
 
 
-def oracle(
-    reference: np.ndarray, degraded: np.ndarray, degradation: Degradation, sample_rate: int = SAMPLE_RATE
-) -> np.ndarray:
-    """The limit `[samples]`: the true envelope with Gaussian fine structure above the cutoff and in gaps.
+def oracle(reference: np.ndarray, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
+    """The true envelope with Gaussian fine structure above the cutoff and in gaps, on power mels with hop 480.
 
-    On power mels with hop 480. Below the cutoff the better, per clip by plain LSD up to 19 kHz, of the degraded
-    spectrum as it is and the degraded spectrum times the square root of the exact mel power ratio, clipped to 0..1.
+    Below the cutoff the better, per clip by plain LSD up to 19 kHz, of the degraded spectrum as it is and the degraded
+    spectrum times the square root of the exact mel power ratio, clipped to 0..1.
     """
-    need_48_khz(sample_rate)
     length = len(degraded)
     spectra = [spectrum_of(wav) for wav in (reference, degraded)]
     mel_ref, mel_deg = (np.abs(spectrum) ** 2 @ filters().T for spectrum in spectra)
-    generated = shaped_noise(np.exp(bin_levels(np.log(mel_ref + TINY)) / 2), 0, length)
+    generated = shaped_noise(np.exp(bin_levels(np.log(mel_ref + TINY)) / 2), length)
     gain = np.sqrt(to_bins(np.clip((mel_ref + TINY) / (mel_deg + TINY), 0.0, 1.0)))
     candidates = []
     for known in (spectra[1], gain * spectra[1]):
         candidate = to_wav(join(known, generated, *band_of(degradation)), length)
         candidates.append(_fill_gaps(candidate, to_wav(generated, length), degradation.gaps))
-    return min(candidates, key=lambda wav: lsd(reference, wav, sample_rate, "plain", f_high=HEADLINE_HZ))
+    return min(candidates, key=lambda wav: distance(reference, wav))
 
 
 def ideal_wiener(clean: np.ndarray, noisy: np.ndarray) -> np.ndarray:
@@ -47,14 +46,8 @@ def ideal_wiener(clean: np.ndarray, noisy: np.ndarray) -> np.ndarray:
     return to_wav(spectrum_of(noisy) * signal / (signal + noise), len(noisy))
 
 
-def need_48_khz(sample_rate: int) -> None:
-    """Raise SrlibError at another rate than 48 kHz."""
-    if sample_rate != SAMPLE_RATE:
-        raise SrlibError(f"this baseline works at {SAMPLE_RATE} Hz, not {sample_rate} Hz: resample the audio first")
-
-
 def spectrum_of(wav: np.ndarray) -> np.ndarray:
-    """Complex STFT `[frames, 1025]` of `[samples]`, hop 480, frames centred on multiples of the hop."""
+    """Complex STFT `[frames, 1025]`, hop 480, frames centred on multiples of the hop."""
     return stft(wav.astype(np.float64), N_FFT, HOP_LENGTH)
 
 
@@ -79,27 +72,26 @@ def bin_levels(log_mel: np.ndarray) -> np.ndarray:
     return envelope(torch.from_numpy(log_mel)).numpy()
 
 
-def shaped_noise(amplitude: np.ndarray, seed: int, length: int) -> np.ndarray:
-    """STFT of seeded Gaussian noise times an amplitude [frames, bins]; rms 1 where the amplitude is 1."""
-    noise = np.random.default_rng((seed, 1)).standard_normal(length)  # not the noise of a Degradation of that seed
+def shaped_noise(amplitude: np.ndarray, length: int) -> np.ndarray:
+    """STFT of Gaussian noise, always the same, times an amplitude [frames, bins]; rms 1 where the amplitude is 1."""
+    noise = np.random.default_rng((0, 1)).standard_normal(length)  # not the noise of a Degradation of any seed
     return stft(noise, N_FFT, HOP_LENGTH) / np.sqrt(WINDOW_POWER) * amplitude
 
 
 def join(known: np.ndarray, generated: np.ndarray, f_low: float, f_high: float) -> np.ndarray:
-    """known below f_low Hz, generated above f_high Hz, a power-preserving fade in between."""
+    """`known` below f_low Hz, `generated` above f_high Hz, a power-preserving fade in between."""
     weight = np.clip((f_high - BINS_HZ) / max(f_high - f_low, 1e-9), 0.0, 1.0)
     return weight * known + np.sqrt(1 - weight**2) * generated
 
 
 def band_of(degradation: Degradation) -> tuple[float, float]:
     """(passband_hz, stopband_hz) in Hz; above every bin without a filter."""
-    if degradation.cutoff_hz is None:
-        return SAMPLE_RATE, SAMPLE_RATE
-    return degradation.passband_hz(SAMPLE_RATE), degradation.stopband_hz(SAMPLE_RATE)
+    edges = degradation.passband_hz(SAMPLE_RATE), degradation.stopband_hz(SAMPLE_RATE)
+    return edges if degradation.cutoff_hz is not None else (SAMPLE_RATE, SAMPLE_RATE)
 
 
 def _fill_gaps(wav: np.ndarray, generated: np.ndarray, gaps: Iterable[tuple[float, float]]) -> np.ndarray:
-    """generated inside the gaps (start, end in seconds), faded over 10 ms outside them."""
+    """`generated` inside the gaps (start, end in seconds), faded over 10 ms outside them."""
     inside = np.zeros(len(wav))
     for start, end in gaps:
         inside[max(0, round((start - 0.005) * SAMPLE_RATE)) : round((end + 0.005) * SAMPLE_RATE)] = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,13 +13,11 @@ import torch
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.measure import metrics, perceptual
 from srlib.measure.conditions import Case
-from srlib.measure.distribution import upper_band
-from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance, lsd
+from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance
 from srlib.measure.systems import System
 from srlib.restore.cutoff import FULL_FROM_HZ, detect_band
 
 _SEEDS = 3  # samples that diversity is measured over
-_NEAR_TONE_HZ = 200.0
 
 
 @dataclass
@@ -52,28 +50,21 @@ Measure = Callable[[Trial], Columns | list[Columns]]
 
 
 @dataclass(frozen=True)
-class Only:
-    """A measure that is taken of some systems under some conditions."""
-
-    measure: Measure
-    systems: tuple[str, ...]
-    conditions: tuple[str, ...]
-
-    def __call__(self, trial: Trial) -> Columns:
-        """Its columns, or none."""
-        wanted = trial.name in self.systems and trial.case.condition in self.conditions
-        return self.measure(trial) if wanted else {}
-
-
-@dataclass(frozen=True)
 class Perceptual:
-    """Measures of `srlib.measure.perceptual` by name; those that are not installed are left out."""
+    """Measures of `srlib.measure.perceptual` by name; those that are not installed are left out.
+
+    With `systems` or `conditions` they are taken of these alone.
+    """
 
     names: tuple[str, ...] = ("zimtohrli",)
+    systems: Collection[str] | None = None
+    conditions: Collection[str] | None = None
 
     def __call__(self, trial: Trial) -> Columns:
         """One column each."""
-        return perceptual.measure(trial.case.reference, trial.audio, self.names)
+        asked = (trial.name, self.systems), (trial.case.condition, self.conditions)
+        wanted = all(chosen is None or name in chosen for name, chosen in asked)
+        return perceptual.measure(trial.case.reference, trial.audio, self.names if wanted else ())
 
 
 @dataclass(frozen=True)
@@ -87,9 +78,8 @@ class Distance:
 
     def __call__(self, trial: Trial) -> Columns:
         """One column."""
-        pair = trial.case.truth, trial.spectra
-        changes = self.change_reference, self.change_estimate
-        pair = (one if change is None else change(one.wav[0]) for one, change in zip(pair, changes, strict=True))
+        changes = (trial.case.truth, self.change_reference), (trial.spectra, self.change_estimate)
+        pair = (one if change is None else change(one.wav[0]) for one, change in changes)
         return {self.name: distance(*pair, self.convention)}
 
 
@@ -98,77 +88,45 @@ def scores(trial: Trial) -> Columns:
     return metrics.evaluate(trial.case.truth, trial.spectra, degradation=trial.case.degradation)
 
 
-def headline(trial: Trial) -> Columns:
-    """`lsd_19k` and, against blur above the cutoff, `level_high_db`, `texture_high`; `log_mel_l1`."""
-    pair = trial.case.truth, trial.spectra
-    row = {"lsd_19k": distance(*pair)}
-    if (stopband_hz := trial.case.stopband_hz) is not None:
-        row["level_high_db"] = metrics.level_high_db(*pair, stopband_hz)
-        row["texture_high"] = metrics.texture_high(*pair, stopband_hz)
-    return row | {"log_mel_l1": metrics.log_mel_l1(*pair)}
-
-
-def input_distance(trial: Trial) -> Columns:
-    """`lsd_19k` of the degraded clip."""
-    return {"lsd_19k_input": distance(trial.case.truth, trial.case.degraded)}
-
-
 def known_band(trial: Trial) -> Columns:
-    """SNR below the cutoff against the reference as filtered, and under noise its gain over the input.
-
-    `snr_low_gain_db` is the gain against the reference itself. Without a filter the band ends at 19 kHz.
-    """
-    case, edge_hz = trial.case, trial.case.passband_hz or HEADLINE_HZ
-    row = {"snr_known_db": metrics.snr_low_db(case.filtered, trial.audio, edge_hz)}
-    if case.degradation.noise_type != "none":
-        for name, against in (("snr_gain_db", case.filtered), ("snr_low_gain_db", case.reference)):
-            before, after = (metrics.snr_low_db(against, wav, edge_hz) for wav in (case.degraded, trial.audio))
-            row[name] = after - before
-    return row
-
-
-def near_tone(trial: Trial) -> Columns:
-    """Suppression of the tone, and the plain LSD within 200 Hz of it; nothing without a tone."""
-    case, done = trial.case, trial.case.degradation
-    if done.noise_type != "tone":
-        return {}
-    suppressed = metrics.tone_suppression_db(case.reference, trial.audio, done.tone_hz, done.noise_amplitude)
-    band = {"f_low": max(done.tone_hz - _NEAR_TONE_HZ, 0.0), "f_high": done.tone_hz + _NEAR_TONE_HZ}
-    near = lsd(case.truth, trial.spectra, convention="plain", **band)
-    return {"tone_suppression_db": suppressed, "lsd_near_tone": near}
+    """SNR below the cutoff against the reference as filtered; without a filter the band ends at 19 kHz."""
+    edge_hz = trial.case.passband_hz or HEADLINE_HZ
+    return {"snr_known_db": metrics.snr_low_db(trial.case.filtered, trial.audio, edge_hz)}
 
 
 def noise_found(trial: Trial) -> Columns:
     """Whether our model found stationary noise."""
-    return {"noise_found": trial.output.noise_found}
+    return {"noise_found": getattr(trial.output, "noise_found", None)}
 
 
 def samples(trial: Trial) -> Columns:
-    """Log-mels above the band for `distribution.accuracies` and, if the system samples, their `diversity`.
+    """Log-mels above the band for `perceptual.accuracies` and, if the system samples, their `diversity`.
 
     Diversity is the standard deviation over three seeds, nat; the first is that of the trial.
     """
     f_low = trial.case.stopband_hz
-    row = {"real": upper_band(trial.case.reference, f_low), "restored": upper_band(trial.audio, f_low)}
+    row = {
+        "real": perceptual.upper_band(trial.case.reference, f_low),
+        "restored": perceptual.upper_band(trial.audio, f_low),
+    }
     if trial.system.options.get("num_inference_steps") not in (None, 0, 1):
         others = (trial.system(trial.case, trial.seed + i) for i in range(1, _SEEDS))
-        mels = [upper_band(output.log_mel, f_low) for output in (trial.output, *others)]
+        mels = [perceptual.upper_band(output.log_mel, f_low) for output in (trial.output, *others)]
         row["diversity"] = float(np.std(mels, axis=0).mean())
     return row
 
 
 def in_gaps(trial: Trial) -> list[Columns]:
     """One row a gap: plain LSD to 19 kHz and log-mel distance over the frames with their centre inside it."""
-    pair, band = (trial.case.truth, trial.spectra), PLAIN.band(0.0, HEADLINE_HZ)
-    power = np.subtract(*(one.log_power(PLAIN)[0, :, band] for one in pair))
-    mel = np.subtract(*(one.log_mel[0, 0] for one in pair))
+    truth, restored = trial.case.truth, trial.spectra
+    power = (truth.log_power(PLAIN) - restored.log_power(PLAIN))[0, :, PLAIN.band]
+    mel = (truth.log_mel - restored.log_mel)[0, 0]
     centres = np.arange(len(power)) * PLAIN.hop_length, (np.arange(len(mel)) + 0.5) * HOP_LENGTH
     rows = []
     for start, end in trial.case.degradation.gaps:
         inside = [(start * SAMPLE_RATE <= centre) & (centre < end * SAMPLE_RATE) for centre in centres]
-        lsd_19k = float(np.sqrt((power[inside[0]] ** 2).mean(1)).mean())
-        row = {"gap_ms": round(1000 * (end - start)), "lsd_19k": lsd_19k}
-        rows.append(row | {"log_mel_l1": float(np.abs(mel[inside[1]]).mean())})
+        lsd_19k, log_mel_l1 = np.sqrt((power[inside[0]] ** 2).mean(1)).mean(), np.abs(mel[inside[1]]).mean()
+        rows.append({"gap_ms": round(1000 * (end - start)), "lsd_19k": float(lsd_19k), "log_mel_l1": float(log_mel_l1)})
     return rows
 
 
@@ -176,8 +134,8 @@ def in_gaps(trial: Trial) -> list[Columns]:
 class Edge:
     """Where a detector says that the degraded clip's band ends, beside where it does, Hz.
 
-    `<name>_inside` says whether that is so, by a share `tolerance` of the -3 dB point less and of the -20 dB point
-    more; full band is any edge from 18.5 kHz on. `<name>_off` is the distance from there, % of the -3 dB point.
+    `<name>_inside`: from a share `tolerance` under the -3 dB point to one over the -20 dB point; full band: 18.5 kHz or
+    more. `<name>_off`: distance from the transition, % of the -3 dB point.
     """
 
     name: str

@@ -1,21 +1,14 @@
-"""What a restoration costs: time by stage and peak memory, for model sizes, precisions, steps and lengths.
-
-A case is measured in a process of its own, from the loading of the weights on. The full size has random weights, which
-say nothing of quality and all of speed.
-"""
+"""What a restoration costs: seconds by stage and peak memory, for model sizes, precisions, steps and lengths."""
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,13 +17,11 @@ import torch
 from srlib.audio import files
 from srlib.config import SAMPLE_RATE
 from srlib.data.tracks import load_dataset
-from srlib.machine import hardware, stopwatch
+from srlib.machine import stopwatch
 from srlib.restore.pipeline import RestorationPipeline, build
 
-R = TypeVar("R")
 STAGES = ("encode", "diffusion", "decode", "vocoder", "merge", "other")
-_CHUNK_SECONDS = 10.24  # one chunk of the pipeline
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 
 
 def time_by_stage(pipe: RestorationPipeline, audio_s: float, steps: int) -> dict[str, float]:
@@ -49,7 +40,7 @@ def time_by_stage(pipe: RestorationPipeline, audio_s: float, steps: int) -> dict
 
 
 def time_of_file(pipe: RestorationPipeline, audio_s: float, channels: int) -> dict[str, float]:
-    """Seconds in total for a file that is restored as the command line does: chunk by chunk, cutoff detected."""
+    """Seconds and processor seconds of a file that is restored as the command line does: by chunks, cutoff detected."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "input.flac"
         files.write(source, np.stack([np.roll(_music(audio_s), 4800 * i) for i in range(channels)]), SAMPLE_RATE)
@@ -58,8 +49,12 @@ def time_of_file(pipe: RestorationPipeline, audio_s: float, channels: int) -> di
         pipe.restore_file(source, Path(folder) / "output.wav")
         total_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     row = {"audio_s": audio_s, "channels": channels, "total_s": total_s, "cpu_s": cpu_s}
-    factors = {"real_time_factor": total_s / audio_s, "cpu_factor": cpu_s / audio_s}
-    return row | factors | {"peak_gib": _peak_gib(pipe)}
+    return row | {"real_time_factor": total_s / audio_s, "cpu_factor": cpu_s / audio_s, "peak_gib": _peak_gib(pipe)}
+
+
+def _music(seconds: float) -> np.ndarray:
+    """A demo test track, repeated to a length: what is restored hardly changes the cost."""
+    return np.resize(load_dataset("demo", "test")[0].mixture(start=2.0, seconds=10.24), round(seconds * SAMPLE_RATE))
 
 
 def _forget_peak(pipe: RestorationPipeline) -> None:
@@ -71,80 +66,28 @@ def _forget_peak(pipe: RestorationPipeline) -> None:
 
 
 def _peak_gib(pipe: RestorationPipeline) -> float:
-    return (torch.cuda.max_memory_allocated() if pipe.device.type == "cuda" else peak_memory()) / 2**30
+    """Largest memory so far; NaN where neither torch nor Linux keeps it."""
+    if pipe.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    lines = _STATUS.read_text().splitlines() if _STATUS.is_file() else ()
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), float("nan"))
 
 
-def peak_memory() -> int:
-    """Largest resident size of this process so far, bytes.
+def benchmark(cases: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a case, each in a process of its own, from the loading of the weights on.
 
-    Linux keeps it with the address space; getrusage's figure, used elsewhere, a child inherits from its parent.
+    A case has `audio_s` (s) and either `channels`, for `time_of_file`, or `steps`, for `time_by_stage`; also `size` and
+    `dtype` of the model, the shipped one if not given. The full size has random weights, which say all of speed.
     """
-    if _STATUS.is_file():
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as executor:
+        return pd.DataFrame([{**case, **row} for case, row in zip(cases, executor.map(_run, cases), strict=True)])
 
 
-def environment() -> dict[str, str]:
-    """What the figures depend on besides the code: the machine, what a stage's second is there, and the load."""
-    machine, capabilities = hardware(), torch.cpu.get_capabilities()
-    units = [unit for unit in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(unit)]
-    return {
-        "processor": machine["processor"] + (f" ({', '.join(units)})" if units else ""),
-        **({"gpu": machine["gpu"]} if machine["gpu"] else {}),
-        "seconds by stage": "of the clock" if machine["gpu"] else "of one processor core",
-        "cores": str(machine["cores"]),
-        "load before": f"{os.getloadavg()[1]:.1f} processes" if hasattr(os, "getloadavg") else "unknown",
-        "torch": machine["torch"],
-    }
-
-
-def benchmark(cases: Iterable[tuple[str, str, float, int]]) -> pd.DataFrame:
-    """`time_by_stage` of each case (size, `float32` or `bfloat16`, seconds of audio, steps), in a fresh process each.
-
-    A model other than the shipped one has random weights, which are written once and then loaded.
-    """
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for size, dtype, audio_s, steps in cases:
-            model = size if size == "compact" else f"{folder}/{size}-{dtype}"
-            if model != "compact" and not Path(model).exists():
-                _in_fresh_process(_write, size, dtype, model)
-            case = {"size": size, "dtype": dtype, "audio_s": audio_s, "steps": steps}
-            rows.append(case | _in_fresh_process(_run, model, dtype, audio_s, steps))
-    return pd.DataFrame(rows)
-
-
-def file_benchmark(cases: Sequence[tuple[float, int]]) -> pd.DataFrame:
-    """`time_of_file` of each case (seconds, channels) with the shipped model, in a fresh process each."""
-    return pd.DataFrame([_in_fresh_process(_run_file, *case) for case in cases])
-
-
-def _in_fresh_process(function: Callable[..., R], *arguments: object) -> R:
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as executor:
-        return executor.submit(function, *arguments).result()
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _write(size: str, dtype: str, model: str) -> None:
-    build(size).to(getattr(torch, dtype)).save_pretrained(model)
-
-
-def _run(model: str, dtype: str, audio_s: float, steps: int) -> dict[str, str | float]:
+def _run(case: Mapping[str, Any]) -> dict[str, Any]:
+    size, dtype = case.get("size", "compact"), getattr(torch, case.get("dtype", "float32"))
+    pipe = RestorationPipeline.from_pretrained(size, dtype=dtype) if size == "compact" else build(size).to(dtype)
+    pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    if "channels" in case:
+        return time_of_file(pipe, case["audio_s"], case["channels"])
     torch.set_num_threads(1)  # processor seconds are then those of the clock
-    pipe = RestorationPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(_device())
-    return {"device": _device()} | time_by_stage(pipe, audio_s, steps)
-
-
-def _run_file(audio_s: float, channels: int) -> dict[str, float]:
-    return time_of_file(RestorationPipeline.from_pretrained("compact").to(_device()), audio_s, channels)
-
-
-def _music(seconds: float) -> np.ndarray:
-    """A demo test track, repeated to a length: what is restored hardly changes the cost."""
-    excerpt = load_dataset("demo", "test")[0].mixture(start=2.0, seconds=min(seconds, _CHUNK_SECONDS))
-    return np.resize(excerpt, round(seconds * SAMPLE_RATE))
+    return {"device": pipe.device.type} | time_by_stage(pipe, case["audio_s"], case["steps"])

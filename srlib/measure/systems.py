@@ -10,15 +10,15 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from srlib.audio import files
-from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE, Profile
-from srlib.degrade import Degradation, istft
+from srlib.config import SAMPLE_RATE, Profile
+from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.measure import baselines, limits
 from srlib.measure.conditions import Case
@@ -52,16 +52,19 @@ def restore(
 ) -> RestorationOutput:
     """Restore `degraded` [samples] at 48 kHz, telling the pipeline from the record where the band ends.
 
+    `cutoff_hz="auto"` among the options lets it find that itself.
+
     Args:
         options: what else the pipeline's call takes, e.g. `merge` or `num_inference_steps`.
     """
     known = {"cutoff_hz": degradation.passband_hz(SAMPLE_RATE), "stopband_hz": degradation.stopband_hz(SAMPLE_RATE)}
-    return pipe(degraded, SAMPLE_RATE, generator=seed, gaps=degradation.gaps, **known, **options)
+    options = options if "cutoff_hz" in options else known | options
+    return pipe(degraded, SAMPLE_RATE, generator=seed, gaps=degradation.gaps, **options)
 
 
 @dataclass(frozen=True)
 class Model:
-    """Our model with `options` of its call, told where the band ends."""
+    """A model (name, folder or hub id) with `options` of its call, told where the band ends unless they say it."""
 
     model: str = "compact"
     device: str = "cpu"
@@ -70,29 +73,19 @@ class Model:
 
     def __call__(self, case: Case, seed: int = 0) -> RestorationOutput:
         """Restore."""
-        pipe = _load(self.model, self.variant, self.device)
-        return restore(pipe, case.degraded, case.degradation, seed, **self.options)
+        return restore(
+            _load(self.model, self.variant, self.device), case.degraded, case.degradation, seed, **self.options
+        )
 
 
 def true_log_mel(model: str, device: str, case: Case, seed: int = 0) -> np.ndarray:
     """GT-Mel: the trained vocoder of a model on the log-mel of the reference."""
-    return _vocoded(model, device, case.reference.tobytes())
+    return _load(model, None, device).vocode_truth(case.reference, through_autoencoder=False)
 
 
-@lru_cache(maxsize=2)  # one track comes with all of its conditions
-def _vocoded(model: str, device: str, reference: bytes) -> np.ndarray:
-    pipe = _load(model, None, device)
-    return pipe.vocode_truth(np.frombuffer(reference, np.float32).copy(), through_autoencoder=False)
-
-
-def blind(name: str, case: Case, seed: int = 0) -> np.ndarray:
-    """A system of `baselines.BLIND`, which sees nothing but the degraded clip and its cutoff."""
-    return baselines.BLIND[name](case.degraded, SAMPLE_RATE, case.passband_hz, seed)
-
-
-def ridge(ridges: Mapping[str, baselines.Ridge], case: Case, seed: int = 0) -> np.ndarray:
+def ridge(models: Mapping[str, Any], case: Case, seed: int = 0) -> np.ndarray:
     """The ridge regression of each condition, as `sweep.fit_ridges` gives them."""
-    return ridges[case.condition].restore(case.degraded, case.degradation)
+    return baselines.ridge(models[case.condition], case.degraded, case.degradation)
 
 
 def command(template: str, case: Case, seed: int = 0) -> np.ndarray:
@@ -113,58 +106,32 @@ def command(template: str, case: Case, seed: int = 0) -> np.ndarray:
     return np.pad(wav, (0, max(0, samples - len(wav))))[:samples]
 
 
-def reference(case: Case, seed: int = 0) -> np.ndarray:
-    """The reference itself."""
-    return case.reference
-
-
-def oracle(case: Case, seed: int = 0) -> np.ndarray:
-    """`limits.oracle`."""
-    return limits.oracle(case.reference, case.degraded, case.degradation)
-
-
-def ideal_wiener(case: Case, seed: int = 0) -> np.ndarray:
-    """`limits.ideal_wiener`, which knows what the filter left."""
-    return limits.ideal_wiener(case.filtered, case.degraded)
-
-
-def repetition(case: Case, seed: int = 0) -> np.ndarray:
-    """Gaps filled with what came before them, as often as it takes."""
-    filled = case.degraded.copy()
-    for first, last in _gap_samples(case):
-        filled[first:last] = np.resize(case.degraded[max(2 * first - last, 0) : first], last - first)
-    return filled
-
-
-def interpolation(case: Case, seed: int = 0) -> np.ndarray:
-    """Gaps filled with noise whose magnitudes are interpolated in time from frame to frame beside the gap."""
-    filled, magnitude = case.degraded.copy(), np.abs(limits.spectrum_of(case.degraded))
-    for first, last in _gap_samples(case):
-        left, right = (first - N_FFT // 2) // HOP_LENGTH, -(-(last + N_FFT // 2) // HOP_LENGTH)  # whole frames
-        share = np.linspace(0, 1, right - left + 1)[:, None]
-        magnitude[left : right + 1] = (1 - share) * magnitude[left] + share * magnitude[right]
-    noise = limits.spectrum_of(np.random.default_rng(seed).standard_normal(len(filled)))
-    generated = istft(magnitude * noise / np.abs(noise), len(filled), N_FFT, HOP_LENGTH)
-    for first, last in _gap_samples(case):
-        filled[first:last] = generated[first:last]
-    return filled
-
-
-def _gap_samples(case: Case) -> list[tuple[int, int]]:
-    return [(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in case.degradation.gaps]
+def _of(function: Callable, attributes: tuple[str, ...], case: Case, seed: int = 0) -> np.ndarray:
+    """A function of some attributes of the case."""
+    return function(*(getattr(case, name) for name in attributes))
 
 
 TABLE: dict[str, System] = {
-    "reference": reference, "oracle": oracle, "ideal_wiener": ideal_wiener, "repetition": repetition,
-    "interpolation": interpolation, **{name: partial(blind, name) for name in baselines.BLIND},
-}  # fmt: skip
+    name: partial(_of, function, attributes)
+    for name, function, *attributes in (
+        ("reference", np.copy, "reference"),
+        ("unprocessed", np.copy, "degraded"),
+        ("oracle", limits.oracle, "reference", "degraded", "degradation"),
+        ("ideal_wiener", limits.ideal_wiener, "filtered", "degraded"),
+        ("band_replication", baselines.band_replication, "degraded", "passband_hz"),
+        ("wiener", baselines.wiener, "degraded"),
+        ("notch", baselines.notch, "degraded"),
+        ("repetition", baselines.repetition, "degraded", "degradation"),
+        ("interpolation", baselines.interpolation, "degraded", "degradation"),
+    )
+}
 
 
 def named(names: Mapping[str, Any] | tuple | list, profile: Profile, device: str = "cpu") -> dict[str, System]:
-    """{name: system} of names in `TABLE` or `MODELS`, `gt_mel`, command templates and options of our model.
+    """{name: system} of names in `TABLE` or `MODELS`, `gt_mel`, command templates, model folders and options of ours.
 
     Args:
-        names: such names, or {row: name, command template, options of the pipeline's call, or a system}.
+        names: such names, or {row: name, template, folder, options of the pipeline's call, or a system}.
     """
     rows = names if isinstance(names, Mapping) else {name: name for name in names}
     return {row: _system(given, profile, device) for row, given in rows.items()}
@@ -181,7 +148,10 @@ def _system(given: Any, profile: Profile, device: str) -> System:
         return partial(true_log_mel, profile.model, device)
     if "{in}" in given and "{out}" in given:
         return partial(command, given)
+    if Path(given).is_dir():
+        return Model(given, device)
     if given not in TABLE:
         known = ", ".join(("gt_mel", *TABLE, *MODELS))
-        raise SrlibError(f"There is no system {given!r}: choose one of {known}, or a command with {{in}} and {{out}}.")
+        kinds = f"choose one of {known}, a command with {{in}} and {{out}}, or a model folder"
+        raise SrlibError(f"There is no system {given!r}: {kinds}.")
     return TABLE[given]

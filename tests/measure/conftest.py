@@ -29,21 +29,11 @@ def notes():
         for start in np.arange(0, seconds, 0.25):
             held = np.clip(time - start, 0, None)
             pitch = 110 * 2 ** (rng.integers(24) / 12)
-            note = sum(np.sin(2 * np.pi * pitch * k * held) / k for k in range(1, 12))
-            wav += (time >= start) * np.exp(-6 * held) * note
+            wav += (
+                (time >= start)
+                * np.exp(-6 * held)
+                * sum(np.sin(2 * np.pi * pitch * k * held) / k for k in range(1, 12))
+            )
         return (0.1 * wav).astype(np.float32)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def harmonics():
-    """A chord of harmonics over pink-like noise: content in every band, none of it flat."""
-
-    def make(seconds=2.0):
-        time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-        tones = sum(np.sin(2 * np.pi * f * k * time) / k for f in (220, 277.2) for k in range(1, 9))
-        noise = np.random.default_rng(0).standard_normal(len(time)).astype(np.float32)
-        return (0.05 * tones + signal.lfilter([1], [1, -0.9], 0.01 * noise)).astype(np.float32)
 
     return make

@@ -1,4 +1,4 @@
-"""The runner: every row once, the same in one process and in two, and none computed again; summaries of its tables."""
+"""The runner: every row once, the same in one process and in many, and none computed again."""
 
 import os
 from dataclasses import dataclass
@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from srlib.config import SAMPLE_RATE, profile
-from srlib.errors import SrlibError
 from srlib.measure import measures, sweep, systems
 
 CONDITIONS = {
     "clean_8k": {"cutoff_hz": 8000},
     "white_4k": {"cutoff_hz": 4000, "noise_type": "white", "noise_amplitude": 0.02},
 }
+NAMED = systems.named(("unprocessed", "oracle", "ours"), profile("smoke"))
 
 
 @pytest.fixture
@@ -25,26 +24,23 @@ def clips(music):
     return {str(i): music[i * 6000 :][: SAMPLE_RATE // 2] for i in range(4)}
 
 
-def names(*rows):
-    return systems.named(rows, profile("smoke"))
-
-
 def test_a_sweep_has_a_row_for_everything_and_processes_change_nothing(clips):
-    compared = names("unprocessed", "oracle", "ours")
-    tables = [sweep.sweep(compared, CONDITIONS, clips, [measures.headline], workers=count) for count in (1, 2)]
+    tables = [sweep.sweep(NAMED, CONDITIONS, clips, [measures.scores], workers=count) for count in (1, 2)]
     pd.testing.assert_frame_equal(*tables)
-    table = tables[0]
-    keys = table[["track", "condition", "system"]].itertuples(index=False, name=None)
-    assert list(keys) == [(t, c, s) for t in clips for c in CONDITIONS for s in compared]
-    assert np.isfinite(table[["lsd_19k", "level_high_db", "texture_high", "log_mel_l1"]]).all(axis=None)
-    assert set(table["noise"]) == {"clean", "white"}
+    keys = tables[0][["track", "condition", "system"]].itertuples(index=False, name=None)
+    assert list(keys) == [(t, c, s) for t in clips for c in CONDITIONS for s in NAMED]
+    assert np.isfinite(tables[0][["lsd_19k", "level_high_db", "texture_high", "log_mel_l1"]]).all(axis=None)
 
 
-def test_a_measure_may_give_several_rows(clips):
-    recipe = {"gaps": {"gap_seconds": (0.02, 0.05)}}
-    table = sweep.sweep(names("unprocessed"), recipe, clips, [measures.in_gaps, measures.input_distance])
-    assert len(table) == 2 * len(clips) and table["lsd_19k_input"].notna().all()
-    assert sorted(table["gap_ms"].unique()) == [20, 50]
+def test_a_local_dask_cluster_gives_the_same_rows(clips, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="pip install distributed")
+    one = {"unprocessed": NAMED["unprocessed"]}
+    here = sweep.sweep(one, CONDITIONS, clips, [measures.scores], workers=1)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        monkeypatch.setenv("SRLIB_DASK", cluster.scheduler_address)
+        processes = set(sweep.parallel(lambda _: os.getpid(), range(8)))
+        pd.testing.assert_frame_equal(here, sweep.sweep(one, CONDITIONS, clips, [measures.scores]))
+    assert len(processes) == 2 and os.getpid() not in processes
 
 
 @dataclass(frozen=True)
@@ -62,75 +58,33 @@ class Counting:
 
 
 def test_a_sweep_that_was_stopped_goes_on_at_the_row(clips, tmp_path, monkeypatch):
-    counted, store = tmp_path / "counted", tmp_path / "rows" / "store.jsonl"
-    asked = ({"it": Counting(counted)}, CONDITIONS, clips, [measures.headline])
+    counted, store = tmp_path / "counted", tmp_path / "rows"
+    run = partial(
+        sweep.sweep, {"it": Counting(counted)}, CONDITIONS, clips, [measures.in_gaps, measures.scores], workers=1
+    )
     with monkeypatch.context() as stopping, pytest.raises(KeyboardInterrupt):
         stopping.setenv("STOP", "1")
-        sweep.sweep(*asked, workers=1, store=store)
-    with store.open("a") as file:
-        file.write('["cut off')
-    first = sweep.sweep(*asked, workers=1, store=store)
-    assert len(counted.read_text().splitlines()) == 2 * 4 + 1  # only the case that failed ran twice
-    pd.testing.assert_frame_equal(first, sweep.sweep(*asked, workers=1))
+        run(store=store)
+    run = partial(sweep.sweep, {"it": Counting(counted)}, CONDITIONS, clips, [measures.scores], workers=1)
     counted.unlink()
-    pd.testing.assert_frame_equal(first, sweep.sweep(*asked, workers=1, store=store))
-    assert not counted.exists()
-    sweep.sweep(*asked, seed=1, workers=1, store=store)
-    assert len(counted.read_text().splitlines()) == 8  # another seed, other rows
-    with pytest.raises(SrlibError, match="cannot keep rows"):
-        sweep.sweep({"it": lambda case, seed: case.reference}, *asked[1:], store=store)
+    for seed, code, asked in ((0, "1", 8), (0, "1", 0), (1, "1", 8), (0, "2", 8)):  # another seed or code, other rows
+        monkeypatch.setattr(sweep, "_code", lambda code=code: code)
+        table = run(store=store, seed=seed)
+        assert (len(counted.read_text().splitlines()) if counted.exists() else 0) == asked
+        counted.unlink(missing_ok=True)
+    pd.testing.assert_frame_equal(table, run())
 
 
-def test_tasks_run_on_one_thread_and_what_was_set_comes_back():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        assert list(sweep.parallel(lambda _: torch.get_num_threads(), range(3), workers=1)) == [1, 1, 1]
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_ridges_serve_their_condition_and_a_measure_may_give_several_rows(clips):
+    recipe = {"gaps": {"cutoff_hz": 8000, "gap_seconds": (0.02, 0.05)}}
+    compared = {"ridge": partial(systems.ridge, sweep.fit_ridges(recipe, clips, workers=1)), **NAMED}
+    rows = sweep.sweep(compared, recipe, clips, [measures.in_gaps, measures.known_band], workers=1)
+    assert list(rows["gap_ms"][:4]) == [20, 50, 20, 50] and rows["snr_known_db"].notna().all()
+    assert rows.groupby("system")["lsd_19k"].mean()["ridge"] < 6
 
 
-def test_results_come_in_order_and_another_backend_may_be_named(monkeypatch):
-    monkeypatch.setenv("SRLIB_PARALLEL", "threading")
-    assert list(sweep.parallel(lambda x: (x, os.getpid()), range(9), workers=2)) == [(i, os.getpid()) for i in range(9)]
-
-
-def test_ridges_are_fitted_for_each_condition(clips):
-    ridges = sweep.fit_ridges(CONDITIONS, clips, workers=1)
-    assert list(ridges) == list(CONDITIONS)
-    table = sweep.sweep(
-        {"ridge": partial(systems.ridge, ridges), **names("unprocessed")}, CONDITIONS, clips, [measures.headline]
-    )
-    mean = table.groupby("system")["lsd_19k"].mean()
-    assert mean["ridge"] < mean["unprocessed"]
-
-
-def table_of(**levels):
-    rows = [
-        {"track": track, "condition": "c", "noise": "clean", "cutoff_hz": 8000, "system": system, "merge": None,
-         "lsd_19k": level + better, "zimtohrli": 3 * better}
-        for track, level in levels.items() for system, better in (("oracle", 0.0), ("ridge", 0.25))
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def test_a_summary_holds_means_their_interval_and_the_ratio_to_the_oracle():
-    summary = sweep.summarise(table_of(a=1.0, b=2.0, c=6.0), ["zimtohrli", "visqol"]).set_index("system")
-    assert summary["lsd_19k"].to_dict() == {"oracle": 3.0, "ridge": 3.25}
-    assert summary["lsd_19k_median"]["ridge"] == 2.25 and summary["tracks"].tolist() == [3, 3]
-    assert summary["ratio"].to_dict() == pytest.approx({"oracle": 1.0, "ridge": 3.25 / 3})
-    assert summary["zimtohrli"]["ridge"] == 0.75 and summary["visqol"].isna().all()
-    assert summary["ci_low"]["oracle"] == pytest.approx(1.0) and summary["ci_high"]["oracle"] == pytest.approx(6.0)
-
-
-def test_differences_are_paired_track_by_track_in_any_measure():
-    """Tracks differ by far more than systems do; a difference that is the same on each has an interval of no width."""
-    table = table_of(a=1.0, b=2.0, c=5.0)
-    assert sweep.paired_difference(table, "oracle", "ridge", "c") == pytest.approx((-0.25, -0.25, -0.25))
-    assert sweep.paired_difference(table, "ridge", "oracle", "c", measure="zimtohrli") == pytest.approx((0.75,) * 3)
-    rng = np.random.default_rng(0)
-    rows = [{"track": i, "condition": "c", "system": "x", "lsd_19k": 9 * rng.random()} for i in range(100)]
-    others = [row | {"system": "y", "lsd_19k": row["lsd_19k"] - 0.1 * rng.standard_normal() - 1} for row in rows]
-    mean, low, high = sweep.paired_difference(pd.DataFrame(rows + others), "x", "y", "c")
-    assert mean == pytest.approx(1, abs=0.04) and high - low == pytest.approx(2 * 1.96 * 0.1 / 10, rel=0.25)
+def test_anyones_system_has_the_rows_of_the_main_table(tmp_path):
+    conditions = {"clean_8k": {"cutoff_hz": 8000}}
+    rows = sweep.evaluate_system("copy", "cp {in} {out}", conditions, profile("smoke"), tmp_path)
+    ours = sweep.evaluate_system("unprocessed", "unprocessed", conditions, profile("smoke"))
+    pd.testing.assert_frame_equal(rows.drop(columns="system"), ours.drop(columns="system"))
