@@ -22,6 +22,7 @@ from srlib.config import FILTER_TYPES, NOISE_TYPES, FilterType, NoiseType
 from srlib.errors import SrlibError
 from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Range, Whole, settings
 
+MIN_CUTOFF_HZ = 1.0  # far below hearing; filters of high order are singular in float64 from 0.0001 Hz down
 RIPPLE_DB = 0.1  # pass band of cheby1 and ellip, one way
 STOP_BAND_DB = 60.0  # ellip, one way
 BOXCAR_N_FFT = 2048  # samples
@@ -92,6 +93,8 @@ class Degradation:
     def check(self, sample_rate: int, samples: int | None = None) -> None:
         """Raise SrlibError if this cannot be done to a file of this rate (Hz) and length (samples)."""
         nyquist = sample_rate / 2
+        if self.cutoff_hz is not None and self.cutoff_hz < MIN_CUTOFF_HZ:
+            raise SrlibError(f"cutoff_hz {self.cutoff_hz:g} is below {MIN_CUTOFF_HZ:g} Hz: give a cutoff in Hz")
         if self.cutoff_hz is not None and self.cutoff_hz >= nyquist:
             raise SrlibError(
                 f"cutoff_hz {self.cutoff_hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it"

@@ -13,7 +13,10 @@ import srlib
 
 ROOT = Path(__file__).parents[1]
 # A module may import what stands left of it, and its own folder.
-ORDER = ["ground", "audio", "degrade", "data", "models", "restore", "audiosr", "measure", "training", "report", "cli"]
+ORDER = [
+    *("ground", "audio", "degrade", "data", "models", "restore", "audiosr", "measure", "training", "report"),
+    *("batch", "cli"),
+]
 GROUND = ("config", "errors", "machine", "settings", "stopwatch")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 # Modules without a test file of their own, and why.

@@ -15,6 +15,7 @@ from srlib.audio.recording import Recording, open_recording
 from srlib.config import SAMPLE_RATE
 from srlib.models.pipeline import LogMelPipeline
 from srlib.restore.chunks import join
+from srlib.restore.findings import Findings
 from srlib.restore.options import Options
 from srlib.restore.restoration import Restoration
 from srlib.restore.tones import Tone
@@ -81,14 +82,22 @@ class RestorationPipeline(LogMelPipeline):
 
     @torch.no_grad()
     def restore_file(
-        self, path: str | Path, out: str | Path, progress: Callable[[float], None] | None = None, **options
-    ) -> float:
-        """Restore a file of any length in constant memory, and return the seconds of audio it holds.
+        self,
+        path: str | Path,
+        out: str | Path,
+        progress: Callable[[float], None] | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        subtype: str | None = None,
+        **options,
+    ) -> Findings:
+        """Restore a file of any length in constant memory, and return what was found in it.
 
         Args:
-            path: what soundfile or ffmpeg reads; tags are kept.
-            out: a .wav or .flac file, which appears when it is whole; its folder is made if it is missing.
+            path: what soundfile or ffmpeg reads, or `-` for standard input; tags and cover are kept.
+            out: a file of `srlib.audio.files.OUTPUT_SUFFIXES`, which appears when it is whole; its folder is made.
             progress: is told the seconds of audio of each piece that was written.
+            sample_rate: of the output, Hz.
+            subtype: `PCM_16` (with dither), `PCM_24` or `FLOAT`; None takes the format's best.
             options: as `__call__` takes them.
 
         Raises:
@@ -97,13 +106,12 @@ class RestorationPipeline(LogMelPipeline):
         with open_recording(path) as recording:
             job = Restoration(self, recording, Options(**options))
             Path(out).parent.mkdir(parents=True, exist_ok=True)
-            samples = recording.samples_at(SAMPLE_RATE)
-            with open_output(out, SAMPLE_RATE, recording.channels, samples, recording.tags) as put:
+            with open_output(out, recording, sample_rate, subtype) as put:
                 for piece in join(job.analysis.chunks, (part.audio for part in job.chunks())):
                     put(job.analysis.layout.expand(piece))
                     if progress is not None:
                         progress(piece.shape[1] / SAMPLE_RATE)
-            return recording.samples / recording.sample_rate
+            return Findings(recording.samples / recording.sample_rate, job.cutoff_hz)
 
 
 build = RestorationPipeline.build
