@@ -84,6 +84,23 @@ def level_high_db(reference: Sound, estimate: Sound, f_low: float, sample_rate: 
     return _ratio_db(float(est.power[..., band].sum()), float(ref.power[..., band].sum()))
 
 
+def stereo_high(wav: Sound, f_low: float, sample_rate: int = 48000) -> dict[str, float]:
+    """Width above f_low Hz of `[channels, samples]`, from summed power: `correlation` and `mono_sum_db`.
+
+    The correlation is Pearson's for two channels, and a mean of all pairs, weighed by level, for more. The mono sum is
+    the power of the channels' mean over their mean power: 0 dB for equal channels, -3 dB for two unrelated ones, and
+    -inf for a channel and its inverse.
+    """
+    sound = wav if isinstance(wav, Spectra) else Spectra(np.asarray(wav), sample_rate)
+    band = plain(sound.sample_rate).band(f_low, None)
+    mono = Spectra(sound.wav.astype(np.float64).mean(axis=0), sound.sample_rate)
+    powers, channels = sound.power[..., band].sum(axis=(1, 2), dtype=np.float64), len(sound.wav)
+    mean = float(mono.power[..., band].sum(dtype=np.float64))
+    crossed = channels**2 * mean - powers.sum()  # twice the covariance of every pair
+    correlation = _quotient(float(crossed), float(np.sqrt(powers).sum() ** 2 - powers.sum()))
+    return {"correlation": correlation, "mono_sum_db": _ratio_db(mean, float(powers.mean()))}
+
+
 def texture_high(reference: Sound, estimate: Sound, f_low: float, sample_rate: int = 48000) -> float:
     """How rough the estimate is between f_low and 19 kHz, over how rough the reference is: 1 is right, blur is below.
 

@@ -69,7 +69,7 @@ class Prepared:
 
 def survey(recording: Recording, gaps: Sequence[Gap] | str, find_tones: bool, subtract_tones: bool = True) -> Analysis:
     """Levels, channels, stationary tones and, for `gaps="auto"`, runs of digital silence, in one pass."""
-    channels = ChannelSurvey(recording.channels)
+    channels = ChannelSurvey(recording.channels, recording.sample_rate)
     gap_finder = GapFinder(recording.sample_rate)
     tone_finders = [ToneFinder(recording.sample_rate) for _ in range(recording.channels if find_tones else 0)]
     for block in recording.blocks():

@@ -160,15 +160,16 @@ class Restoration:
         `denoised` `[unique, samples]` are the channels, of which each copies its own fine structure; `known`
         `[rows, frames, 256]` are the log-mels of downmix and channels, which tell their differences in level.
         """
-        weights, first_sample = self.analysis.layout.weights, chunk.start * HOP_LENGTH
+        layout, first_sample = self.analysis.layout, chunk.start * HOP_LENGTH
         alone = len(denoised) == 1
         differences = None if alone else level_differences(known[1:], known[0], self.band.passband_hz, gaps)
         if self._excitation == "copied":
-            signs = torch.from_numpy(np.where(weights < 0, -1, 1)).to(denoised)[:, None]  # of the noise in the copies
-            fine = signs * copied(signs * denoised, self.band.passband_hz, first_sample)
+            signs = torch.from_numpy(np.sign(layout.weights)).to(denoised)[:, None]  # of the noise in the copies
+            delays_s = torch.from_numpy(layout.delays_s)
+            fine = signs * copied(signs * denoised, self.band.passband_hz, first_sample, delays_s)
             return synthesise(restored if alone else restored + differences[:, None].to(restored), fine)
         if self._excitation == "noise":
             generated = synthesise(restored, noise(denoised.shape[1], first_sample)[None].to(denoised))
         else:
             generated = vocode(self._pipe.vocoder, restored, chunk.start)[:1]
-        return generated if alone else upmix(generated[0], differences, weights)
+        return generated if alone else upmix(generated[0], differences, layout)
