@@ -79,7 +79,7 @@ class BandDetector:
             self._held = self._held[length:]
 
     def segments(self, near_hz: float | None = None) -> list[tuple[int, Band]]:
-        """(first second, band) of each segment, in order; none for silence, which elsewhere belongs to what precedes it.
+        """(first second, band) of each segment, in order; silence belongs to what precedes it, and alone has none.
 
         Args:
             near_hz: a cutoff that is known (Hz): only filters are tried whose transition lies there.
@@ -193,7 +193,7 @@ def _filters() -> _Filters:
 
 
 def _costs(levels: np.ndarray, floor: float, filters: _Filters) -> np.ndarray:
-    """Negative log-likelihood (nat) of each filter and, last, of none, `[filters + 1]`, for the bands' levels `[68]`."""
+    """Negative log-likelihood (nat) of each filter and, last, of none, `[filters + 1]`, for levels `[68]` (dB)."""
     response = filters.bands_db[:, :, None]  # (bands, filters + 1, 1), slopes on the last axis from here on
     hidden = levels - floor < _HIDDEN_DB
     music = 10 * np.log10(np.maximum(10 ** (levels / 10) - 10 ** (floor / 10), 1e-30))

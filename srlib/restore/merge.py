@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from srlib.audio.stft import aligned_stft, band_edges_hz, frames_of, istft_same
-from srlib.config import F_MAX, N_FFT, Merge
+from srlib.config import F_MAX, N_FFT, SAMPLE_RATE, Merge
 from srlib.config import MERGES as MERGES
 from srlib.machine import stage
 from srlib.restore.gaps import fill_gaps
@@ -76,6 +76,7 @@ def merge(
     mode: Merge,
     gain: torch.Tensor | None = None,
     gaps: Iterable[Gap] = (),
+    blend: float = 1.0,
 ) -> torch.Tensor:
     """Restored waveform `[samples]` from the generated and the degraded one, both `[samples]` at 48 kHz.
 
@@ -85,28 +86,31 @@ def merge(
             the level is still too low. `none` returns the generated audio.
         gain: `[frames, 1025]`, of `noise_gain`; None changes nothing.
         gaps: seconds, filled with the generated audio.
+        blend: factor of the generated audio in the result.
 
     Samples that no step changes come back to the bit.
     """
     if mode == "none":
-        return generated
+        return blend * generated
     if band == FULL_BAND and (mode == "replace" or gain is None):
-        return fill_gaps(degraded, generated, gaps)
+        return fill_gaps(degraded, blend * generated, gaps)
     length, frames = degraded.shape[-1], frames_of(degraded)
     generated_stft, degraded_stft = (aligned_stft(wav, frames) for wav in (generated, degraded))
     freqs_hz = torch.linspace(0, F_MAX, N_FFT // 2 + 1, device=degraded.device)
     if mode == "replace":
         share = band.generated_share(freqs_hz)
-        joined = share * generated_stft + (1 - share) * degraded_stft
+        joined = blend * share * generated_stft + (1 - share) * degraded_stft
     else:
         known = degraded_stft if gain is None else gain * degraded_stft
-        joined = _equalised(generated_stft, known, band, freqs_hz)
+        joined = _equalised(generated_stft, known, band, freqs_hz, blend)
     # Only the change goes through the inverse STFT: where there is none, the samples stay as they are.
     change = istft_same((joined - degraded_stft)[None])[0, :length]
-    return fill_gaps(degraded + change, generated, gaps)
+    return fill_gaps(degraded + change, blend * generated, gaps)
 
 
-def _equalised(generated: torch.Tensor, known: torch.Tensor, band: Band, freqs_hz: torch.Tensor) -> torch.Tensor:
+def _equalised(
+    generated: torch.Tensor, known: torch.Tensor, band: Band, freqs_hz: torch.Tensor, blend: float
+) -> torch.Tensor:
     """`known` `[frames, 1025]` over the response of the low-pass, and the power that is still missing of `generated`.
 
     The edge may lie higher than was found. Above it, what is at least half as loud as the generated audio is kept as
@@ -117,7 +121,7 @@ def _equalised(generated: torch.Tensor, known: torch.Tensor, band: Band, freqs_h
     loudest, usual = (_level(known, order) / _level(generated, order) for order in (2, 0))
     boost = torch.minimum(inverse, (DOUBT / loudest).clamp(min=1))
     present = torch.where(freqs_hz > band.passband_hz, (DOUBT * boost * usual).clamp(max=1), torch.ones_like(boost))
-    return present * boost * known + (1 - present**2).sqrt() * generated
+    return present * boost * known + blend * (1 - present**2).sqrt() * generated
 
 
 def _level(spectrum: torch.Tensor, order: int) -> torch.Tensor:
@@ -134,3 +138,11 @@ def scaled(wav: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
     if gain is None:
         return wav
     return wav + istft_same(((gain - 1) * aligned_stft(wav, frames_of(wav)))[None])[0, : len(wav)]
+
+
+def above(wav: torch.Tensor, from_hz: float) -> torch.Tensor:
+    """`[..., samples]` without what lies below a frequency."""
+    spectrum = torch.fft.rfft(wav)
+    return torch.fft.irfft(
+        spectrum * (torch.fft.rfftfreq(wav.shape[-1], 1 / SAMPLE_RATE) >= from_hz).to(wav), wav.shape[-1]
+    )
