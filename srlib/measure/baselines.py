@@ -21,7 +21,7 @@ from srlib.measure import limits
 from srlib.measure.limits import TINY, spectrum_of, to_wav
 from srlib.restore.merge import Band
 from srlib.restore.noise import QUIET, level_above, smoothed_power
-from srlib.restore.tones import ToneFinder, fit_tone
+from srlib.restore.tones import ToneFinder, fit_tones
 
 # dB per octave above the cutoff, by cutoff in Hz: each the best of a grid by plain LSD up to 19 kHz on the train split
 # of the demo set, low-passed by cheby1 of order 8.
@@ -87,8 +87,7 @@ def notch(degraded: np.ndarray, sample_rate: int, cutoff_hz: float | None = None
     finder = ToneFinder(sample_rate)
     finder.add(degraded)
     restored = degraded.copy()
-    for found_hz in finder.result():
-        tone_hz = fit_tone(degraded, found_hz, sample_rate).frequency_hz
+    for tone_hz in (tone.frequency_hz for tone in fit_tones(degraded, finder.result(), sample_rate)):
         b, a = signal.iirnotch(tone_hz, tone_hz / NOTCH_WIDTH_HZ, fs=sample_rate)
         restored = signal.filtfilt(b, a, restored.astype(np.float64), padlen=sample_rate // 2).astype(np.float32)
     return restored

@@ -17,7 +17,7 @@ from srlib.restore.gaps import GapFinder
 from srlib.restore.merge import FULL_BAND, Band
 from srlib.restore.noise import NoiseFloor
 from srlib.restore.stereo import ChannelSurvey, Layout
-from srlib.restore.tones import Tone, ToneFinder, fit_tone, without
+from srlib.restore.tones import Comb, Tone, ToneFinder, fit_tones, without
 from srlib.settings import Gap
 
 _PEAKS = (0.1, 1.0)  # linear: the range of peaks that the model was trained on
@@ -66,14 +66,14 @@ class Analysis:
 
     Args:
         level: factor to a peak that the model was trained on.
-        tones_hz: stationary tones of each unique channel; subtracted if `subtract_tones`, else the prior is told.
+        tones: tones and hum of each unique channel; subtracted if `subtract_tones`, else the prior is told.
         floors: noise of the downmix and of each unique channel, if there are several, at the model's level: powers of
             STFT bins `[1 + channels, 1025]`.
     """
 
     layout: Layout
     level: float
-    tones_hz: tuple[tuple[float, ...], ...]
+    tones: tuple[tuple[Comb, ...], ...]
     subtract_tones: bool
     floors: np.ndarray
 
@@ -173,18 +173,16 @@ def survey(recording: Recording, find_tones: bool, subtract_tones: bool = True) 
     unique = len(layout.unique)
     peak = channels.peaks[list(layout.unique)].max(initial=0.0)
     level = float(np.clip(peak, *_PEAKS) / peak) if peak else 1.0
-    tones_hz = tuple(tuple(tone_finders[channel].result()) for channel in layout.unique) if find_tones else ()
-    return Analysis(layout, level, tones_hz, subtract_tones, np.zeros((unique + (unique > 1), N_FFT // 2 + 1)))
+    tones = tuple(tuple(tone_finders[channel].result()) for channel in layout.unique) if find_tones else ()
+    return Analysis(layout, level, tones, subtract_tones, np.zeros((unique + (unique > 1), N_FFT // 2 + 1)))
 
 
 def prepare(recording: Recording, analysis: Analysis, chunks: Sequence[Chunk]) -> Iterator[Prepared]:
     """A pass over the chunks at 48 kHz, tones subtracted: their phase is fitted to each chunk."""
     blocks = recording.blocks_at(SAMPLE_RATE, analysis.layout.unique)
     for chunk, wav in zip(chunks, cut(blocks, chunks), strict=True):
-        tones = [
-            [fit_tone(channel, hz, SAMPLE_RATE) for hz in known]
-            for channel, known in zip(wav, analysis.tones_hz if analysis.subtract_tones else (), strict=False)
-        ]
+        found = analysis.tones if analysis.subtract_tones else ()
+        tones = [fit_tones(*known, SAMPLE_RATE) for known in zip(wav, found, strict=False)]
         if any(tones):
             wav = np.stack([without(*pair, SAMPLE_RATE) for pair in zip(wav, tones, strict=True)])
         yield Prepared(chunk, wav, list(itertools.chain(*tones)))

@@ -135,8 +135,9 @@ class PartRestoration:
 
     @property
     def subtracted_hz(self) -> list[float]:
-        """Frequencies of the tones that are subtracted."""
-        return list(itertools.chain(*self.analysis.tones_hz)) if self.analysis.subtract_tones else []
+        """Frequencies of the tones that are subtracted, and of the mains whose hum and harmonics are."""
+        found = itertools.chain(*self.analysis.tones) if self.analysis.subtract_tones else ()
+        return [comb.fundamental_hz for comb in found]
 
     @property
     def cutoff_hz(self) -> float | None:
@@ -233,7 +234,8 @@ class PartRestoration:
         """The prior's posterior of log-mels `[rows, 1, frames, 256]`; None without a prior."""
         if self._pipe.prior is None:
             return None
-        tones = () if self.analysis.subtract_tones else tuple(itertools.chain(*self.analysis.tones_hz))
+        found = () if self.analysis.subtract_tones else itertools.chain(*self.analysis.tones)
+        tones = [hz for comb in found for hz in comb.frequencies_hz]
         count = len(degraded)
         observed = observe(degraded, [self.band] * count, self.analysis.floors, [gaps] * count, [tones] * count)
         return self._pipe.prior(observed.log_mel, observed.variance)
