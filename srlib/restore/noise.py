@@ -81,13 +81,16 @@ class NoiseFloor:
         cell = np.arange(len(BINS_HZ)) * _LEVELS + level.clip(0, _LEVELS - 1).astype(np.int64)
         self._counts += np.bincount(cell.ravel(), minlength=self._counts.size).reshape(self._counts.shape)
 
-    def result(self, band: Band, sampled: Band | None = None) -> np.ndarray:
+    def result(self, band: Band, sampled: Band | None = None, forced: bool = False) -> np.ndarray:
         """Expected noise power of every bin, `[1025]`; zero where no noise can be heard.
 
-        `sampled` is what the recording's own sample rate leaves of the band, if that is less.
+        `sampled` is what the recording's own sample rate leaves of the band, if that is less. `forced` takes the quiet
+        moments at the upper end of the band for noise, although nothing shows that they are.
         """
         quiet = self._quiet_moments()
         noise = np.maximum(level_above(quiet, band), self._in_band.result(sampled or band))
+        if forced and not noise.any():
+            noise = noise + _white_level(quiet[_highest(sampled or band)])
         floor = np.minimum(noise, _QUIET_BIAS * quiet)
         return np.where(floor > _INAUDIBLE, floor, 0.0)
 

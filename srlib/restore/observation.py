@@ -57,7 +57,7 @@ def observe(
         if floor is not None and floor.any():
             value, variance = _under_noise(value, torch.from_numpy(floor).to(value))
         centres_hz = torch.from_numpy(band_edges_hz()[1:-1]).to(value)
-        value = value - torch.log(band.response(centres_hz).clamp(min=0.5))
+        value = value - torch.log(band.response(centres_hz))
         variance[:, gap_frames(spans, variance.shape[1])] += GAP_VARIANCE
         variance[..., (centres_hz > band.passband_hz) | _touched(tones).to(value.device)] = MISSING
         rows.append((value, variance))

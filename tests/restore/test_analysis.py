@@ -42,7 +42,7 @@ def test_the_survey_finds_tones_gaps_and_channels_and_the_tones_are_subtracted()
     recording = Recording.from_array(rows.astype(np.float32), SAMPLE_RATE)
     found = survey(recording, "auto", find_tones=True)
     assert (found.layout.unique, found.layout.copies) == ((0, 3), (0, 0, None, 1))
-    assert [[round(hz) for hz in channel] for channel in found.tones_hz] == [[3000], []]
+    assert [[round(one.fundamental_hz) for one in channel] for channel in found.tones] == [[3000], []]
     assert found.gaps == ()  # one channel still sounds
     (prepared,) = prepare(recording, found)
     assert [round(one.amplitude, 2) for one in prepared.tones] == [0.1]
