@@ -18,27 +18,32 @@ export PYTHONHASHSEED := 0
 export CUBLAS_WORKSPACE_CONFIG := :4096:8
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help env report readme test lint smoke weights clean
+.PHONY: help env report verify readme test lint smoke weights clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 env: $(STAMP)  ## create and fill .venv, once
 
-report: $(STAMP)  ## regenerate every figure, table and number, and typeset the PDF (PROFILE=demo|paper|smoke)
+report: $(STAMP)  ## regenerate the paper, say whether it is reproduced, and write the pages (PROFILE=demo|paper|smoke)
 	@$(BIN)/srlib reproduce --profile $(PROFILE)
 	@$(BIN)/srlib report --profile $(PROFILE) $(if $(filter smoke,$(PROFILE)),--draft)
+	@if [ -f build/$(PROFILE)/verdict.txt ]; then cat build/$(PROFILE)/verdict.txt; fi
+
+verify: $(STAMP)  ## regenerate everything and compare it with what is committed, which stays as it is
+	@$(BIN)/srlib reproduce --profile $(PROFILE) --verify
 
 readme: $(STAMP)  ## fill the result tables of README.md and report/model_card.md from the committed artefacts
 	@$(BIN)/srlib report --readme
 
 # Two files of tests at a time, each on one thread: threads of two processes that wait for each other's cores cost
 # more than they bring.
-test: lint  ## ruff, then every test: unit, notebooks, report, command line
+test: lint  ## ruff and mypy, then every test: unit, notebooks, report, command line
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-lint: $(STAMP)  ## ruff only
+lint: $(STAMP)  ## ruff, and mypy over the package
 	@$(BIN)/ruff check .
+	@$(BIN)/mypy
 
 smoke: $(STAMP)  ## run the notebooks in their smallest form, under build/smoke
 	@$(BIN)/srlib reproduce --profile smoke
@@ -54,12 +59,12 @@ clean:  ## remove what runs have made under build/, and caches; .venv, runs/ and
 # Takes the first interpreter that is new enough and can make environments; PYTHON=... chooses one.
 $(STAMP): pyproject.toml constraints.txt
 	@if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
-	  for python in $(or $(PYTHON),python3 python3.12 python3.11); do \
-	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+	  for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; \
 	    then found=$$python; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo 'Python 3.11 or 3.12 with its venv module is needed: install one, or name one with make PYTHON=/path/to/python3.' >&2; \
+	    echo 'Python 3.11, 3.12 or 3.13 with its venv module is needed: install one, or name one with make PYTHON=/path/to/python3.' >&2; \
 	    exit 1; \
 	  fi; \
 	  $$found -m venv --clear .venv; \

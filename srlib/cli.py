@@ -309,12 +309,11 @@ def import_audiosr(
     checkpoint: Annotated[Path, Argument(metavar="CHECKPOINT", help="AudioSR's pytorch_model.bin, or a .safetensors")],
     out: Annotated[Path, Option("-o", "--out", metavar="FOLDER", help="the model folder, which must not exist yet")],
     dtype: Annotated[config.DType, Option(help="of the stored weights")] = "fp32",
-    ema: Annotated[bool, Option("--ema", help="the averaged U-Net, which AudioSR stores but does not use")] = False,
 ) -> None:
     """Write AudioSR's checkpoint as a model folder; its path is the last line."""
     from srlib.audiosr.checkpoint import import_audiosr
 
-    print(import_audiosr(checkpoint, out, dtype, ema))
+    print(import_audiosr(checkpoint, out, dtype))
 
 
 @app.command()
@@ -324,17 +323,16 @@ def reproduce(
     only: Annotated[str | None, Option(metavar="NB", help="the one notebook to run")] = None,
     force: Annotated[bool, Option("--force", help="run even what is up to date")] = False,
     status: Annotated[bool, Option("--status", help="run nothing; say what would run, and why")] = False,
-) -> None:
-    """Run the notebooks whose inputs changed."""
+    verify: Annotated[bool, Option("--verify", help="compare with what is committed and rewrite nothing")] = False,
+) -> int:
+    """Run the notebooks whose inputs changed, and say whether their results are those that are committed."""
     from srlib.report import reproduce as chain
 
-    if start and only:
-        raise SrlibError("--from and --only exclude each other: give one of them.")
     name = config.profile(profile).name
     if not status:
-        chain.reproduce(name, start=start, only=only, force=force)
-    for notebook, state, reason in chain.status(name) if status else ():
-        print(f"{notebook:<24} {state:<8} {reason}".rstrip())
+        return int(bool(chain.reproduce(name, start=start, only=only, force=force, verify=verify)) and verify)
+    print(*(f"{notebook:<24} {state:<9} {reason}".rstrip() for notebook, state, reason in chain.status(name)), sep="\n")
+    return 0
 
 
 @app.command()
@@ -343,11 +341,11 @@ def report(
     draft: Annotated[bool, Option("--draft", help="mark it as a draft; the smoke profile makes nothing else")] = False,
     readme: Annotated[bool, Option("--readme", help="fill the table of README.md instead")] = False,
 ) -> None:
-    """Typeset the PDF and print its path."""
-    from srlib.report import pdf
+    """Typeset the PDF, and write a page to listen, a gallery of the notebooks and the record of the archive."""
+    from srlib.report import listen, pdf
 
     name = config.profile(profile).name
-    print(*(pdf.update_readme(name) if readme else [pdf.build(name, draft=draft)]), sep="\n")
+    print(*(pdf.update_readme(name) if readme else [pdf.build(name, draft=draft), *listen.pages(name)]), sep="\n")
 
 
 @app.command()

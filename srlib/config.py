@@ -30,18 +30,16 @@ Scheduler = Literal["dpm", "ddim", "unipc"]
 DType = Literal["fp32", "bf16", "fp16"]  # of stored weights
 Stage = Literal["vae", "vocoder", "ldm"]  # trained parts, in the order of their training
 Excitation = Literal["copied", "noise", "vocoder"]
-FILTER_TYPES: tuple[str, ...] = get_args(FilterType)
-NOISE_TYPES: tuple[str, ...] = get_args(NoiseType)
-MERGES: tuple[str, ...] = get_args(Merge)
-SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
+FILTER_TYPES: tuple[FilterType, ...] = get_args(FilterType)
+NOISE_TYPES: tuple[NoiseType, ...] = get_args(NoiseType)
+MERGES: tuple[Merge, ...] = get_args(Merge)
 
 
 @dataclass(frozen=True)
 class ModelSize:
     """Constructor arguments of the parts of one model; the code path is the same for every size.
 
-    `vae`, `unet`, `prior` and `vocoder` go to the classes that the modules of those names in
-    `srlib.models` choose; an empty `prior` means that the diffusion model predicts the latent itself, as AudioSR's.
+    Without a `prior` the diffusion model predicts the latent itself, as AudioSR's.
     """
 
     name: str
@@ -54,73 +52,40 @@ class ModelSize:
     guidance_scale: float = 1.0
 
 
-def _vae(channels: tuple[int, ...], layers: int, **extra: Any) -> dict[str, Any]:
-    return {
-        "in_channels": 1,
-        "out_channels": 1,
-        "latent_channels": 16,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": channels,
-        "layers_per_block": layers,
-        **extra,
-    }
-
-
-def _unet(
-    channels: tuple[int, ...], heads: tuple[int, ...], layers: int, in_channels: int, **extra: Any
-) -> dict[str, Any]:
-    return {
-        "in_channels": in_channels,
-        "out_channels": 16,
-        "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
-        "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
-        "block_out_channels": channels,
-        "layers_per_block": layers,
-        # [None, None] builds two self-attention transformers a layer, AudioSR's extra_sa_layer.
-        "cross_attention_dim": ([None, None],) * 4,
-        "attention_head_dim": heads,  # the class reads this as the number of heads
-        "transformer_layers_per_block": 1,
-        **extra,
-    }
-
-
-# Zero terminal SNR and trailing steps make a single step from pure noise the posterior mean (Lin et al. 2024).
-_ZERO_SNR_SCHEDULER = {
+_SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
-    "timestep_spacing": "trailing",
-    "rescale_betas_zero_snr": True,
-    "set_alpha_to_one": True,
     "clip_sample": False,
 }
 
 
-# Conditions of the compact sizes: latents of the degraded log-mel and of the prior's mean, and two maps of how sure
-# the observation and the prior are.
-def _denoiser(latent_channels: int, **sizes: Any) -> dict[str, Any]:
-    return {"in_channels": 3 * latent_channels + 2, "out_channels": latent_channels, **sizes}
+def _compact(name: str, latent_channels: int, rank: int, unet: dict[str, Any], **rest: Any) -> ModelSize:
+    """The project's own chain; the network sees the noisy latent, two conditions of that size, and two maps.
+
+    Zero terminal SNR and trailing steps make a single step from pure noise the posterior mean (Lin et al. 2024).
+    """
+    channels = {"in_channels": 3 * latent_channels + 2, "out_channels": latent_channels}
+    scheduler = _SCHEDULE | {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True, "set_alpha_to_one": True}
+    vae, prior = {"latent_channels": latent_channels}, {"rank": rank, "latent_channels": latent_channels}
+    return ModelSize(name, vae, channels | unet, scheduler=scheduler, prior=prior, **rest)
 
 
-COMPACT = ModelSize(
-    name="compact",
-    vae={"latent_channels": 32},
-    unet=_denoiser(32, width=64, depth=6, dropout=0.1),
-    prior={"rank": 64},
+COMPACT = _compact(
+    "compact",
+    latent_channels=32,
+    rank=64,
+    unet={"width": 64, "depth": 6, "dropout": 0.1},
     vocoder={"hidden_size": 256, "num_layers": 4, "kernel_size": 7, "expansion": 2},
-    scheduler=_ZERO_SNR_SCHEDULER,
 )
-
 # Random and small: what tests and the smoke profile run.
-TINY = ModelSize(
-    name="tiny",
-    vae={"latent_channels": 8},
-    unet=_denoiser(8, width=16, depth=1),
-    prior={"rank": 8},
-    num_inference_steps=2,
+TINY = _compact(
+    "tiny",
+    latent_channels=8,
+    rank=8,
+    unet={"width": 16, "depth": 1},
     vocoder={"hidden_size": 32, "num_layers": 1, "kernel_size": 3, "expansion": 2},
-    scheduler=_ZERO_SNR_SCHEDULER,
+    num_inference_steps=2,
 )
 
 
@@ -128,8 +93,28 @@ def _audiosr(name: str, vae_width: int, unet_width: int, vocoder_width: int) -> 
     """AudioSR's topology (audiosr/utils.py:403-524) at a width, in channels of the first layer of each part."""
     return ModelSize(
         name=name,
-        vae=_vae(tuple(vae_width * m for m in (1, 2, 4, 8)), 2, scaling_factor=0.3342),
-        unet=_unet(tuple(unet_width * m for m in (1, 2, 3, 5)), (4, 8, 12, 20), 2, in_channels=32),
+        vae={
+            "in_channels": 1,
+            "out_channels": 1,
+            "latent_channels": 16,
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": tuple(vae_width * m for m in (1, 2, 4, 8)),
+            "layers_per_block": 2,
+            "scaling_factor": 0.3342,
+        },
+        unet={
+            "in_channels": 32,
+            "out_channels": 16,
+            "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+            "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+            "block_out_channels": tuple(unet_width * m for m in (1, 2, 3, 5)),
+            "layers_per_block": 2,
+            # [None, None] builds two self-attention transformers a layer, AudioSR's extra_sa_layer.
+            "cross_attention_dim": ([None, None],) * 4,
+            "attention_head_dim": (4, 8, 12, 20),  # the class reads this as the number of heads
+            "transformer_layers_per_block": 1,
+        },
         vocoder={
             "model_in_dim": N_MELS,
             "sampling_rate": SAMPLE_RATE,
@@ -141,15 +126,7 @@ def _audiosr(name: str, vae_width: int, unet_width: int, vocoder_width: int) -> 
             "leaky_relu_slope": 0.1,
             "normalize_before": False,
         },
-        scheduler={
-            "num_train_timesteps": 1000,
-            "beta_schedule": "squaredcos_cap_v2",
-            "prediction_type": "v_prediction",
-            "timestep_spacing": "leading",
-            "steps_offset": 1,
-            "set_alpha_to_one": False,
-            "clip_sample": False,
-        },
+        scheduler=_SCHEDULE | {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False},
         num_inference_steps=50,
         guidance_scale=3.5,
     )

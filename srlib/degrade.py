@@ -12,12 +12,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, field, replace
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
+import torch
 from pydantic import Field
-from scipy import fft, optimize, signal
+from scipy import optimize, signal
 
+from srlib.audio.recording import as_channels
 from srlib.config import FILTER_TYPES, NOISE_TYPES, FilterType, NoiseType
 from srlib.errors import SrlibError
 from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Range, Whole, settings
@@ -26,43 +28,31 @@ RIPPLE_DB = 0.1  # pass band of cheby1 and ellip, one way
 STOP_BAND_DB = 60.0  # ellip, one way
 BOXCAR_N_FFT = 2048  # samples
 BOXCAR_HOP_LENGTH = 512  # samples
+# Share of the sample rate. Below 2e-8 the sections in float64 lose the pass band: measured, all families and orders.
+LOWEST_CUTOFF = 1e-6
+_MEASURED = ("sample_rate", "passband_hz", "stopband_hz")  # of a record, besides the fields of a degradation
 
 
-def stft(wav: np.ndarray, n_fft: int = 2048, hop_length: int = 512, pad_mode: str = "constant") -> np.ndarray:
+def stft(
+    wav: np.ndarray, n_fft: int = 2048, hop_length: int = 512, pad_mode: Literal["constant", "reflect"] = "constant"
+) -> np.ndarray:
     """Centred STFT with a periodic Hann window, not normalised, in the precision of wav.
 
     wav [..., samples] -> complex [..., frames, n_fft // 2 + 1]; frame t is centred on sample t * hop_length.
     """
-    window = signal.get_window("hann", n_fft).astype(np.result_type(wav, np.float32))
-    pad = [(0, 0)] * (wav.ndim - 1) + [(n_fft // 2, n_fft // 2)]
-    frames = np.lib.stride_tricks.sliding_window_view(np.pad(wav, pad, mode=pad_mode), n_fft, axis=-1)
-    return fft.rfft(frames[..., ::hop_length, :] * window, axis=-1)  # numpy's takes half as long again
+    padded = np.pad(wav, [(0, 0)] * (wav.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode=pad_mode)
+    flat = torch.from_numpy(padded.reshape(-1, padded.shape[-1]))
+    window = torch.hann_window(n_fft, dtype=flat.dtype)
+    spectrum = torch.stft(flat, n_fft, hop_length, window=window, center=False, return_complex=True).mT
+    return spectrum.reshape(*wav.shape[:-1], *spectrum.shape[1:]).numpy()
 
 
 def istft(spectrum: np.ndarray, length: int, n_fft: int = 2048, hop_length: int = 512) -> np.ndarray:
     """Inverse of `stft` by weighted overlap-add (least squares for an edited spectrum): -> [..., length]."""
-    window = signal.get_window("hann", n_fft)
-    frames = fft.irfft(spectrum, n_fft, axis=-1) * window
-    count = spectrum.shape[-2]
-    total = np.zeros((*spectrum.shape[:-2], max((count - 1) * hop_length + n_fft, length + n_fft)))
-    weight = np.zeros(total.shape[-1])
-    for t in range(count):
-        start = t * hop_length
-        total[..., start : start + n_fft] += frames[..., t, :]
-        weight[start : start + n_fft] += window**2
-    inner = slice(n_fft // 2, n_fft // 2 + length)
-    return total[..., inner] / np.maximum(weight[inner], 1e-8)
-
-
-def filter_sos(filter_type: str, order: int, cutoff_hz: float, sample_rate: int) -> np.ndarray:
-    """Second-order sections [sections, 6] of one pass of an IIR family (boxcar is an STFT mask and has none)."""
-    if filter_type == "cheby1":
-        return signal.cheby1(order, RIPPLE_DB, cutoff_hz, output="sos", fs=sample_rate)
-    if filter_type == "ellip":
-        return signal.ellip(order, RIPPLE_DB, STOP_BAND_DB, cutoff_hz, output="sos", fs=sample_rate)
-    if filter_type == "butter":
-        return signal.butter(order, cutoff_hz, output="sos", fs=sample_rate)
-    raise SrlibError(f"no filter sections for {filter_type!r}: choose one of cheby1, ellip, butter")
+    flat = torch.from_numpy(spectrum.reshape(-1, *spectrum.shape[-2:])).mT
+    window = torch.hann_window(n_fft, dtype=flat.real.dtype)
+    wav = torch.istft(flat, n_fft, hop_length, window=window, length=length)
+    return wav.reshape(*spectrum.shape[:-2], length).numpy()
 
 
 @settings
@@ -91,32 +81,33 @@ class Degradation:
 
     def check(self, sample_rate: int, samples: int | None = None) -> None:
         """Raise SrlibError if this cannot be done to a file of this rate (Hz) and length (samples)."""
-        nyquist = sample_rate / 2
-        if self.cutoff_hz is not None and self.cutoff_hz >= nyquist:
+        nyquist, lowest_hz = sample_rate / 2, LOWEST_CUTOFF * sample_rate
+        if self.cutoff_hz is not None and self.cutoff_hz < lowest_hz:
             raise SrlibError(
-                f"cutoff_hz {self.cutoff_hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it"
+                f"cutoff_hz {self.cutoff_hz:g} is below {lowest_hz:g} Hz, the lowest of a filter: raise it"
             )
-        if self.noise_type == "tone" and self.tone_hz >= nyquist:
-            raise SrlibError(f"tone_hz {self.tone_hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it")
+        for name, hz in (
+            ("cutoff_hz", self.cutoff_hz),
+            ("tone_hz", self.tone_hz if self.noise_type == "tone" else None),
+        ):
+            if hz is not None and hz >= nyquist:
+                raise SrlibError(f"{name} {hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it")
         for start, end in self.gaps if samples is not None else ():
-            if round(end * sample_rate) > samples:
+            first, last = round(start * sample_rate), round(end * sample_rate)
+            if samples is not None and last > samples:
                 seconds = samples / sample_rate
                 raise SrlibError(f"the gap {start:g}:{end:g} s lies outside the file, which has {seconds:.3f} s")
-            if round(start * sample_rate) == round(end * sample_rate):
+            if first == last:
                 raise SrlibError(f"the gap {start:g}:{end:g} s is shorter than a sample: make it longer")
 
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         """Degrade wav [samples] or [channels, samples]; returns float32 of the same shape, the input untouched."""
-        wav = np.asarray(wav)
-        if wav.ndim not in (1, 2) or wav.size == 0:
-            raise SrlibError(f"the audio has shape {wav.shape}: give [samples] or [channels, samples], not empty")
-        if not np.isfinite(wav).all():
-            raise SrlibError("the audio holds NaN or infinite samples: repair the file first")
-        self.check(sample_rate, wav.shape[-1])
-        degraded = wav.astype(np.float64)
-        steps = [self._filter, self._add_noise]
-        for step in reversed(steps) if self.noise_first else steps:
-            degraded = step(degraded, sample_rate)
+        as_channels(wav, sample_rate)  # refuses what is no audio
+        degraded = np.array(wav, dtype=np.float64)
+        self.check(sample_rate, degraded.shape[-1])
+        filtered = degraded if self.noise_first else self._filter(degraded, sample_rate)
+        degraded = self._add_noise(filtered, sample_rate)
+        degraded = self._filter(degraded, sample_rate) if self.noise_first else degraded
         for start, end in self.gaps:
             degraded[..., round(start * sample_rate) : round(end * sample_rate)] = 0.0
         return degraded.astype(np.float32)
@@ -126,19 +117,18 @@ class Degradation:
             return wav
         if self.filter_type == "boxcar":
             return _boxcar(wav, _boxcar_kept(self.cutoff_hz, sample_rate))
-        sos = filter_sos(self.filter_type, self.filter_order, self.cutoff_hz, sample_rate)
+        sos = _sections(self.filter_type, self.filter_order, self.cutoff_hz, sample_rate)
         long_enough = wav.shape[-1] > 3 * (2 * len(sos) + 1)  # for scipy's own padding
         return signal.sosfiltfilt(sos, wav, axis=-1, padlen=None if long_enough else wav.shape[-1] - 1)
 
     def _add_noise(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
-        rng = np.random.default_rng(self.seed)
         samples = wav.shape[-1]
-        if self.noise_type == "tone":  # one tone, the same in all channels
+        if self.noise_type == "tone" and self.tone_hz is not None:  # one tone, the same in all channels
             time = np.arange(samples) / sample_rate
             return wav + self.noise_amplitude * np.sin(2 * np.pi * self.tone_hz * time + self.tone_phase)
         if self.noise_type == "white":  # time first: a longer file gets the same noise and more of it
-            noise = rng.standard_normal((samples, wav.size // samples)).T.reshape(wav.shape)
-            return wav + self.noise_amplitude * noise
+            noise = np.random.default_rng(self.seed).standard_normal((samples, wav.size // samples))
+            return wav + self.noise_amplitude * noise.T.reshape(wav.shape)
         return wav
 
     @property
@@ -154,13 +144,14 @@ class Degradation:
         """Frequency (Hz) above which the whole response stays under -20 dB; None without a filter."""
         return _crossing(self, -20.0, sample_rate)
 
-    def record(self, sample_rate: int) -> dict:
-        """All fields, and what was measured from them; `from_json` reads it back."""
+    def record(self, sample_rate: int) -> dict[str, Any]:
+        """All fields, and what was measured from them."""
         self.check(sample_rate)
-        measured = {"passband_hz": self.passband_hz(sample_rate), "stopband_hz": self.stopband_hz(sample_rate)}
-        return asdict(self) | {"sample_rate": int(sample_rate)} | measured
+        measured = int(sample_rate), self.passband_hz(sample_rate), self.stopband_hz(sample_rate)
+        return asdict(cast(Any, self)) | dict(zip(_MEASURED, measured, strict=True))
 
     def to_json(self, sample_rate: int) -> str:
+        """The record as text; `from_json` reads both."""
         return json.dumps(self.record(sample_rate), indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -172,8 +163,13 @@ class Degradation:
             raise SrlibError(f"the record is not JSON ({error}): give the one written beside the audio") from error
         if not isinstance(record, dict):
             raise SrlibError("the record is not a JSON object: give the one written beside the audio")
-        measured = ("sample_rate", "passband_hz", "stopband_hz")
-        return cls(**{name: value for name, value in record.items() if name not in measured})
+        return cls(**{name: value for name, value in record.items() if name not in _MEASURED})
+
+
+def _sections(filter_type: FilterType, order: int, cutoff_hz: float, sample_rate: int) -> np.ndarray:
+    """Second-order sections [sections, 6] of one pass; scipy ignores a ripple that the family does not have."""
+    design = {"rp": RIPPLE_DB, "rs": STOP_BAND_DB, "btype": "lowpass", "ftype": filter_type, "output": "sos"}
+    return signal.iirfilter(order, cutoff_hz, **design, fs=sample_rate)
 
 
 def _boxcar_kept(cutoff_hz: float, sample_rate: int) -> int:
@@ -205,7 +201,7 @@ def zero_phase_response(degradation: Degradation, freqs_hz: np.ndarray, sample_r
         return np.ones_like(freqs_hz)
     degradation.check(sample_rate)
     if degradation.filter_type != "boxcar":
-        sos = filter_sos(degradation.filter_type, degradation.filter_order, degradation.cutoff_hz, sample_rate)
+        sos = _sections(degradation.filter_type, degradation.filter_order, degradation.cutoff_hz, sample_rate)
         return np.abs(signal.freqz_sos(sos, worN=freqs_hz.ravel(), fs=sample_rate)[1].reshape(freqs_hz.shape)) ** 2
     position = freqs_hz * BOXCAR_N_FFT / sample_rate
     bins = np.floor(position)[..., None] + np.arange(-7, 9)
@@ -221,14 +217,12 @@ def _crossing(degradation: Degradation, level_db: float, sample_rate: int) -> fl
     """The one frequency where the whole response passes level_db: no family ripples near -3 or -20 dB."""
     if degradation.cutoff_hz is None:
         return None
-    nyquist = sample_rate / 2
 
     def above(freq_hz: float) -> float:
         return float(zero_phase_response(degradation, np.array([freq_hz]), sample_rate)[0]) - 10 ** (level_db / 20)
 
-    if above(nyquist) >= 0:  # a boxcar that keeps every bin
-        return nyquist
-    return float(optimize.brentq(above, 0.0, nyquist, xtol=1e-3))
+    nyquist = sample_rate / 2  # a boxcar may keep every bin
+    return nyquist if above(nyquist) >= 0 else float(optimize.brentq(above, 0.0, nyquist, xtol=1e-3))
 
 
 @settings
@@ -256,8 +250,8 @@ class DegradationConfig:
     def for_sample_rate(self, sample_rate: int) -> DegradationConfig:
         """The same ranges with frequencies kept under 0.45 of the sample rate."""
         low, high = 0.04 * sample_rate, 0.45 * sample_rate
-        limits = {name: getattr(self, name) for name in ("cutoff_hz", "tone_hz")}
-        return replace(self, **{name: (min(a, low), min(b, high)) for name, (a, b) in limits.items()})
+        cutoff, tone = ((min(a, low), min(b, high)) for a, b in (self.cutoff_hz, self.tone_hz))
+        return replace(self, cutoff_hz=cutoff, tone_hz=tone)
 
 
 def sample(rng: np.random.Generator, config: DegradationConfig | None = None) -> Degradation:
@@ -265,7 +259,7 @@ def sample(rng: np.random.Generator, config: DegradationConfig | None = None) ->
     config = config or DegradationConfig()
     cutoff_hz = rng.uniform(*config.cutoff_hz)
     filter_type = config.filter_types[rng.integers(len(config.filter_types))]
-    filter_order = rng.integers(config.filter_order[0], config.filter_order[1] + 1)
+    filter_order = int(rng.integers(*config.filter_order, endpoint=True))
     weights = np.array([config.noise_weights.get(name, 0.0) for name in NOISE_TYPES])
     noise_type = NOISE_TYPES[np.searchsorted(np.cumsum(weights) / weights.sum(), rng.uniform(), side="right")]
     tone_amplitude, tone_hz = rng.uniform(*config.tone_amplitude), rng.uniform(*config.tone_hz)
@@ -275,7 +269,7 @@ def sample(rng: np.random.Generator, config: DegradationConfig | None = None) ->
     return Degradation(
         cutoff_hz=cutoff_hz,
         filter_type=filter_type,
-        filter_order=int(filter_order),
+        filter_order=filter_order,
         noise_type=noise_type,
         noise_amplitude={"none": 0.0, "tone": tone_amplitude, "white": white_amplitude}[noise_type],
         tone_hz=tone_hz if noise_type == "tone" else None,

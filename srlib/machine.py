@@ -8,13 +8,14 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 _CPUINFO = Path("/proc/cpuinfo")
 _running: list[dict[str, float]] = []  # the innermost stopwatch is the last
 
@@ -32,10 +33,9 @@ def hardware() -> dict[str, Any]:
 
 @contextmanager
 def stopwatch() -> Iterator[dict[str, float]]:
-    """Seconds that each `stage` takes inside the block, by name; `total` is that of the whole block.
+    """Seconds that each `stage` takes inside the block, by name, and the `total` of the block.
 
-    On a CPU these are processor seconds of all threads, which other work on the machine hardly changes. On a GPU they
-    are seconds of the clock.
+    They are processor seconds of all threads on a CPU, which other work hardly changes, and clock seconds on a GPU.
     """
     seconds: dict[str, float] = {}
     _running.append(seconds)
@@ -47,14 +47,12 @@ def stopwatch() -> Iterator[dict[str, float]]:
 
 
 def stage(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function so that a running stopwatch counts its seconds as the stage `name`."""
+    """Decorator: a running stopwatch counts the function's seconds as the stage `name`."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not _running:
-                return function(*args, **kwargs)
-            with _timed(_running[-1], name):
+            with _timed(_running[-1], name) if _running else nullcontext():
                 return function(*args, **kwargs)
 
         return wrapper

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import re
 import reprlib
-from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from srlib.errors import SrlibError
@@ -31,24 +30,26 @@ Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 
 
-def _pair(value: Any, check: Callable[[Any], tuple[float, float]], empty: bool) -> tuple[float, float]:
-    try:
-        low, high = check(value)
-    except ValidationError:
-        low, high = 1.0, 0.0
-    if not 0 <= low <= high or (low == high and not empty):
-        raise ValueError(f"be a pair of numbers with 0 <= first {'<=' if empty else '<'} second")
-    return low, high
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= pair[0] <= pair[1]:
+        raise ValueError("be a pair with 0 <= first <= second")
+    return pair
 
 
-Range = Annotated[tuple[Number, Number], WrapValidator(functools.partial(_pair, empty=True))]  # (low, high)
-Gap = Annotated[tuple[Number, Number], WrapValidator(functools.partial(_pair, empty=False))]  # (start, end), seconds
+def _apart(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= pair[0] < pair[1]:
+        raise ValueError("be a pair with 0 <= first < second")
+    return pair
+
+
+Range = Annotated[tuple[Number, Number], AfterValidator(_ordered)]  # (low, high)
+Gap = Annotated[tuple[Number, Number], AfterValidator(_apart)]  # (start, end), seconds
 
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[C]) -> type[C]:
     """Make a class a frozen dataclass that refuses a wrong value with SrlibError, see `as_srlib_error`."""
-    checked = dataclass(cls, frozen=True, config=_CONFIG)
+    checked: Any = dataclass(cls, frozen=True, config=_CONFIG)
     init = checked.__init__
 
     @functools.wraps(init)

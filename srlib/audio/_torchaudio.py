@@ -46,9 +46,8 @@ def prepare() -> None:
     if "torchaudio" in sys.modules or _same_build():
         return
     module = types.ModuleType("torchaudio._extension")
-    module._IS_TORCHAUDIO_EXT_AVAILABLE = False
-    module._IS_ALIGN_AVAILABLE = False
-    module.fail_if_no_align = _without_alignment
+    vars(module).update(_IS_TORCHAUDIO_EXT_AVAILABLE=False, _IS_ALIGN_AVAILABLE=False)
+    vars(module).update(fail_if_no_align=_without_alignment)
     sys.modules["torchaudio._extension"] = module
 
 

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from srlib.audio._torchaudio import torchaudio
 from srlib.config import F_MAX, F_MIN, FRAME_PAD, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, N_MELS, SAMPLE_RATE
 
-# Centre and spread of music's log-mels, nat: keeps the networks' activations near unit size.
-_CENTRE_NAT, _SPREAD_NAT = -5.0, 3.0
-BINS_HZ = np.linspace(0, F_MAX, N_FFT // 2 + 1)
+BINS_HZ = np.linspace(0, F_MAX, N_FFT // 2 + 1)  # centre frequencies of the STFT's bins
 WINDOW_POWER = 3 * N_FFT / 8  # expected power of a bin of white noise of variance one, Hann window
 
 
@@ -50,15 +48,14 @@ def log_mel(wav: torch.Tensor) -> torch.Tensor:
     return torch.log(torch.clamp(mel, min=LOG_MEL_FLOOR))[:, None]
 
 
-def normalise(log_mel: torch.Tensor | float) -> torch.Tensor | float:
-    """Log-mel in nat to about unit size."""
-    return (log_mel - _CENTRE_NAT) / _SPREAD_NAT
-
-
 @cache
 def band_edges_hz() -> np.ndarray:
     """Edges of the mel triangles, Hz, `[258]`: band `b` rises from edge `b`, peaks at `b + 1`, ends at `b + 2`."""
-    return _mel_to_hz(np.linspace(_hz_to_mel(F_MIN), _hz_to_mel(F_MAX), N_MELS + 2))
+    # Slaney's scale (Auditory Toolbox, 1998): 15 mels up to 1 kHz, linear; from there 27 mels to each factor of 6.4.
+    low = F_MIN * 15 / 1000
+    high = 15 + 27 * np.log(F_MAX / 1000) / np.log(6.4)
+    mels = np.linspace(low, high, N_MELS + 2)
+    return np.where(mels < 15, mels * 1000 / 15, 1000 * 6.4 ** ((mels - 15) / 27))
 
 
 @cache
@@ -68,13 +65,16 @@ def band_widths_hz() -> np.ndarray:
     return edges[2:] - edges[:-2]
 
 
+def band_of_hz(frequency_hz: float) -> int:
+    """Index of the first mel band whose centre lies at or above a frequency in Hz."""
+    return int(np.searchsorted(band_edges_hz()[1:-1], frequency_hz))
+
+
 @cache
 def _bin_interpolation() -> torch.Tensor:
     """`[256, 1025]` weights that interpolate band values linearly between band centres to STFT bins."""
     centres = band_edges_hz()[1:-1]
-    bins_hz = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT
-    identity = np.eye(N_MELS)
-    weights = np.stack([np.interp(bins_hz, centres, row) for row in identity])
+    weights = np.stack([np.interp(BINS_HZ, centres, row) for row in np.eye(N_MELS)])
     return torch.from_numpy(weights.astype(np.float32))
 
 
@@ -82,24 +82,6 @@ def mel_to_bins(values: torch.Tensor) -> torch.Tensor:
     """Interpolate per-band values (gains or logs) to STFT bins: `[..., 256]` to `[..., 1025]`."""
     with torch.autocast(values.device.type, enabled=False):
         return values @ _bin_interpolation().to(values.device, values.dtype)
-
-
-def band_of_hz(frequency_hz: float) -> int:
-    """Index of the first mel band whose centre lies at or above a frequency in Hz."""
-    return int(np.searchsorted(band_edges_hz()[1:-1], frequency_hz))
-
-
-# Slaney's scale (Auditory Toolbox): linear to 1 kHz, logarithmic above.
-_LINEAR_HZ, _BREAK_HZ, _LOG_STEP = 200.0 / 3, 1000.0, np.log(6.4) / 27
-
-
-def _hz_to_mel(hz: float) -> float:
-    return hz / _LINEAR_HZ if hz < _BREAK_HZ else _BREAK_HZ / _LINEAR_HZ + np.log(hz / _BREAK_HZ) / _LOG_STEP
-
-
-def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
-    above = _BREAK_HZ * np.exp(_LOG_STEP * (mel - _BREAK_HZ / _LINEAR_HZ))
-    return np.where(mel < _BREAK_HZ / _LINEAR_HZ, mel * _LINEAR_HZ, above)
 
 
 def stft(wav: torch.Tensor) -> torch.Tensor:
@@ -128,20 +110,19 @@ def envelope(log_mel: torch.Tensor) -> torch.Tensor:
 
     The lowest bands are narrower than a bin and some hold none: those take their neighbours' level.
     """
-    area = mel_filters().sum(1).to(log_mel.device)
-    centres = (mel_filters() > 0).any(1).nonzero()[:, 0].to(log_mel.device)
-    level = log_mel[..., centres] - torch.log(area[centres])
-    return _interpolate_bands(level, centres)
-
-
-def _interpolate_bands(level: torch.Tensor, bands: torch.Tensor) -> torch.Tensor:
-    """Spread the levels of the bands that hold a bin to all 256 bands, then to the 1025 bins."""
-    every = torch.arange(N_MELS, device=bands.device)
-    right = torch.searchsorted(bands, every).clamp(max=len(bands) - 1)
-    left = (right - (bands[right] > every).long()).clamp(min=0)
-    span = (bands[right] - bands[left]).clamp(min=1)
-    share = ((every - bands[left]) / span).clamp(0, 1).to(level.dtype)
+    left, right, share = (values.to(log_mel.device) for values in _neighbours())
+    level = log_mel - torch.log(mel_filters().sum(1)).to(log_mel.device)
     return mel_to_bins(level[..., left] * (1 - share) + level[..., right] * share)
+
+
+@cache
+def _neighbours() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For every band the bands that hold a bin on its left and right, itself if it does, and the share of the right."""
+    every, holding = torch.arange(N_MELS), (mel_filters() > 0).any(1).nonzero()[:, 0]
+    after = torch.searchsorted(holding, every).clamp(max=len(holding) - 1)
+    before = (after - (holding[after] > every).long()).clamp(min=0)
+    left, right = holding[before], holding[after]
+    return left, right, ((every - left) / (right - left).clamp(min=1)).clamp(0, 1)
 
 
 def frames_of(wav: torch.Tensor) -> int:

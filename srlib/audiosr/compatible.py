@@ -1,9 +1,8 @@
 """What AudioSR does around its networks, for comparison with it; the pipeline's own way is in `srlib.restore.pipeline`.
 
 AudioSR filters its input once more before it encodes it, with a family drawn at random, copies the input's low band
-over its output twice, and returns another level than it was given. None of that is wanted in a restoration, all of it
-is needed to compare with published results. Sources: haoheliu/versatile_audio_super_resolution, audiosr/utils.py,
-lowpass.py, latent_diffusion/models/ddpm.py.
+over its output twice, and returns another level than it was given. Published results hold all of it. Sources:
+haoheliu/versatile_audio_super_resolution, audiosr/utils.py, lowpass.py, latent_diffusion/models/ddpm.py.
 """
 
 from __future__ import annotations
@@ -34,18 +33,14 @@ _PEAK = 0.5
 def simulate_lowpass(wav: np.ndarray, cutoff_hz: float, filter_type: str) -> np.ndarray:
     """Low-pass `[samples]` at 48 kHz: a zero-phase filter, a resampling to twice the cutoff and back, the filter again.
 
-    `filter_type` is one of `FILTERS`; the cutoff is cut to whole hertz. Raises SrlibError for other families, and for
-    cutoffs that are not between 1 Hz and 24 kHz.
+    `filter_type` is one of `FILTERS`; the cutoff, under 24 kHz, is cut to whole hertz. Raises SrlibError for others.
     """
-    cutoff = int(cutoff_hz)
     if filter_type not in FILTERS:
         raise SrlibError(f"AudioSR has no filter {filter_type!r}: choose one of {', '.join(FILTERS)}.")
-    if not 0 < cutoff < SAMPLE_RATE // 2:
-        raise SrlibError(f"A low-pass filter at {cutoff_hz:g} Hz cannot be made: give 1 Hz to just under 24 kHz.")
-    design = {"N": _ORDER, "Wn": cutoff / (SAMPLE_RATE / 2), "output": "sos"}
-    ripple = {"cheby1": {"rp": _RIPPLE_DB}, "ellip": {"rp": _RIPPLE_DB, "rs": _STOP_DB}}
-    sos = getattr(signal, filter_type)(**design, **ripple.get(filter_type, {}))
-    lower_rate = int(design["Wn"] * SAMPLE_RATE)
+    share = int(cutoff_hz) / (SAMPLE_RATE / 2)
+    design = {"rp": _RIPPLE_DB, "rs": _STOP_DB, "btype": "lowpass", "ftype": filter_type, "output": "sos"}
+    sos = signal.iirfilter(_ORDER, share, **design)
+    lower_rate = int(share * SAMPLE_RATE)
     filtered = signal.sosfiltfilt(sos, wav)
     narrow = signal.resample_poly(filtered, lower_rate, SAMPLE_RATE)
     back = signal.resample_poly(narrow, SAMPLE_RATE, lower_rate)[: len(wav)]
@@ -85,12 +80,6 @@ def replace_waveform(generated: np.ndarray, degraded: np.ndarray) -> np.ndarray:
     return librosa.istft(joined, hop_length=_HOP_LENGTH, length=len(generated))
 
 
-def normalise(wav: np.ndarray) -> np.ndarray:
-    """`[samples]` without its mean, its peak at one half: AudioSR's input level."""
-    centred = wav - wav.mean()
-    return centred / (np.abs(centred).max() + 1e-8) * _PEAK
-
-
 @torch.no_grad()
 def restore_as_audiosr(
     pipe: LogMelPipeline,
@@ -104,8 +93,8 @@ def restore_as_audiosr(
 ) -> np.ndarray:
     """Restore as AudioSR itself does: `[samples]` float32 at 48 kHz, its peak near one half whatever the input's level.
 
-    With the weights of AudioSR, on a CPU, the random numbers are its own too: filter, posteriors, noise, in its order.
-    Memory grows with the square of the length, as its does; it was trained on 10.24 s.
+    On a CPU the random numbers are its own too: filter, posteriors, noise. Memory grows with the square of the length;
+    AudioSR was trained on 10.24 s.
 
     Args:
         pipe: a pipeline of AudioSR's topology, from `srlib.audiosr.checkpoint`.
@@ -119,12 +108,12 @@ def restore_as_audiosr(
         raise SrlibError("This model is not of AudioSR's kind: give one that srlib import-audiosr wrote.")
     first = as_channels(wav, sample_rate)[0]
     audio = torchaudio.functional.resample(torch.from_numpy(first).float(), sample_rate, SAMPLE_RATE).numpy()
-    padded = np.pad(normalise(audio), (0, -len(audio) % _UNIT))
+    centred = audio - audio.mean()
+    padded = np.pad(centred / (np.abs(centred).max() + 1e-8) * _PEAK, (0, -len(audio) % _UNIT))
     cutoff_hz = detect_cutoff_hz(torch.from_numpy(padded))
     if cutoff_hz < _LOWEST_CUTOFF_HZ:
         raise SrlibError(f"AudioSR gives up on this audio: 98.5 % of it lies below {cutoff_hz:.0f} Hz, under 1000 Hz.")
-    filter_type = filter_type or str(np.random.RandomState(seed).choice(FILTERS))
-    degraded = simulate_lowpass(padded, cutoff_hz, filter_type)
+    degraded = simulate_lowpass(padded, cutoff_hz, filter_type or np.random.RandomState(seed).choice(FILTERS))
     mel = log_mel(torch.from_numpy(degraded).to(pipe.device))
     restored = _generate(pipe, mel, num_inference_steps, guidance_scale, eta, seed)
     generated = vocode(pipe.vocoder, replace_mel(restored, mel))[0].cpu().numpy()
@@ -142,8 +131,7 @@ def _generate(
     torch.randn(shape, generator=generator)  # AudioSR samples the target's posterior first, and forgets it
     condition = vae.encode(pipe.vae, mel, generator)
     noise = torch.randn(shape, generator=generator).to(condition)
+    added = (torch.randn(shape, generator=generator) for _ in range(steps))
     factor = pipe.vae.config.scaling_factor
-    latent = diffusion.denoise(
-        pipe.unet, pipe.scheduler, noise, condition, steps, guidance_scale, factor, eta=eta, generator=generator
-    )
+    latent = diffusion.denoise(pipe.unet, pipe.scheduler, noise, condition, steps, guidance_scale, factor, eta, added)
     return vae.decode(pipe.vae, latent)

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import math
+import io
 import os
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
+from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, ValidationError
 from scipy import ndimage, signal
 
 from srlib.audio import files
-from srlib.config import PROFILES, SAMPLE_RATE, Profile
+from srlib.audio.decoding import find_ffmpeg, info
+from srlib.audio.folders import audio_files
+from srlib.config import SAMPLE_RATE, Profile
 from srlib.errors import SrlibError
 
-SPLITS = ("train", "valid", "test")
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[str, ...] = get_args(Split)
 DEMO_ASSETS = Path(__file__).parents[1] / "assets" / "demo"
-MUSDB_VALID_TRACKS = 10  # of musdb's own 14, as AudioSR's heirs split it: 90 / 10 / 50
+MUSDB_VALID_TRACKS = 10  # of musdb's own 14, as AudioSR's successors split it: 90 / 10 / 50
 MUSDB_SIZES = {"train": 100, "test": 50}  # tracks in the folders of a complete MUSDB18
 STEMS_BANDWIDTH_HZ = 16_000.0  # MUSDB18's AAC stops there (sigsep.github.io/datasets/musdb.html)
+LOWEST_BANDWIDTH_HZ = 1000.0  # in a manifest; what is lower was meant in kHz
 _CONTEXT_SECONDS = 1  # read around a crop, so that resampling it equals cropping the resampled track
 _SETUP_FILE = "setup.yaml"  # of the demo set: tells musdb what its files are called, and its validation tracks
+_MOST_FAULTS = 20  # listed in one message
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,9 @@ class Track:
     artist: str = ""
     title: str = ""
     licence: str = ""
-    collection: str = ""  # the game, album or artist it is of: its tracks sound alike
-    weight: float = 1.0  # how much more often than its length says training draws it
-    bandwidth_hz: float | None = None  # where known: of the whole source track, Hz
+    collection: str = ""  # game, album or artist: tracks of one sound alike
+    weight: float = 1.0  # factor on how often training draws it
+    bandwidth_hz: float | None = None  # of the whole source track, Hz, where known
     source: Any = field(default=None, repr=False, compare=False)  # musdb's own track object, None for plain files
 
     def mixture(self, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
@@ -50,8 +56,7 @@ class Track:
 
         A crop holds the samples that the same stretch of the whole, resampled track has.
         """
-        total = round(self.seconds * SAMPLE_RATE)
-        first = round(start * SAMPLE_RATE)
+        total, first = round(self.seconds * SAMPLE_RATE), round(start * SAMPLE_RATE)
         last = total if seconds is None else min(total, first + round(seconds * SAMPLE_RATE))
         if not 0 <= first < last:
             raise SrlibError(f"Track {self.name} lasts {self.seconds:.2f} s: no audio at {start} s for {seconds} s.")
@@ -60,12 +65,10 @@ class Track:
         wav = self._read(begin, -(-last // SAMPLE_RATE) + _CONTEXT_SECONDS)
         wav = files.resample(files.to_mono(wav), self.sample_rate, SAMPLE_RATE)
         crop = wav[first - begin * SAMPLE_RATE : last - begin * SAMPLE_RATE]
-        missing = last - first - len(crop)
-        if missing > 0.1 * SAMPLE_RATE:
-            raise SrlibError(
-                f"{self.path} ends {missing / SAMPLE_RATE:.2f} s before its header says: get a whole copy."
-            )
-        return np.pad(crop, (0, missing)) if missing else crop  # AAC ends a few samples off its header
+        missing = (last - first - len(crop)) / SAMPLE_RATE
+        if missing > 0.1:
+            raise SrlibError(f"{self.path} ends {missing:.2f} s before its header says: get a whole copy.")
+        return np.pad(crop, (0, last - first - len(crop)))  # AAC ends a few samples off its header
 
     def _read(self, begin: int, end: int) -> np.ndarray:
         """[channels, samples] at the file's own rate between two whole seconds; the end may lie past the track's."""
@@ -79,35 +82,32 @@ class Track:
         return np.atleast_2d(np.asarray(wav, dtype=np.float32).T)  # musdb: [samples] or [samples, channels]
 
 
-def load_dataset(dataset: str | Profile, split: str | None = None) -> list[Track]:
+def load_dataset(dataset: str, split: str | None = None) -> list[Track]:
     """Tracks of a split (all without one), sorted by name.
 
-    `dataset` is "demo", "musdb" (the folder in MUSDB_ROOT), "folder:PATH" (any audio, recursively), the path of a
-    folder of either kind, or a profile.
+    `dataset` is "demo", "musdb" (the folder in MUSDB_ROOT), "folder:PATH" (any audio, recursively), or the path of a
+    folder of either kind.
     """
     if split is not None and split not in SPLITS:
         raise SrlibError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
-    name = dataset.dataset if isinstance(dataset, Profile) else str(dataset)
-    if name in PROFILES:
-        name = PROFILES[name].dataset
-    if name == "demo":
+    if dataset == "demo":
         tracks = _load_demo(split)
-    elif name == "musdb":
+    elif dataset == "musdb":
         tracks = _load_musdb(_musdb_root(), split)
-    elif (folder := Path(name.removeprefix("folder:"))).is_dir():
-        is_musdb = not name.startswith("folder:") and _musdb_kind(folder) is not None
+    elif (folder := Path(dataset.removeprefix("folder:"))).is_dir():
+        is_musdb = not dataset.startswith("folder:") and _musdb_kind(folder) is not None
         tracks = _load_musdb(folder, split) if is_musdb else _load_folder(folder)
     else:
-        raise SrlibError(f"There is no data set {name!r}: give demo, musdb, folder:PATH or an existing folder.")
+        raise SrlibError(f"There is no data set {dataset!r}: give demo, musdb, folder:PATH or an existing folder.")
     tracks = sorted((track for track in tracks if split in (None, track.split)), key=lambda track: track.name)
     if not tracks:
-        raise SrlibError(f"The data set {name} has no track{f' in its split {split}' if split else ''}.")
+        raise SrlibError(f"The data set {dataset} has no track{f' in its split {split}' if split else ''}.")
     return tracks
 
 
 def for_profile(profile: Profile, split: str) -> list[Track]:
     """The tracks of a split that a profile works on: the first `profile.max_tracks[split]` by name."""
-    return load_dataset(profile, split)[: profile.max_tracks.get(split)]
+    return load_dataset(profile.dataset, split)[: profile.max_tracks.get(split)]
 
 
 def excerpt(track: Track, profile: Profile) -> np.ndarray:
@@ -115,44 +115,27 @@ def excerpt(track: Track, profile: Profile) -> np.ndarray:
     return track.mixture(max(0.0, (track.seconds - profile.seconds) / 2), profile.seconds)
 
 
-def seeded_crop(track: Track, rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """A crop at a random place, float32 [seconds * 48000]; shorter tracks are padded with zeros at the end."""
-    crop = track.mixture(rng.uniform(0.0, max(0.0, track.seconds - seconds)), seconds)
-    return np.pad(crop, (0, max(0, round(seconds * SAMPLE_RATE) - len(crop))))
-
-
 def bandwidth_hz(wav: np.ndarray, sample_rate: int) -> float:
     """Measured bandwidth in Hz of [samples] or [channels, samples]; 0 for silence.
 
-    Where the long-term power spectrum, median over 500 Hz, first falls 60 dB under its level at 1-4 kHz. Going upwards
-    finds the low-pass edge of a lossy coder even where clipping has put something above it again.
+    The lowest frequency where the long-term power spectrum, median over 500 Hz, is 60 dB under its level at 1-4 kHz:
+    the low-pass edge of a lossy coder even where clipping has put something above it again.
     """
     if wav.shape[-1] < 2048:
         raise SrlibError(f"{wav.shape[-1]} samples are too few to measure a bandwidth: give at least 2048.")
     frequencies, power = signal.welch(files.to_mono(wav), sample_rate, nperseg=2048, detrend=False)
     level = power[(frequencies >= 1000) & (frequencies <= 4000)].mean()
     smooth = ndimage.median_filter(power, max(1, round(500 / frequencies[1])))  # keeps edges
-    absent = np.flatnonzero((smooth <= level * 1e-6) & (frequencies > 1000))
-    if level == 0:
-        return 0.0
-    return float(frequencies[absent[0]] if len(absent) else frequencies[-1])
-
-
-def demo_manifest() -> dict[str, dict[str, str]]:
-    """Rows of the embedded set's manifest by track name: split, title, artist, licence, package, bandwidth_hz, ..."""
-    if not (DEMO_ASSETS / "manifest.csv").is_file():
-        raise SrlibError(f"The demo music is missing from {DEMO_ASSETS}: reinstall srlib with its assets.")
-    return {Path(row["file"]).parent.name: row for row in _read_manifest(DEMO_ASSETS / "manifest.csv")}
+    absent = frequencies[(smooth <= level * 1e-6) & (frequencies > 1000)]
+    return 0.0 if level == 0 else float([*absent, frequencies[-1]][0])
 
 
 def _load_demo(split: str | None) -> list[Track]:
-    manifest = demo_manifest()
-    tracks = []
-    for track in _load_musdb(DEMO_ASSETS, split, setup_file=_SETUP_FILE):
-        row = manifest[track.name]
-        facts = {key: row[key] for key in ("artist", "title", "licence")} | {"collection": row["package"]}
-        tracks.append(replace(track, **facts, bandwidth_hz=float(row["bandwidth_hz"])))
-    return tracks
+    if not (DEMO_ASSETS / "manifest.csv").is_file():
+        raise SrlibError(f"The demo music is missing from {DEMO_ASSETS}: reinstall srlib with its assets.")
+    rows = {Path(row["file"]).parent.name: row for row in _read_manifest(DEMO_ASSETS / "manifest.csv")}
+    tracks = _load_musdb(DEMO_ASSETS, split, setup_file=_SETUP_FILE)
+    return [replace(track, **_Row.model_validate(rows[track.name]).facts()) for track in tracks]
 
 
 def _musdb_root() -> Path:
@@ -169,7 +152,7 @@ def _musdb_root() -> Path:
 
 
 def _musdb_kind(root: Path) -> str | None:
-    """ "wav" for MUSDB18-HQ folders, "stems" for MUSDB18, None for anything else."""
+    """`wav` for the folders of MUSDB18-HQ, `stems` for those of MUSDB18, None for anything else."""
     for kind, pattern in (("wav", "*/mixture.wav"), ("stems", "*.stem.mp4")):
         if any(next((root / subset).glob(pattern), None) for subset in MUSDB_SIZES):
             return kind
@@ -179,39 +162,35 @@ def _musdb_kind(root: Path) -> str | None:
 def _load_musdb(root: Path, split: str | None, setup_file: str | None = None) -> list[Track]:
     """Read a folder in either of MUSDB18's layouts through musdb; `setup_file` brings a split other than musdb's.
 
-    Of musdb's validation tracks the first ten by name are `valid`; the rest of its train folder is `train`.
+    The first ten by name of musdb's validation tracks are `valid`; the rest of its train folder is `train`.
     """
     is_stems = _musdb_kind(root) == "stems"
-    subsets = [subset for subset in MUSDB_SIZES if split is None or (subset == "test") == (split == "test")]
     tracks = []
-    for subset in subsets:
+    for subset in MUSDB_SIZES:
+        if split is not None and (subset == "test") != (split == "test"):
+            continue
         sources, validation_tracks = _musdb_sources(root, subset, not is_stems, setup_file)
         if setup_file is None and len(sources) != MUSDB_SIZES[subset]:
-            warnings.warn(
-                f"{root}/{subset} holds {len(sources)} of MUSDB18's {MUSDB_SIZES[subset]} tracks.", stacklevel=3
-            )
-        valid = set(sorted(validation_tracks)[:MUSDB_VALID_TRACKS])
+            size = MUSDB_SIZES[subset]
+            warnings.warn(f"{root}/{subset} holds {len(sources)} of MUSDB18's {size} tracks.", stacklevel=3)
+        valid = sorted(validation_tracks)[:MUSDB_VALID_TRACKS]
         for source in sources:
             if source.samples is None:
                 raise SrlibError(f"{source.path} is missing: unpack MUSDB18 again, or remove the track's folder.")
-            track_split = "valid" if subset == "train" and source.name in valid else subset
-            facts = {"artist": source.artist or "", "title": source.title or "", "source": source}
-            facts["collection"] = facts["artist"]
-            seconds = source.samples / source.rate
-            tracks.append(Track(source.name, track_split, Path(source.path), source.rate, seconds, **facts))
-    if not is_stems:
-        return tracks
-    warnings.warn(
-        f"{root} is the stems version of MUSDB18: its music stops at 16 kHz, and what is trained or measured on it"
-        " stops there too; MUSDB18-HQ has the full band.",
-        stacklevel=3,
-    )
-    return [replace(track, bandwidth_hz=STEMS_BANDWIDTH_HZ) for track in tracks]
+            where = "valid" if subset == "train" and source.name in valid else subset
+            known = (source.name, where, Path(source.path), source.rate, source.samples / source.rate)
+            artist = source.artist or ""
+            facts = {"artist": artist, "collection": artist, "title": source.title or "", "source": source}
+            tracks.append(Track(*known, **facts, bandwidth_hz=STEMS_BANDWIDTH_HZ if is_stems else None))
+    if is_stems:
+        limit = "its music stops at 16 kHz, and what is trained or measured on it stops there too"
+        warnings.warn(f"{root} is the stems version of MUSDB18: {limit}; MUSDB18-HQ has the full band.", stacklevel=3)
+    return tracks
 
 
 @functools.cache  # musdb asks ffprobe about every track
 def _musdb_sources(root: Path, subset: str, is_wav: bool, setup_file: str | None) -> tuple[list[Any], list[str]]:
-    files.find_ffmpeg()  # musdb cannot be imported without, even for WAV folders
+    find_ffmpeg()  # musdb cannot be imported without, even for WAV folders
     import musdb
 
     try:
@@ -221,49 +200,110 @@ def _musdb_sources(root: Path, subset: str, is_wav: bool, setup_file: str | None
     return list(database.tracks), list(database.setup["validation_tracks"])
 
 
-def _load_folder(root: Path) -> list[Track]:
-    """Every audio file under a folder; splits from its manifest.csv, else 80/10/10 by a hash of the file's name.
+class _Row(BaseModel):
+    """What a row of a manifest says of a file; a cell without text is left out."""
 
-    The hash keeps a file in its split however many others come or go.
-    """
-    rows = {}
-    if (root / "manifest.csv").is_file():
-        rows = {row.get("file", ""): row for row in _read_manifest(root / "manifest.csv")}
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if files.is_audio_file(path)}
-    if missing := sorted(rows.keys() - paths.keys()):
-        raise SrlibError(f"{root}/manifest.csv lists {missing[0]!r}, which is not there: correct the manifest.")
-    tracks = [_file_track(name, path, rows.get(name, {})) for name, path in paths.items()]
-    if any(not rows.get(name, {}).get("split") for name in paths):
-        counts = ", ".join(f"{sum(track.split == split for track in tracks)} {split}" for split in SPLITS)
-        warnings.warn(
-            f"{root}: files without a split in manifest.csv were split by name ({counts} in all).", stacklevel=3
-        )
-    return tracks
+    split: Split | None = None
+    bandwidth_hz: Annotated[FiniteFloat, Field(ge=LOWEST_BANDWIDTH_HZ)] | None = None
+    weight: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    artist: str = ""
+    title: str = ""
+    licence: str = ""
+    collection: Annotated[str, Field(validation_alias=AliasChoices("collection", "package", "artist"))] = ""
 
-
-def _file_track(name: str, path: Path, row: dict[str, str]) -> Track:
-    split = row.get("split") or _hash_split(name)
-    if split not in SPLITS:
-        raise SrlibError(f"The manifest gives {name} the split {split!r}: choose one of {', '.join(SPLITS)}.")
-    header = files.info(path)
-    facts = {key: row.get(key) or "" for key in ("artist", "title", "licence")}
-    facts["collection"] = row.get("collection") or row.get("package") or facts["artist"]
-    try:
-        bandwidth = float(row["bandwidth_hz"]) if row.get("bandwidth_hz") else None
-        weight = float(row.get("weight") or 1)
-    except ValueError as error:
-        raise SrlibError(f"The manifest's bandwidth_hz or weight of {name} is no number: correct it.") from error
-    if not 0 < weight < math.inf:
-        raise SrlibError(f"The manifest gives {name} the weight {weight:g}: give one above zero.")
-    seconds = header.samples / header.sample_rate
-    return Track(name, split, path, header.sample_rate, seconds, **facts, weight=weight, bandwidth_hz=bandwidth)
-
-
-def _hash_split(name: str) -> str:
-    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
-    return "train" if draw < 0.8 else "valid" if draw < 0.9 else "test"
+    def facts(self) -> dict[str, Any]:
+        """Fields of a track."""
+        return self.model_dump(exclude={"split"})
 
 
 def _read_manifest(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    """Cells of a CSV file with a column `file`, as spreadsheets write it: a byte order mark, semicolons or tabs."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except UnicodeDecodeError as error:
+        raise SrlibError(f"{path} is not UTF-8: save it as CSV in UTF-8.") from error
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise SrlibError(f"{path} is not a table ({error}): correct it.") from error
+    table.columns = table.columns.str.strip().str.lower()
+    if "file" not in table:
+        raise SrlibError(f"{path} has no column named file: give one, and split, bandwidth_hz and weight if known.")
+    return [{k: str(v).strip() for k, v in row.items() if str(v).strip()} for row in table.to_dict("records")]
+
+
+def _listed(root: Path, faults: list[str]) -> dict[str, _Row]:
+    """{path below root: row} of a folder's manifest, if it has one; what is wrong with it is added to `faults`."""
+    rows: dict[str, _Row] = {}
+    try:
+        cells = _read_manifest(root / "manifest.csv") if (root / "manifest.csv").is_file() else []
+    except SrlibError as error:
+        cells, _ = [], faults.append(str(error))
+    for number, row in enumerate(cells, 2):
+        name, wrong = row.get("file", "").replace("\\", "/").removeprefix("./"), []
+        if not (root / name).is_file():
+            wrong.append(f"there is no file {name!r}")
+        if name in rows:
+            wrong.append(f"{name!r} is listed twice")
+        try:
+            rows[name] = _Row.model_validate(row)
+        except ValidationError as error:
+            rows[name] = _Row()
+            wrong += [f"{one['loc'][0]} is {one['input']!r}: {one['msg'].replace('Input', 'it')}" for one in error.errors()]
+        faults += [f"manifest.csv, line {number}: {fault}" for fault in wrong]
+    return rows
+
+
+def _load_folder(root: Path) -> list[Track]:
+    """Every audio file under a folder that is not hidden; splits from its manifest.csv, else by the files' names.
+
+    Raises:
+        SrlibError: naming everything that is wrong with the files and the manifest.
+    """
+    faults: list[str] = []
+    rows = _listed(root, faults)
+    names = {path.relative_to(root).as_posix() for path in audio_files(root).values()}
+    names |= {name for name in rows if (root / name).is_file()}
+    given = {name: row.split for name, row in rows.items() if row.split}
+    splits = _split_by_name(names - given.keys(), set(given.values())) | given
+    tracks = []
+    for name in sorted(names):
+        try:
+            header = info(root / name)
+            if not header.samples * header.sample_rate:
+                raise SrlibError(f"{root / name} is not an audio file, or holds no samples.")
+        except SrlibError as error:
+            faults.append(str(error))
+            continue
+        facts = rows.get(name, _Row()).facts()
+        seconds = header.samples / header.sample_rate
+        tracks.append(Track(name, splits[name], root / name, header.sample_rate, seconds, **facts))
+    refuse(faults, f"{root} cannot be used")
+    if names - given.keys():
+        counts = ", ".join(f"{sum(track.split == split for track in tracks)} {split}" for split in SPLITS)
+        sentence = f"{root}: files without a split in manifest.csv were split by name ({counts} in all)."
+        warnings.warn(sentence, stacklevel=3)
+    return tracks
+
+
+def refuse(faults: list[str], what: str) -> None:
+    """Raise one SrlibError with all faults, if there are any."""
+    if faults:
+        more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
+        raise SrlibError(f"{what}: {'; '.join(fault.rstrip('.') for fault in faults[:_MOST_FAULTS] + more)}.")
+
+
+def _split_by_name(names: set[str], given: set[str]) -> dict[str, str]:
+    """Splits of files, 80/10/10 by a hash of the name: a file keeps its split however many others come or go.
+
+    Where no file is left to train on, or to validate with, and none is `given`, one of the others is taken.
+    """
+    draws = {name: int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64 for name in names}
+    splits = {name: "train" if draw < 0.8 else "valid" if draw < 0.9 else "test" for name, draw in draws.items()}
+    order = sorted(names, key=draws.__getitem__)
+    if order and "train" not in given | set(splits.values()):
+        splits[order[0]] = "train"
+    spare = order if "train" in given else order[1:]
+    if spare and "valid" not in given | set(splits.values()):
+        splits[([name for name in spare if splits[name] == "train"] or spare[:1])[-1]] = "valid"
+    return splits

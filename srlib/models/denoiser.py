@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.utils import BaseOutput
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 _DILATIONS = (1, 2, 4)  # over time, block after block: six blocks see 1.6 s and 12 latent bands either way
-
-
-@dataclass
-class LatentDenoiserOutput(BaseOutput):
-    """`sample` `[batch, out_channels, frames, bands]`: the predicted velocity."""
-
-    sample: torch.Tensor
 
 
 class LatentDenoiser(ModelMixin, ConfigMixin):
@@ -29,10 +20,11 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
     reads all bands of a frame at once learns the training tracks by heart.
 
     Args:
-        in_channels, out_channels: channels of the noisy latent with its conditions, and of the velocity.
+        in_channels: of the noisy latent and its conditions.
+        out_channels: of the velocity.
         bands: latent bands, each with a bias of its own.
-        width, depth: channels and number of the residual blocks.
-        dropout: of whole channels in each block, while training.
+        width: channels of the residual blocks, of which there are `depth`.
+        dropout: share of the channels that a block leaves out, while training.
     """
 
     @register_to_config
@@ -54,22 +46,17 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(_Block(width, _DILATIONS[i % len(_DILATIONS)], dropout) for i in range(depth))
         self.head = nn.Conv2d(width, out_channels, 1)
         for layer in (self.modulate, self.head):  # training starts from the prediction zero
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: None = None
-    ) -> LatentDenoiserOutput:
-        """Velocity `[batch, out_channels, frames, bands]` of `[batch, in_channels, frames, bands]` at timesteps.
-
-        `encoder_hidden_states` is there for the U-Net's sake; there is no text.
-        """
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: None = None) -> UNet2DOutput:
+        """Velocity `[batch, out_channels, frames, bands]` of `[batch, in_channels, frames, bands]` at timesteps."""
         time = self.time_proj(timestep.expand(len(sample)).to(sample.device)).to(self.dtype)
         modulation = self.modulate(F.silu(self.time_embed(time)))[:, :, None, None].chunk(len(self.blocks), dim=1)
         hidden = self.embed(sample.contiguous(memory_format=torch.channels_last)) + self.band
         for block, change in zip(self.blocks, modulation, strict=True):
             hidden = block(hidden, change)
-        return LatentDenoiserOutput(self.head(F.silu(_normalised(hidden))))
+        return UNet2DOutput(self.head(F.silu(_normalised(hidden))))
 
 
 class _Block(nn.Module):
@@ -80,8 +67,8 @@ class _Block(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=(dilation, 1), dilation=(dilation, 1))
         self.second = nn.Conv2d(width, width, 3, padding=1)
         self.dropout = nn.Dropout2d(dropout)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, hidden: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         scale, shift = modulation.chunk(2, dim=1)

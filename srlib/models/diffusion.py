@@ -1,12 +1,12 @@
-"""Latent diffusion: the U-Net, the velocity objective, and sampling with any of three diffusers schedulers."""
+"""Latent diffusion: the network, the velocity objective, and sampling with any of three diffusers schedulers."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
+from itertools import chain, repeat
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, ModelMixin, SchedulerMixin, UniPCMultistepScheduler
 from torch import nn
 
 from srlib.config import UNCONDITIONAL_LATENT, ModelSize, Scheduler
@@ -20,7 +20,7 @@ SCHEDULERS: dict[Scheduler, type[SchedulerMixin]] = {
 }
 
 
-def build_unet(size: ModelSize) -> nn.Module:
+def build_unet(size: ModelSize) -> ModelMixin:
     """The untrained network of a model size: the compact denoiser, or AudioSR's U-Net in AudioLDM2's class.
 
     That class alone has AudioSR's double self-attention.
@@ -30,8 +30,8 @@ def build_unet(size: ModelSize) -> nn.Module:
     from diffusers.pipelines.audioldm2 import AudioLDM2UNet2DConditionModel  # imports transformers: slow
 
     unet = AudioLDM2UNet2DConditionModel(**size.unet)
-    nn.init.zeros_(unet.conv_out.weight)  # as AudioSR: training starts from the prediction zero
-    nn.init.zeros_(unet.conv_out.bias)
+    for parameter in unet.conv_out.parameters():  # as AudioSR: training starts from the prediction zero
+        nn.init.zeros_(parameter)
     return unet
 
 
@@ -81,18 +81,16 @@ def velocity_loss(
         weights: of each error, broadcast to the latent: how much it shows in the log-mel; zero where nothing is known.
         last_step_share: share of the batch trained at the last timestep with zeros in place of the noise: a zero
             terminal SNR makes the prediction the posterior mean there, which is what one sampling step asks for.
-        level_weight: of the part of an error that is the same in all frames, over that of the rest.
         min_snr_gamma: clip of the weighting (min(snr, gamma) + 1) / (snr + 1), after Hang et al. (2023); None weights
-            velocities equally.
+            velocities equally. Their own numerator, without the one, vanishes where a single step starts.
+        level_weight: of the part of an error that is the same in all frames, over that of the rest.
     """
     batch, steps = len(latent), scheduler.config.num_train_timesteps
     noise = torch.randn_like(latent)
     timestep = torch.randint(steps, (batch,), device=latent.device)
     last = torch.rand(batch, device=latent.device) < last_step_share
-    timestep = torch.where(last, steps - 1, timestep)
-    noise = noise * ~last[:, None, None, None]
-    noisy = scheduler.add_noise(latent, noise, timestep)
-    velocity = scheduler.get_velocity(latent, noise, timestep)
+    timestep, noise = torch.where(last, steps - 1, timestep), noise * ~last[:, None, None, None]
+    noisy, velocity = (make(latent, noise, timestep) for make in (scheduler.add_noise, scheduler.get_velocity))
     predicted = unet(torch.cat([noisy, condition], dim=1), timestep, encoder_hidden_states=None).sample
     weights, error = weights.expand_as(latent), predicted.float() - velocity
     level = error.mean(dim=2, keepdim=True)
@@ -101,8 +99,6 @@ def velocity_loss(
     if min_snr_gamma is not None:
         abar = scheduler.alphas_cumprod.to(latent.device)[timestep]
         snr = abar / (1 - abar).clamp(min=1e-8)
-        # Hang et al.'s min(snr, gamma) / (snr + 1) for velocities vanishes without signal, where a single step
-        # starts; one more in the numerator keeps that end at weight one.
         error = error * (snr.clamp(max=min_snr_gamma) + 1) / (snr + 1)
     return error.mean()
 
@@ -118,34 +114,32 @@ def denoise(
     guidance_scale: float = 1.0,
     scaling_factor: float = 1.0,
     eta: float = 0.0,
-    generator: torch.Generator | None = None,
-    callback: Callable[[torch.Tensor], None] | None = None,
     step_noise: Iterable[torch.Tensor] = (),
+    callback: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Sample a latent from `noise` `[batch, channels, frames / 8, 32]` given `condition` `[batch, C, frames / 8, 32]`.
 
-    Guidance mixes the velocity with that of the unconditional latent, in one batch: u + g (c - u). `eta` (0 DDIM,
-    1 DDPM-like) acts with the DDIM scheduler; what it adds in a step comes from `generator`, or is `step_noise`, one
-    tensor a step of the shape of `noise`. A single step on a schedule that ends in pure noise is the posterior mean
-    and starts from the mean of the noise instead, so that nothing in it is random. `callback` sees the predicted clean
-    latent after each step. The U-Net runs in the precision of its weights; the scheduler steps in that of `noise`,
-    since rounding adds up over steps.
+    A single step on a schedule that ends in pure noise is the posterior mean; it starts from zeros, the mean of the
+    noise. The U-Net runs in the precision of its weights, the scheduler in that of `noise`: rounding adds up.
+
+    Args:
+        guidance_scale: g in u + g (c - u), where u is the velocity of the unconditional latent.
+        eta: 0 DDIM, 1 DDPM-like; of the DDIM scheduler alone, which needs `step_noise` for it.
+        step_noise: what is added in each step, if `eta` asks for any; of the shape of `noise`.
+        callback: is given the predicted clean latent after each step.
     """
     dtype = next((weight.dtype for weight in unet.parameters()), noise.dtype)
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     if num_inference_steps == 1 and scheduler.config.get("rescale_betas_zero_snr"):
         noise = torch.zeros_like(noise)  # nothing depends on it but the network's own error
-    latent = noise * scheduler.init_noise_sigma
-    guided = guidance_scale != 1.0
+    latent, guided, extra = noise * scheduler.init_noise_sigma, guidance_scale != 1.0, {}
     if guided:
         condition = torch.cat([unconditional(condition, scaling_factor), condition])
     # At exactly one, rounding takes the step from pure noise to the root of a negative number.
     highest_eta = 1.0 if scheduler.alphas_cumprod[int(scheduler.timesteps[0])] > 1e-6 else 0.9999
-    extra = {"eta": min(eta, highest_eta), "generator": generator} if isinstance(scheduler, DDIMScheduler) else {}
-    for timestep, added in itertools.zip_longest(scheduler.timesteps, step_noise):
+    for timestep, added in zip(scheduler.timesteps, chain(step_noise, repeat(None)), strict=False):
         scaled = scheduler.scale_model_input(latent, timestep)
-        pair = torch.cat([scaled, scaled]) if guided else scaled
-        stacked = torch.cat([pair, condition], dim=1).to(dtype)
+        stacked = torch.cat([torch.cat([scaled, scaled]) if guided else scaled, condition], dim=1).to(dtype)
         velocity = unet(stacked, timestep, encoder_hidden_states=None).sample.to(noise.dtype)
         if guided:
             without, conditioned = velocity.chunk(2)
@@ -153,7 +147,7 @@ def denoise(
         if callback is not None:
             abar = scheduler.alphas_cumprod[int(timestep)].to(latent)
             callback(abar.sqrt() * latent - (1 - abar).sqrt() * velocity)
-        if added is not None and isinstance(scheduler, DDIMScheduler):
-            extra["variance_noise"] = added.to(latent)
+        if isinstance(scheduler, DDIMScheduler) and added is not None:
+            extra = {"eta": min(eta, highest_eta), "variance_noise": added.to(latent)}
         latent = scheduler.step(velocity, timestep, latent, **extra).prev_sample
     return latent

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from srlib.audio.stft import log_mel
 from srlib.config import HOP_LENGTH, LATENT_FACTOR, SIZES, UNIT_FRAMES
 from srlib.errors import SrlibError
 from srlib.models import diffusion, vae
+from srlib.models.loading import check_weights, loading, model_folder, precision
 from srlib.models.prior import GaussianPrior, Posterior
 from srlib.models.vocoder import build_vocoder, vocode
-
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# What diffusers raises for a folder that it cannot make a pipeline of. The last four are for a model_index.json or a
-# config.json that lacks an entry, or holds one of another kind.
-_BROKEN = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -74,11 +64,11 @@ class LogMelPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: nn.Module,
-        unet: nn.Module,
+        vae: ModelMixin,
+        unet: ModelMixin,
         vocoder: nn.Module,
         scheduler: SchedulerMixin,
-        prior: nn.Module | None = None,
+        prior: GaussianPrior | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
     ) -> None:
@@ -103,38 +93,27 @@ class LogMelPipeline(DiffusionPipeline):
             unet=diffusion.build_unet(model),
             vocoder=build_vocoder(model),
             scheduler=diffusion.build_scheduler(model),
-            prior=GaussianPrior(**model.prior, latent_channels=model.vae["latent_channels"]) if model.prior else None,
+            prior=GaussianPrior(**model.prior) if model.prior else None,
             num_inference_steps=model.num_inference_steps,
             guidance_scale=model.guidance_scale,
         )
         for part in pipeline.modules():
             part.eval()
-        pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path = "compact", **kwargs) -> Self:
+    def from_pretrained(cls, name_or_path: str | Path = "compact", **kwargs: Any) -> Self:
         """Load a pipeline folder, or one of the Hugging Face Hub; `compact` is the one shipped with the package.
 
         `variant="lowpass"` takes the weights of the curriculum's first run, trained without noise. Weights stored in
         bfloat16 run in it where the processor can; all others run in float32, unless `dtype` says otherwise.
         """
-        path = model_folder(name_or_path)
-        if not path.exists() and _HUB_ID.fullmatch(str(name_or_path)):
-            path = _downloaded(str(name_or_path))
-        if not (path / "model_index.json").is_file():
-            known = "a folder that srlib train or import-audiosr wrote, the name of one on the Hub"
-            raise SrlibError(f"There is no model in {name_or_path}: give {known}, or compact.")
-        options = {"local_files_only": True, "use_safetensors": True, "dtype": _precision(path)}
+        folder = model_folder(name_or_path)
+        options = {"local_files_only": True, "use_safetensors": True, "dtype": precision(folder)}
         options["low_cpu_mem_usage"] = False  # or a missing key ends in an error that does not name it
-        try:
-            with _without_progress_bars():
-                pipeline = super().from_pretrained(str(path), **{**options, **kwargs})
-        except _BROKEN as error:
-            why = _reason(error)
-            raise SrlibError(f"The model in {name_or_path} does not load ({why}): write it again.") from error
-        _check_weights(pipeline, path, kwargs.get("variant"))
-        pipeline.set_progress_bar_config(disable=True)
+        with loading(name_or_path):
+            pipeline = super().from_pretrained(str(folder), **{**options, **kwargs})
+        check_weights(pipeline, folder, kwargs.get("variant"))
         if pipeline.dtype == torch.bfloat16:  # a tenth faster; no gain in float32
             pipeline.vae.to(memory_format=torch.channels_last)
             pipeline.unet.to(memory_format=torch.channels_last)
@@ -191,11 +170,10 @@ class LogMelPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Restored log-mel of a degraded one `[1, 1, frames, 256]` and its posterior, frames a multiple of 64.
 
-        `noise` `[samples, channels, frames / 8, 32]` starts the sampler, and `step_noise`, of the same shape, is what
-        each step adds, if `eta` asks for any; the samples are averaged. `trajectory` collects the log-mel that is
-        predicted after each step.
+        `noise` `[samples, channels, frames / 8, 32]` starts the sampler, each step adds one of `step_noise` if `eta`
+        asks for it, and the samples are averaged. `trajectory` collects the predicted log-mel of every step.
         """
-        if not sampling.steps:
+        if posterior is not None and not sampling.steps:
             return posterior.mean
         condition, mean_latent = self.encode_condition(degraded, posterior)
 
@@ -212,8 +190,8 @@ class LogMelPipeline(DiffusionPipeline):
             sampling.guidance_scale,
             self.vae.config.scaling_factor,
             sampling.eta,
-            callback=keep,
-            step_noise=step_noise,
+            step_noise,
+            keep,
         )
         return self.decode_residual(residual.mean(0, keepdim=True), mean_latent, posterior)
 
@@ -232,67 +210,5 @@ class LogMelPipeline(DiffusionPipeline):
 def pad_to_units(wav: np.ndarray) -> np.ndarray:
     """Reflect the end of `[..., samples]` up to whole units of frames; zeros would be an edge to restore."""
     missing = -wav.shape[-1] % (UNIT_FRAMES * HOP_LENGTH)
-    mode = "reflect" if wav.shape[-1] > 1 else "edge"
-    return np.pad(wav, [(0, 0)] * (wav.ndim - 1) + [(0, missing)], mode=mode)
-
-
-def model_folder(name_or_path: str | Path) -> Path:
-    """The folder of a model; `compact` is the one shipped with the package."""
-    shipped = Path(str(resources.files("srlib") / "assets" / "compact"))
-    return shipped if name_or_path == "compact" else Path(name_or_path)
-
-
-def _downloaded(hub_id: str) -> Path:
-    """The local folder of a model of the Hugging Face Hub, `organisation/name`; fetched once."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        why = _reason(error)
-        raise SrlibError(f"There is no folder {hub_id}, and no such model came from the Hub ({why}).") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what an error of the libraries below says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Loading five small parts needs no progress bars; other users of the two libraries keep theirs."""
-    shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
-
-
-def _precision(folder: Path) -> torch.dtype:
-    """bfloat16 for a folder whose U-Net is stored in it, where the machine computes in it; else float32."""
-    instructions = torch.cpu.get_capabilities()
-    fast = torch.cuda.is_available() or instructions.get("avx512_bf16") or instructions.get("amx_bf16")
-    stored = set()
-    for file in (folder / "unet").glob("*.safetensors"):
-        with suppress(SafetensorError), safe_open(file, "pt") as weights:  # a broken file fails when it is loaded
-            stored |= {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118  no mapping
-    return torch.bfloat16 if fast and stored == {"BF16"} else torch.float32
-
-
-def _check_weights(pipeline: LogMelPipeline, folder: Path, variant: str | None) -> None:
-    """Raise SrlibError with the list of keys that a part misses or has too many: diffusers only warns of them."""
-    for name, part in pipeline.components.items():
-        if not isinstance(part, nn.Module):
-            continue
-        files = list((folder / name).glob(f"*.{variant}*.safetensors")) if variant else []
-        stored: set[str] = set()
-        for file in files or [f for f in (folder / name).glob("*.safetensors") if len(f.name.split(".")) == 2]:
-            with safe_open(file, "pt") as weights:
-                stored.update(weights.keys())
-        wrong = sorted(stored ^ set(part.state_dict()))
-        if wrong:
-            raise SrlibError(f"The weights in {folder / name} miss or add {', '.join(wrong)}: write the model again.")
+    width = [(0, 0)] * (wav.ndim - 1) + [(0, missing)]
+    return np.pad(wav, width, mode="reflect" if wav.shape[-1] > 1 else "edge")

@@ -24,23 +24,17 @@ SLOW_FRAMES = 257  # window of the slow part: 2.57 s
 _SLOW_STRIDE = 16  # frames between two solves for the slow part, which hardly changes between them
 MODEL_VARIANCE = 0.2  # nat^2, added to every observation: what music does that no Gaussian expects (notebook 04)
 MISSING = 1e6  # nat^2: an infinite variance in arithmetic, where nothing is observed
-# Strength of the correction of loud moments, and the power over the mean from which it grows no further; chosen on the
-# validation tracks by Zimtohrli, which falls by a sixth at 4 kHz.
-EMPHASIS, MOST_RELATIVE = 0.2, 30.0
 _FIT_STRIDE = 8  # frames between two that are fitted; neighbours overlap by three quarters
 _LOWEST = math.log(LOG_MEL_FLOOR)
 
 
 @dataclass
 class Posterior:
-    """`mean` (nat) and `variance` (nat^2) of clean log-mels, both `[batch, 1, frames, 256]`.
+    """Mean and variance of clean log-mels, `[batch, 1, frames, 256]`, and the variance of their observation."""
 
-    `observed` is the variance of the observation that it comes from, of the same shape.
-    """
-
-    mean: torch.Tensor
-    variance: torch.Tensor
-    observed: torch.Tensor
+    mean: torch.Tensor  # nat
+    variance: torch.Tensor  # nat^2
+    observed: torch.Tensor  # nat^2
 
     def __getitem__(self, rows: slice) -> Posterior:
         return Posterior(self.mean[rows], self.variance[rows], self.observed[rows])
@@ -82,13 +76,13 @@ class GaussianPrior(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def fit(self, log_mels: Iterable[torch.Tensor]) -> None:
         """Fit to clean log-mels `[clips, 1, frames, 256]`: means over `SLOW_FRAMES` and the deviations from them."""
-        means, deviations = [], []
+        found_means, found_deviations = [], []
         for clips in log_mels:
             for piece in clips[:, 0].split(SLOW_FRAMES, dim=1):
                 if 2 * piece.shape[1] > min(SLOW_FRAMES, clips.shape[2]):  # no short rest of a clip
-                    means.append(piece.mean(1))
-                    deviations.append((piece - piece.mean(1, keepdim=True))[:, ::_FIT_STRIDE].flatten(0, 1))
-        means, deviations = torch.cat(means).double(), torch.cat(deviations).double()
+                    found_means.append(piece.mean(1))
+                    found_deviations.append((piece - piece.mean(1, keepdim=True))[:, ::_FIT_STRIDE].flatten(0, 1))
+        means, deviations = torch.cat(found_means).double(), torch.cat(found_deviations).double()
         self.mean.copy_(means.mean(0))
         for part, values in (("slow", means - means.mean(0)), ("fast", deviations)):
             factors, rest = _factors(values.T @ values / len(values), self.config.rank)
@@ -118,23 +112,6 @@ def _solve(
     right = (precision * observed) @ factors
     weights = (covariance @ right[..., None])[..., 0] if len(covariance) == rows else right @ covariance[0]
     return weights @ factors.T, (covariance.flatten(1) @ products.T).expand(rows, -1)
-
-
-def emphasised(log_mel: torch.Tensor, first_band: int) -> torch.Tensor:
-    """Estimated log-mels `[batch, 1, frames, 256]` whose loud moments are raised from a band on.
-
-    A mean of logarithms underestimates power (Jensen's inequality), most where music is loud for a moment: an onset
-    that is as likely as not is half a one. The gain grows with the power of a cell over its mean over 2.57 s.
-    """
-    above = log_mel[:, 0, :, first_band:]
-    if not above.shape[-1]:
-        return log_mel
-    power = torch.exp(2 * above).transpose(1, 2)
-    mean = F.avg_pool1d(power, SLOW_FRAMES, 1, SLOW_FRAMES // 2, count_include_pad=False)
-    relative = (power / mean.clamp(min=LOG_MEL_FLOOR**2)).transpose(1, 2)
-    raised = log_mel.clone()
-    raised[:, 0, :, first_band:] += 0.5 * torch.log1p(EMPHASIS * relative / (1 + relative / MOST_RELATIVE))
-    return raised
 
 
 def _window_means(frames: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from torch import nn
 
 from srlib.config import LATENT_FACTOR, ModelSize
 from srlib.machine import stage
@@ -46,25 +45,24 @@ class PatchVAE(ModelMixin, ConfigMixin):
         """The maximum-likelihood patch model of log-mels `[batch, 1, frames, 256]`."""
         patches = F.pixel_unshuffle(log_mel, self.config.patch).permute(0, 2, 3, 1).flatten(0, 2).double()
         values, vectors = torch.linalg.eigh(torch.cov(patches.T))
-        kept = self.config.latent_channels
-        noise = values[:-kept].mean().clamp(min=1e-6)  # the variance of what is left out
+        variances = values[-self.config.latent_channels :].flip(0)
+        noise = values[: -self.config.latent_channels].mean().clamp(min=1e-6)  # the variance of what is left out
         self.mean.copy_(patches.mean(0))
-        self.components.copy_(vectors[:, -kept:].flip(1).T)
-        self.spread.copy_(values[-kept:].flip(0).sqrt())
-        self.log_variance.copy_(torch.log(noise / values[-kept:].flip(0)))
+        self.components.copy_(vectors[:, -self.config.latent_channels :].flip(1).T)
+        self.spread.copy_(variances.sqrt())
+        self.log_variance.copy_(torch.log(noise / variances))
 
 
-def build_vae(size: ModelSize) -> nn.Module:
-    """The untrained autoencoder of a model size: AudioSR's, or the linear one of the compact sizes."""
+def build_vae(size: ModelSize) -> ModelMixin:
+    """The untrained autoencoder of a model size."""
     return (PatchVAE if size.prior else AutoencoderKL)(**size.vae)
 
 
 @stage("encode")
-def encode(vae: nn.Module, log_mel: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Scaled latent `[batch, channels, frames / 8, 32]` of a log-mel `[batch, 1, frames, 256]`.
+def encode(vae: ModelMixin, log_mel: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Scaled latent `[batch, channels, frames / 8, 32]`, float32, of a log-mel `[batch, 1, frames, 256]`.
 
     The posterior's mode, so that the same input has one latent; with a generator a sample of it, as AudioSR takes.
-    Float32 whatever the weights are.
     """
     posterior = vae.encode(log_mel.to(vae.device, vae.dtype)).latent_dist
     latent = posterior.mode() if generator is None else posterior.sample(generator)
@@ -72,6 +70,6 @@ def encode(vae: nn.Module, log_mel: torch.Tensor, generator: torch.Generator | N
 
 
 @stage("decode")
-def decode(vae: nn.Module, latent: torch.Tensor) -> torch.Tensor:
+def decode(vae: ModelMixin, latent: torch.Tensor) -> torch.Tensor:
     """Log-mel `[batch, 1, frames, 256]`, float32, of a scaled latent `[batch, channels, frames / 8, 32]`."""
     return vae.decode((latent / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample.float()

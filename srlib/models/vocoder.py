@@ -13,11 +13,12 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from srlib.audio.stft import envelope, istft_same, normalise, stft
+from srlib.audio.stft import envelope, istft_same, stft
 from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, N_MELS, ModelSize
 from srlib.machine import stage
 
-_BINS = N_FFT // 2 + 1
+# Centre and spread of music's log-mels, nat: keeps the activations near unit size.
+_CENTRE_NAT, _SPREAD_NAT = -5.0, 3.0
 
 
 class ConvNeXtBlock(nn.Module):
@@ -40,10 +41,9 @@ class ConvNeXtBlock(nn.Module):
 class IstftVocoder(ModelMixin, ConfigMixin):
     """A fixed excitation, shaped by the mel envelope and by what ConvNeXt blocks add to it in gain and phase.
 
-    The excitation is a loop of noise of `excitation_frames`, its short-time spectrum made flatter by
-    `excitation_iterations`: flat scores a lower LSD, Gaussian sounds as rough as music does. Scaled by the envelope
-    it is a usable vocoder without training; the network starts at zero and learns a correction. One inverse STFT
-    makes the waveform, as in Vocos (Siuzdak 2023).
+    The excitation is a loop of Gaussian noise of `excitation_frames`. Scaled by the envelope it is a usable vocoder
+    without training; the network starts at zero and learns a correction. One inverse STFT makes the waveform, as in
+    Vocos (Siuzdak 2023).
     """
 
     @register_to_config
@@ -54,16 +54,17 @@ class IstftVocoder(ModelMixin, ConfigMixin):
         kernel_size: int = 7,
         expansion: int = 3,
         excitation_frames: int = 1024,
-        excitation_iterations: int = 0,
     ) -> None:
         super().__init__()
         self.embed = nn.Conv1d(N_MELS, hidden_size, kernel_size, padding=kernel_size // 2)
         self.blocks = nn.ModuleList(ConvNeXtBlock(hidden_size, kernel_size, expansion) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
-        self.head = nn.Linear(hidden_size, 2 * _BINS)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        excitation = flat_noise(excitation_frames * HOP_LENGTH, excitation_iterations)
+        self.head = nn.Linear(hidden_size, N_FFT + 2)  # gain and phase of each bin
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
+        noise = np.random.default_rng(0).standard_normal(excitation_frames * HOP_LENGTH)
+        excitation = torch.from_numpy(noise.astype(np.float32))
+        excitation = excitation / stft(excitation).abs().mean()  # log-mels hold mean magnitudes
         self.register_buffer("excitation", excitation, persistent=False)  # seeded: no need to store it
 
     def forward(self, log_mel: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
@@ -72,39 +73,18 @@ class IstftVocoder(ModelMixin, ConfigMixin):
         `first_frame` is where in the loop the excitation starts; overlapping chunks can share it.
         """
         frames = log_mel.shape[2]
-        hidden = normalise(log_mel[:, 0].transpose(1, 2))  # (B, 256, T)
+        hidden = (log_mel[:, 0].transpose(1, 2) - _CENTRE_NAT) / _SPREAD_NAT  # (B, 256, T)
         hidden = self.embed(hidden.to(self.dtype))
         for block in self.blocks:
             hidden = block(hidden)
         gain, phase = self.head(self.norm(hidden.transpose(1, 2))).float().chunk(2, dim=-1)
         magnitude = torch.exp(envelope(log_mel[:, 0].float()) + gain.clamp(max=4.0))
-        spectrum = self._excitation_spectrum(first_frame, frames) * torch.polar(magnitude, phase)
-        return istft_same(spectrum)
-
-    def _excitation_spectrum(self, first_frame: int, frames: int) -> torch.Tensor:
-        """STFT `[frames, 1025]` of the looped excitation from a frame on, aligned as the front end's frames."""
         index = torch.arange(-FRAME_PAD, frames * HOP_LENGTH + FRAME_PAD, device=self.excitation.device)
-        loop = self.excitation.float()[(index + first_frame * HOP_LENGTH) % len(self.excitation)]
-        return stft(loop)
+        looped = self.excitation.float()[(index + first_frame * HOP_LENGTH) % len(self.excitation)]
+        return istft_same(stft(looped) * torch.polar(magnitude, phase))
 
 
-def flat_noise(samples: int, iterations: int, seed: int = 0) -> torch.Tensor:
-    """Circular noise `[samples]` with a mean STFT magnitude of one, flattened by Griffin and Lim's (1984) iterations.
-
-    Zero iterations leave Gaussian noise, whose bins scatter by 5.6 dB as music's do; each iteration takes some of that
-    scatter, and with it distance to any other signal's scatter, but also the texture.
-    """
-    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(samples).astype(np.float32))
-    edge = N_FFT
-    for _ in range(iterations):
-        spectrum = stft(torch.cat([noise[-edge:], noise, noise[: edge + HOP_LENGTH]]))
-        wav = istft_same(torch.polar(torch.ones_like(spectrum.real), spectrum.angle())[None])[0]
-        start = edge - FRAME_PAD  # istft_same drops its padding
-        noise = wav[start : start + samples]
-    return noise / stft(noise).abs().mean()  # log-mels hold mean magnitudes
-
-
-def build_vocoder(size: ModelSize) -> nn.Module:
+def build_vocoder(size: ModelSize) -> Any:
     """The untrained vocoder of a model size."""
     if size.prior:
         return IstftVocoder(**size.vocoder)
@@ -114,12 +94,11 @@ def build_vocoder(size: ModelSize) -> nn.Module:
 
 
 @stage("vocoder")
-def vocode(vocoder: nn.Module, log_mel: torch.Tensor, first_frame: int = 0, tile_frames: int = 256) -> torch.Tensor:
+def vocode(vocoder: Any, log_mel: torch.Tensor, first_frame: int = 0, tile_frames: int = 256) -> torch.Tensor:
     """Waveform `[batch, 480 * frames]`, float32, of a log-mel `[batch, 1, frames, 256]` with either vocoder.
 
     HiFi-GAN holds hundreds of values a sample: it runs over tiles of `tile_frames` with all the context that its
-    convolutions see, so that memory is bounded and the result the same. Its odd upsampling rate adds 16 samples, which
-    are dropped here.
+    convolutions see, which bounds memory and changes nothing. The 16 samples that it adds at the end are dropped.
     """
     if isinstance(vocoder, IstftVocoder):
         return vocoder(log_mel, first_frame)
@@ -144,7 +123,7 @@ def receptive_frames(hifigan: Mapping[str, Any]) -> int:
     return math.ceil(reach + 3 / rate)
 
 
-def _hifigan(vocoder: nn.Module, log_mel: torch.Tensor) -> torch.Tensor:
+def _hifigan(vocoder: Any, log_mel: torch.Tensor) -> torch.Tensor:
     """SpeechT5HifiGan's forward on `[batch, frames, 256]`, its first and last convolution in float32.
 
     In bfloat16 those two would round the log-mel and the waveform itself to eight bits, for no gain in time.
@@ -160,5 +139,5 @@ def _hifigan(vocoder: nn.Module, log_mel: torch.Tensor) -> torch.Tensor:
     return torch.tanh(_conv_float32(vocoder.conv_post, F.leaky_relu(hidden)))[:, 0]
 
 
-def _conv_float32(conv: nn.Conv1d, values: torch.Tensor) -> torch.Tensor:
+def _conv_float32(conv: Any, values: torch.Tensor) -> torch.Tensor:
     return F.conv1d(values.float(), conv.weight.float(), conv.bias.float(), padding=conv.padding)

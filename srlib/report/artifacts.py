@@ -1,30 +1,20 @@
-"""Named artefacts: the only interface between the notebooks, and between the notebooks and the report.
+"""Named artefacts: what notebooks save, what of it is committed, and how the two are compared.
 
-A notebook calls `save_figure`, `save_table` or `save_number` with a bare name; the profile decides the place:
-
-    smoke        build/smoke/{figures,tables}    never committed
-    demo, paper  figures/, report/tables/        committed
-
-All numbers share the file tables/numbers.json. What is committed is a function of the result alone: fixed float
-formatting, no dates, no software versions, so that a rerun leaves git clean unless a result changed. Beside each figure
-and table lies a JSON sidecar with its notebook, profile and SHA-256. Everything volatile (time, host, versions, commit,
-seconds) goes to build/<profile>/provenance, one record for each artefact.
+A notebook saves figures, tables and numbers under bare names, always below build/<profile>/{figures,tables}. `publish`
+then compares them with figures/ and report/tables/, which are committed, and copies only what moved by more than the
+tolerances below. The profile `smoke` and explorations are never published. Beside each artefact lies a JSON sidecar
+with its notebook, profile and SHA-256; the numbers of a notebook are the table `numbers_<notebook>`.
 """
 
 from __future__ import annotations
 
-import datetime
-import functools
+import fnmatch
 import hashlib
-import importlib.metadata
 import json
-import math
 import os
-import platform
 import re
 import shutil
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +25,19 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-DRAFT_PROFILE = "smoke"  # its numbers come from an untrained model: kept out of everything that is committed
-IN_CHAIN = "SRLIB_IN_CHAIN"  # set in the environment of notebooks that the chain runs
-FIGURE_KINDS = ("png", "svg")
-SIGNIFICANT_DIGITS = 6  # of every stored float; in the last of them thread counts differ, which the chain fixes
+DRAFT_PROFILE = "smoke"  # its model is untrained
+EXPLORED = "explore"  # stands for the profile of what runs outside the chain of notebooks
+KINDS = {".png": "figure", ".svg": "figure", ".csv": "table"}
+SIGNIFICANT_DIGITS = 6  # of every stored float
 FIGURE_DPI = 160  # pixels per inch of the png figures
-_explored: Path | None = None  # where the artefacts of an exploration go; the notebooks stay in the project folder
 
-
-# ---------------------------------------------------------------------------------------------- places
+# How far a column may move before its table is rewritten: a share of the value or of the column's median magnitude,
+# whichever is larger. The first pattern that fits the column's name counts; None: not compared. Another CPU moves
+# results by 1e-5.
+TOLERANCES = {"*seconds": None, "*_s": None, "*minutes": None, "c2st": 0.02, "*": 1e-3}
+MOST_DB = 100.0  # a ratio above it is the rounding of float32, in dB
+SAME_LEVEL, SAME_SHARE = 16, 2e-5  # a png is the same if fewer pixels than this share differ by more than this level
+SAME_POINTS = 0.05  # a svg is the same if no coordinate differs by more, in points
 
 
 def root() -> Path:
@@ -55,33 +49,16 @@ def root() -> Path:
     return next((folder for folder in (here, here.parent) if (folder / "notebooks").is_dir()), checkout)
 
 
-def explore(folder: Path | None) -> None:
-    """Write and read this process's artefacts below `folder`, not in the project; None goes back to the project."""
-    global _explored
-    _explored = folder
-
-
 def build_dir(profile: str) -> Path:
-    """Folder of everything of a profile that git ignores: executed notebooks, provenance, the PDF."""
-    return (_explored or root()) / "build" / _checked(profile)
+    """Folder of everything of a profile that git ignores: executed notebooks, fresh artefacts, the PDF."""
+    return root() / "build" / profile
 
 
-def place(kind: str, name: str, profile: str) -> Path:
-    """Path of an artefact.
-
-    Args:
-        kind: "png" or "svg" of a figure, "csv" of a table, or "number"; all numbers share one file.
-    """
-    folder = "figures" if kind in FIGURE_KINDS else "tables"
-    file = "numbers.json" if kind == "number" else f"{_checked(name)}.{kind}"
-    if profile == DRAFT_PROFILE:
-        return build_dir(profile) / folder / file
-    return (_explored or root()) / ("report/tables" if folder == "tables" else folder) / file
-
-
-def provenance_dir(profile: str) -> Path:
-    """Folder of the volatile records of how each artefact was made: figure_NAME, table_NAME, number_NAME .json."""
-    return build_dir(profile) / "provenance"
+def folder(kind: str, profile: str, fresh: bool = False) -> Path:
+    """Where figures or tables lie: the committed ones, or the `fresh` ones that the last run of a notebook made."""
+    if fresh or profile in (DRAFT_PROFILE, EXPLORED):
+        return build_dir(profile) / f"{kind}s"
+    return root() / ("figures" if kind == "figure" else "report/tables")
 
 
 def notebook_file(notebook: str) -> Path:
@@ -98,226 +75,200 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------- saving
-
-
-def save_figure(fig: Figure, name: str, profile: str, notebook: str, context: Mapping[str, Any] | None = None) -> Path:
-    """Write a matplotlib figure to figures/<name>: the same drawing gives the same bytes.
-
-    It becomes a png if it holds images, which bloat an svg, else an svg.
-
-    Args:
-        context: what the volatile record should also hold: parameters, device, seconds.
-    """
+def save_figure(fig: Figure, name: str, profile: str, notebook: str) -> Path:
+    """Save a matplotlib figure, as png if it holds images, else as svg: the same drawing gives the same bytes."""
     import matplotlib
 
     kind = "png" if any(ax.images for ax in fig.axes) else "svg"
-    path = place(kind, name, profile)
+    path = folder("figure", profile, fresh=True) / f"{_checked(name)}.{kind}"
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    metadata["Description"] = f"srlib, profile {profile}, notebook {notebook}"
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         write_atomically(path, lambda part: fig.savefig(part, format=kind, dpi=FIGURE_DPI, metadata=metadata))
-    for other in set(FIGURE_KINDS) - {kind}:
-        path.with_suffix(f".{other}").unlink(missing_ok=True)
-    _write_sidecar("figure", path, profile, notebook, {}, context)
-    return path
+    path.with_suffix(".svg" if kind == "png" else ".png").unlink(missing_ok=True)
+    return _with_sidecar(path, profile, notebook, {})
 
 
 def save_table(
-    table: pandas.DataFrame,
-    name: str,
-    profile: str,
-    notebook: str,
-    settings: Mapping[str, Any] | None = None,
-    context: Mapping[str, Any] | None = None,
+    table: pandas.DataFrame, name: str, profile: str, notebook: str, settings: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a table as <name>.csv, and the settings of its columns to its sidecar <name>.json.
+    """Save a table as csv; its index is dropped.
 
     Args:
-        table: tidy, one row per observation; the index is dropped. Floats are kept to 6 significant digits.
+        table: tidy, one row per observation. Floats are kept to 6 significant digits.
         settings: what a reader must know to reproduce the columns, e.g. the convention, n_fft and hop of an LSD.
     """
-    path = place("csv", name, profile)
     if table.empty:
         raise SrlibError(f"Table {name!r} of notebook {notebook} has no rows; nothing was written.")
+    path = folder("table", profile, fresh=True) / f"{_checked(name)}.csv"
     write_text(path, table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n"))
-    _write_sidecar("table", path, profile, notebook, {"settings": _plain(settings or {})}, context)
+    return _with_sidecar(path, profile, notebook, {"settings": dict(settings or {})})
+
+
+def _with_sidecar(path: Path, profile: str, notebook: str, more: Mapping[str, Any]) -> Path:
+    record = {"kind": KINDS[path.suffix], "file": path.name, "notebook": notebook, "profile": profile}
+    record |= {"sha256": sha256(path), **more}
+    text = json.dumps(record, indent=1, ensure_ascii=False, default=lambda value: value.item())  # numpy's scalars
+    write_text(path.with_suffix(".json"), f"{text}\n")
     return path
-
-
-def save_number(
-    name: str,
-    value: float | int,
-    profile: str,
-    notebook: str,
-    unit: str = "",
-    fmt: str = ".3g",
-    context: Mapping[str, Any] | None = None,
-) -> str:
-    """Store a number that prose will quote and no table holds; returns the text that the report prints, without unit.
-
-    Args:
-        unit: "Hz", "dB", "s", ... or "" for a plain number.
-        fmt: Python format specification of the text, e.g. ".2f".
-    """
-    value = _plain(value)
-    if not isinstance(value, int | float):  # NaN and infinity became None
-        raise SrlibError(f"Number {_checked(name)!r} of notebook {notebook} is not finite; nothing was written.")
-    text = format(value, fmt)
-    number = {"value": value, "unit": unit, "text": text, "notebook": notebook, "profile": profile}
-    _write_json(place("number", name, profile), dict(sorted({**_numbers(profile), name: number}.items())))
-    _record("number", name, profile, notebook, context)
-    return text
-
-
-def forget(notebook: str, profile: str) -> None:
-    """Drop a notebook's numbers and volatile records before it runs anew: what it no longer makes does not stay."""
-    for path, _, _ in _records(notebook, profile):
-        path.unlink()
-    numbers = _numbers(profile)
-    if numbers:
-        left = {name: of for name, of in numbers.items() if (of["notebook"], of["profile"]) != (notebook, profile)}
-        _write_json(place("number", "", profile), left)
-
-
-def fingerprint(notebook: str, profile: str) -> dict[str, str]:
-    """SHA-256 of each artefact that the last run of a notebook saved: {"figure overview": ..., "number x": ...}."""
-    found = {}
-    for _, kind, name in _records(notebook, profile):
-        if kind == "number":
-            content = json.dumps(read_number(name, profile), sort_keys=True).encode()
-            found[f"{kind} {name}"] = hashlib.sha256(content).hexdigest()
-        else:
-            found[f"{kind} {name}"] = sha256(find(kind, name, profile))
-    return found
-
-
-# ---------------------------------------------------------------------------------------------- reading
-
-
-def read_table(name: str, profile: str) -> pandas.DataFrame:
-    """The table as saved; a missing one is an error that names the notebook to run."""
-    return _read_csv(find("table", name, profile))
-
-
-def committed_table(name: str) -> tuple[pandas.DataFrame, dict[str, Any]] | None:
-    """A table of the project and its settings, also while a notebook is explored; None if it is not there."""
-    path = root() / "report" / "tables" / f"{_checked(name)}.csv"
-    if not path.is_file():
-        return None
-    return _read_csv(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
-
-
-def read_number(name: str, profile: str) -> dict[str, Any]:
-    """One number as {value, unit, text, notebook, profile}; a missing one is an error that names what to run."""
-    number = _numbers(profile).get(name)
-    if number is None or number["profile"] != profile:
-        path, advice = place("number", name, profile), _advice(name, profile)
-        raise SrlibError(f"Number {name!r} is not in {path} for profile {profile!r}; {advice}.")
-    return number
-
-
-def find(kind: str, name: str, profile: str) -> Path:
-    """Path of a saved "figure" or "table"; a missing one is an error that names the notebook to run."""
-    paths = [place(suffix, name, profile) for suffix in (FIGURE_KINDS if kind == "figure" else ("csv",))]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        advice = _advice(name, profile)
-        raise SrlibError(f"The {kind} {name!r} of profile {profile!r} is missing ({paths[0]}); {advice}.")
-    return path
-
-
-def read_sidecar(path: Path, profile: str) -> dict[str, Any]:
-    """Committed record of the figure or table at `path`, after checking that file, record and profile agree."""
-    record, advice = path.with_suffix(".json"), _advice(path.stem, profile)
-    if not record.is_file():
-        raise SrlibError(f"{path} has no record {record.name}; {advice}.")
-    sidecar = json.loads(record.read_text(encoding="utf-8"))
-    if sidecar["profile"] != profile:
-        raise SrlibError(f"{path} was made by profile {sidecar['profile']!r}, not {profile!r}; {advice}.")
-    if sidecar["file"] != path.name or sidecar["sha256"] != sha256(path):
-        raise SrlibError(f"{path} is not what its record {record.name} describes (edited by hand?); {advice}.")
-    return sidecar
-
-
-def _numbers(profile: str) -> dict[str, dict[str, Any]]:
-    path = place("number", "", profile)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _read_csv(path: Path) -> pandas.DataFrame:
-    import pandas
-
-    return pandas.read_csv(path, keep_default_na=False, na_values=[""])
-
-
-def _advice(name: str, profile: str) -> str:
-    """What to run so that the artefact appears: the first notebook that lists it as an output, or saves it."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((root() / "notebooks").glob("*.ipynb"))}
-    patterns = (rf"/{name}\.(csv|png|svg)\b", rf'\\"{name}\\"')  # in JSON, quotes of the code are escaped
-    makers = [stem for pattern in patterns for stem, text in texts.items() if re.search(pattern, text)]
-    return f"run `srlib reproduce --profile {profile}{f' --only {makers[0]}' if makers else ''}`"
-
-
-# ---------------------------------------------------------------------------------------------- records
 
 
 def _checked(name: str) -> str:
-    """Names become file names and keys: lower case, digits and underscores only."""
+    """Names become file names: lower case, digits and underscores only."""
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise SrlibError(f"{name!r} cannot name an artefact; use lower-case letters, digits and underscores.")
     return name
 
 
-def _plain(value: Any) -> Any:
-    """JSON value: numpy scalars unwrapped, floats at 6 significant digits, NaN and infinities as None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, float):
-        return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
-    return value
+def read_table(name: str, profile: str) -> pandas.DataFrame:
+    """The table as published; a missing one is an error that names the notebook to run."""
+    return _read_csv(find("table", name, profile))
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+def committed_table(name: str) -> tuple[pandas.DataFrame, dict[str, Any]] | None:
+    """A committed table and its settings, whatever the profile of the caller; None if it is not there."""
+    path = root() / "report" / "tables" / f"{name}.csv"
+    return (_read_csv(path), _read_json(path)["settings"]) if path.is_file() else None
 
 
-def _write_sidecar(
-    kind: str, path: Path, profile: str, notebook: str, more: Mapping[str, Any], context: Mapping[str, Any] | None
-) -> None:
-    sidecar = {"kind": kind, "file": path.name, "notebook": notebook, "profile": profile, "sha256": sha256(path)}
-    _write_json(path.with_suffix(".json"), sidecar | more)
-    _record(kind, path.stem, profile, notebook, context)
+def read_number(name: str, profile: str) -> dict[str, Any]:
+    """One number as {value, unit, text, notebook, sha256}; a missing one is an error that names what to run."""
+    for path, record in records(profile):
+        if path.name.startswith("numbers_"):
+            for number in _read_csv(path).fillna("").to_dict("records"):
+                if number["name"] == name:
+                    return number | {"notebook": record["notebook"], "sha256": record["sha256"]}
+    raise SrlibError(f"Number {name!r} is in no table of profile {profile!r}; {_advice(name, profile)}.")
 
 
-def _record(kind: str, name: str, profile: str, notebook: str, context: Mapping[str, Any] | None) -> None:
-    utc = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    stamp = {"notebook": notebook, "profile": profile, "utc": utc, **_machine(root()), **(context or {})}
-    _write_json(provenance_dir(profile) / f"{kind}_{_checked(name)}.json", stamp)
+def find(kind: str, name: str, profile: str) -> Path:
+    """Path of a published "figure" or "table"; a missing one is an error that names the notebook to run."""
+    where, suffixes = folder(kind, profile), [suffix for suffix, one in KINDS.items() if one == kind]
+    for path in (where / f"{name}{suffix}" for suffix in suffixes):
+        if path.is_file():
+            return path
+    raise SrlibError(f"The {kind} {name!r} of profile {profile!r} is not in {where}; {_advice(name, profile)}.")
 
 
-def _records(notebook: str, profile: str) -> list[tuple[Path, str, str]]:
-    """Path, kind and name of each volatile record of a notebook."""
-    found = []
-    for path in sorted(provenance_dir(profile).glob("*.json")):
-        stamp = json.loads(path.read_text(encoding="utf-8"))
-        if stamp["notebook"] == notebook:
-            found.append((path, *path.stem.split("_", 1)))
-    return found
+def read_sidecar(path: Path, profile: str) -> dict[str, Any]:
+    """Record of the figure or table at `path`, after checking that file, record and profile agree."""
+    sidecar, fault = _read_json(path), ""
+    if not sidecar:
+        fault = "has no record beside it"
+    elif sidecar["profile"] != profile:
+        fault = f"was made by profile {sidecar['profile']!r}, not {profile!r}"
+    elif sidecar["file"] != path.name or sidecar["sha256"] != sha256(path):
+        fault = "is not what its record describes (edited by hand?)"
+    if fault:
+        raise SrlibError(f"{path} {fault}; {_advice(path.stem, profile)}.")
+    return sidecar
 
 
-@functools.cache
-def _machine(folder: Path) -> dict[str, Any]:
-    """What stays the same while a process runs: versions, machine, and the commit of the checkout, "-dirty" or not."""
-    packages = {one.name: one.version for one in importlib.metadata.distributions()}
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    return {
-        "commit": commit,
-        "versions": {name: packages.get(name) for name in ("srlib", "torch", "diffusers", "numpy")},
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-    }
+def records(profile: str, fresh: bool = False, notebook: str | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Path and sidecar of each artefact of a profile, or of one notebook of it, sorted by kind and name."""
+    for kind in ("figure", "table"):
+        for path in sorted(folder(kind, profile, fresh).glob("*.json")):
+            record = _read_json(path)
+            if record.get("profile") == profile and notebook in (None, record["notebook"]):
+                yield path.with_name(record["file"]), record
+
+
+def _read_csv(path: Path) -> pandas.DataFrame:
+    import pandas
+
+    return pandas.read_csv(path, keep_default_na=False, na_values=[""], dtype={"text": str})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    path = path.with_suffix(".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _advice(name: str, profile: str) -> str:
+    """What to run so that the artefact appears: the notebook that lists it as an output, or saves the number."""
+    pattern = rf'/{name}\.(csv|png|svg)`|save_number\(\\"{name}\\"'  # in JSON, quotes of the code are escaped
+    paths = sorted((root() / "notebooks").glob("*.ipynb"))
+    maker = next((f" --only {path.stem}" for path in paths if re.search(pattern, path.read_text("utf-8"))), "")
+    return f"run `srlib reproduce --profile {profile}{maker}`"
+
+
+def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:
+    """Compare what the last run of a notebook made with what is committed; returns a sentence for each difference.
+
+    Args:
+        rewrite: replace the committed artefacts that differ, and remove those that the notebook no longer makes.
+    """
+    if profile == DRAFT_PROFILE:
+        return []
+    differences = {}
+    for path, record in records(profile, True, notebook):
+        target = folder(record["kind"], profile) / path.name
+        differences[target] = _difference(target, path, record)
+        if differences[target] and rewrite:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for suffix in (path.suffix, ".json"):
+                shutil.copyfile(path.with_suffix(suffix), target.with_suffix(suffix))
+            for suffix in {".png", ".svg"} - {path.suffix}:  # a figure has one kind
+                target.with_suffix(suffix).unlink(missing_ok=True)
+    for path in [path for path, _ in records(profile, False, notebook) if path not in differences]:
+        differences[path] = "is no longer made"
+        if rewrite:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink()
+    return [f"{path.relative_to(root())} {what}" for path, what in differences.items() if what]
+
+
+def _difference(before: Path, now: Path, record: Mapping[str, Any]) -> str:
+    """What is new in an artefact against the committed one; nothing if it is the same within the tolerances."""
+    old = _read_json(before)
+    if not before.is_file() or not old:
+        return "is new"
+    if old["profile"] != record["profile"] or old["file"] != before.name or old["sha256"] != sha256(before):
+        return "is not what its record describes"
+    if old["sha256"] == record["sha256"]:
+        return "" if old == record else "has other settings"
+    if now.suffix == ".csv":
+        return "has other settings" if old["settings"] != record["settings"] else compare_tables(before, now)
+    return "" if (_same_svg if now.suffix == ".svg" else _same_png)(before, now) else "is drawn differently"
+
+
+def compare_tables(before: Path, now: Path) -> str:
+    """The largest move of a column between two tables, as a sentence; nothing if TOLERANCES allow all of them."""
+    import numpy as np
+    import pandas
+
+    old, new = _read_csv(before), _read_csv(now)
+    if list(old) != list(new) or len(old) != len(new):
+        return f"had {len(old)} rows of {len(old.columns)} columns, has {len(new)} of {len(new.columns)}"
+    worst, sentence = 0.0, ""
+    for name in old.columns.drop("text", errors="ignore"):  # the text of a number follows from its value
+        tolerance = next(share for pattern, share in TOLERANCES.items() if fnmatch.fnmatch(name, pattern))
+        if old[name].equals(new[name]) or tolerance is None:
+            continue
+        if not all(pandas.api.types.is_numeric_dtype(table[name]) for table in (old, new)):
+            return f"has other text in its column {name}"
+        limit = MOST_DB if "_db" in name else np.inf
+        a, b = (np.clip(table[name].to_numpy(float), -limit, limit) for table in (old, new))
+        scale = np.fmax(np.abs(a), np.nanmedian(np.abs(a)))
+        moved = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.nan_to_num(np.abs(b - a) / scale, nan=np.inf))
+        most, count = moved.argmax(), int((moved > tolerance).sum())
+        if moved[most] > max(tolerance, worst):
+            worst = float(moved[most])
+            sentence = f"moved by {worst:.2g} in {name} ({count} rows; {a[most]:.6g} became {b[most]:.6g})"
+    return sentence
+
+
+def _same_png(one: Path, other: Path) -> bool:
+    import numpy as np
+    from matplotlib.image import imread
+
+    a, b = imread(one), imread(other)
+    return a.shape == b.shape and float((np.abs(a - b) > SAME_LEVEL / 255).mean()) < SAME_SHARE
+
+
+def _same_svg(one: Path, other: Path) -> bool:
+    number = re.compile(r"(?<![\w#.-])-?\d+\.?\d*(?:e-?\d+)?(?!\w)")
+    texts = [path.read_text(encoding="utf-8") for path in (one, other)]
+    if number.sub("", texts[0]) != number.sub("", texts[1]):
+        return False
+    values = [map(float, number.findall(text)) for text in texts]
+    return all(abs(a - b) <= SAME_POINTS for a, b in zip(*values, strict=True))

@@ -37,4 +37,5 @@ def evaluate_system(name: str, given: Any, profile: Profile, chosen: Collection[
     others = table[(table["system"] != name) | ~table["condition"].isin(list(asked))]
     commands = commands | {name: str(given)}
     artifacts.save_table(pd.concat([others, rows]), TABLE, profile.name, "evaluate-system", commands)
+    artifacts.publish("evaluate-system", profile.name)
     return rows

@@ -1,54 +1,47 @@
-"""The style of all figures, and the figures of sound, method and training; `plots_tables` draws the result tables.
+"""The style of all figures: spectrograms, log-mels, lines and bars; and players of clips.
 
-Nothing here reads or writes a file. Each public function returns a `matplotlib.figure.Figure` that pyplot does not
-know: a notebook shows it once, nothing leaks, and the same arguments give the same picture. Colours are Okabe and
-Ito's, which colour-blind readers can tell apart; spectrograms share one colour scale.
+Nothing here reads or writes a file. A function returns a `matplotlib.figure.Figure` that pyplot does not know, so that
+a notebook shows it once; the same arguments give the same picture. Series differ by marker as well as by colour.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import librosa
 import matplotlib
-import matplotlib.ticker
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srlib.config import HOP_LENGTH, SAMPLE_RATE
+from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from srlib.errors import SrlibError
 
-PALETTE = {
-    "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00", "purple": "#CC79A7",
-    "sky": "#56B4E9", "yellow": "#F0E442", "black": "#222222", "grey": "#888888",
-}  # fmt: skip
+COLOURS = (  # Okabe and Ito's, which colour-blind readers can tell apart, and three pale ones
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#222222", "#888888",
+    "#a6bddb", "#f4a582", "#bbbbbb",
+)  # fmt: skip
+# The same in all figures.
+OWN_COLOURS = {"ours": "#D55E00", "restored": "#D55E00", "unprocessed": "#222222", "oracle": "#888888"}
 STYLE = {
     "figure.dpi": 110, "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
     "axes.axisbelow": True, "lines.linewidth": 1.5, "lines.markersize": 4, "legend.frameon": False,
     "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "axes.prop_cycle": matplotlib.cycler(color=list(PALETTE.values())),
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=list("osD^vP*Xhp<>")),
 }  # fmt: skip
 WIDTH = 7.2  # inches, of every figure
+LOWEST_HZ, HIGHEST_HZ = 100.0, 20_000.0  # of a spectrogram's axis
 FREQUENCY_TICKS_HZ = (100, 500, 1000, 2000, 4000, 7000, 10000, 19000)  # the axis of the source report's spectrograms
 DB_RANGE = (-70.0, 20.0)  # dB of |STFT|^2 / n_fft: -70 is far below the quietest noise drawn, 20 is a loud partial
-COLOURS = matplotlib.colormaps["magma"].resampled(64)  # 64 steps look the same and halve the size of a png
+MAGMA = matplotlib.colormaps["magma"].resampled(64)  # 64 steps look the same and halve the size of a png
 LOG_MEL_RANGE = (-10.0, 2.5)  # natural log, the range of music on AudioSR's front end
 DEVIATION_RANGE = (0.0, 2.0)  # nat, of standard deviations of a log-mel
 MAX_CLIPS, MAX_CLIP_SECONDS = 4, 5.0  # of `listen`: each player costs about half a megabyte in the executed notebook
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw under STYLE, whatever the caller's own matplotlib settings are."""
-
-    @functools.wraps(draw)
-    def wrapper(*args, **kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapper
+styled = matplotlib.rc_context(STYLE)  # as a decorator: whatever the caller's own settings are
 
 
 def panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -57,12 +50,10 @@ def panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tu
     return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
-def legend_below(figure: Figure, columns: int) -> None:
-    """One legend under all panels, with the labels of the first one."""
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
-
-
-# ---------------------------------------------------------------------------------------------- spectrograms
+def _colours(names: Sequence[Any]) -> list[str]:
+    """A colour for each series: its own, or the next that no series owns."""
+    free = iter([colour for colour in COLOURS if colour not in {OWN_COLOURS.get(name) for name in names}])
+    return [OWN_COLOURS.get(name) or next(free) for name in names]
 
 
 def mel_axis_power_db(wav: np.ndarray) -> np.ndarray:
@@ -70,26 +61,23 @@ def mel_axis_power_db(wav: np.ndarray) -> np.ndarray:
 
     A row shows the strongest STFT bin it covers, so that a single tone is as bright at 10 kHz as at 1 kHz.
     """
-    n_fft, hop, rows = 2048, 480, 360
-    padded = np.pad(np.asarray(wav, np.float64), n_fft // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
-    power = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=1).T) ** 2 / n_fft
-    edges_hz = 700.0 * (10.0 ** (np.linspace(*_mel([100.0, 20000.0]), rows + 1) / 2595.0) - 1.0)
-    bins = np.minimum(np.round(edges_hz * n_fft / SAMPLE_RATE).astype(int), n_fft // 2)
-    return 10.0 * np.log10(np.maximum.reduceat(power, bins, axis=0)[:rows] + 1e-12)
+    wav = np.asarray(wav, np.float64)
+    power = np.abs(librosa.stft(wav, n_fft=N_FFT, hop_length=HOP_LENGTH, pad_mode="reflect")) ** 2 / N_FFT
+    edges_hz = librosa.mel_frequencies(361, fmin=LOWEST_HZ, fmax=HIGHEST_HZ, htk=True)
+    bins = np.minimum(np.round(edges_hz * N_FFT / SAMPLE_RATE).astype(int), N_FFT // 2)
+    return 10.0 * np.log10(np.maximum.reduceat(power, bins, axis=0)[:-1] + 1e-12)
 
 
-def _mel(hz: Sequence[float]) -> np.ndarray:
-    return 2595.0 * np.log10(1.0 + np.asarray(hz) / 700.0)
+def _mel(*hz: float) -> np.ndarray:
+    return librosa.hz_to_mel(np.array(hz), htk=True)
 
 
 def _image(
-    ax: Axes, label: str, image: np.ndarray, span: Sequence[float], limits: tuple[float, float], colours=COLOURS
-):
+    ax: Axes, label: str, image: np.ndarray, span: Sequence[float], limits: tuple[float, float], colours: Any = MAGMA
+) -> Any:
     """Draw `image` [rows, frames] over `span` (first and last second, lowest and highest row) with a title."""
-    low, high = limits
-    options = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
-    mesh = ax.imshow(image, extent=tuple(span), cmap=colours, vmin=low, vmax=high, **options)
+    options = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "vmin": limits[0], "vmax": limits[1]}
+    mesh = ax.imshow(image, extent=tuple(span), cmap=colours, **options)
     ax.set(title=label, ylabel="Hz", xlabel="time, s")
     ax.label_outer()
     ax.grid(False)
@@ -100,10 +88,10 @@ def _image(
 def spectrograms(clips: Mapping[str, np.ndarray], title: str = "", row_height: float = 1.9) -> Figure:
     """Stacked spectrograms of {label: wav [samples]} at 48 kHz with one time axis and one colour bar."""
     figure, axes = panels(row_height * len(clips) + 0.5, len(clips), sharex=True, sharey=True)
-    ends = _mel([100.0, 20000.0])
+    ends = _mel(LOWEST_HZ, HIGHEST_HZ)
     for ax, (label, wav) in zip(axes, clips.items(), strict=True):
         mesh = _image(ax, label, mel_axis_power_db(wav), (0.0, len(wav) / SAMPLE_RATE, *ends), DB_RANGE)
-        ax.set_yticks(_mel(FREQUENCY_TICKS_HZ), [f"{hz:,}" for hz in FREQUENCY_TICKS_HZ])
+        ax.set_yticks(_mel(*FREQUENCY_TICKS_HZ), [f"{hz:,}" for hz in FREQUENCY_TICKS_HZ])
     figure.colorbar(mesh, ax=axes, label="power, dB", shrink=0.8, aspect=35)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -125,10 +113,9 @@ def log_mels(
 
     `band_edges_hz` [n_mels + 2] labels the frequency axis.
     """
-    kinds = {"log-mel": (mels, LOG_MEL_RANGE, COLOURS)}
+    kinds = {"log-mel": (mels, LOG_MEL_RANGE, MAGMA)}
     kinds |= {"standard deviation": (deviations, DEVIATION_RANGE, "viridis")} if deviations else {}
-    count = sum(len(images) for images, *_ in kinds.values())
-    rows = -(-count // columns)
+    rows = -(-sum(len(images) for images, *_ in kinds.values()) // columns)
     figure, axes = panels(1.7 * rows + 0.5, rows, columns, sharex=True, sharey=True)
     centres, free = np.asarray(band_edges_hz)[1:-1], iter(axes)
     ticks = np.interp((500, 2000, 5000, 15000), centres, np.arange(len(centres)))
@@ -145,157 +132,95 @@ def log_mels(
     return figure
 
 
-# ---------------------------------------------------------------------------------------------- data and degradation
-
-
 @styled
-def bandwidth_histogram(bandwidths_khz: Mapping[str, Sequence[float]]) -> Figure:
-    """Number of tracks by measured bandwidth, {split: kHz per track}, stacked."""
-    figure, (ax,) = panels(2.8)
-    values = [np.clip(khz, 8.0, 24.0) for khz in bandwidths_khz.values()]
-    bins = np.arange(8.0, 25.0, 1.0)
-    ax.hist(values, bins=bins, stacked=True, label=list(bandwidths_khz), edgecolor="white", linewidth=0.5)
-    ax.axvline(16.0, color=PALETTE["black"], linestyle="--", linewidth=1)
-    ax.annotate("where AAC at 256 kb/s stops", (16.0, 1.0), (-4, -4), xycoords=("data", "axes fraction"),
-                textcoords="offset points", rotation=90, va="top", ha="right", fontsize=7)  # fmt: skip
-    ax.set(xlabel="measured bandwidth, kHz", ylabel="tracks", xlim=(8, 24))
-    ax.yaxis.get_major_locator().set_params(integer=True)
-    ax.legend()
-    return figure
-
-
-@styled
-def filter_responses(
-    responses: Mapping[str, Mapping[int, np.ndarray]], freqs_hz: np.ndarray, cutoff_hz: float
+def lines(
+    table: pd.DataFrame,
+    x: str,
+    y: Mapping[str, str],
+    by: str = "",
+    panel: str = "",
+    style: str = "-",
+    columns: int = 2,
+    levels: Sequence[float] = (),
+    **axes_options: Any,
 ) -> Figure:
-    """Gain in dB of the whole zero-phase filters, {family: {order: gain [len(freqs_hz)]}}, one panel per family."""
-    figure, axes = panels(4.6, 2, 2, sharex=True, sharey=True)
-    for ax, (family, curves) in zip(axes, responses.items(), strict=True):
-        for i, (order, gain) in enumerate(curves.items()):
-            colour = matplotlib.colormaps["viridis"](0.85 * i / max(len(curves) - 1, 1))
-            gain_db = 20.0 * np.log10(np.maximum(np.abs(gain), 1e-8))
-            ax.plot(freqs_hz / 1000.0, gain_db, color=colour, label=f"order {order}")
-        ax.axvline(cutoff_hz / 1000.0, color=PALETTE["black"], linewidth=0.8, linestyle=":")
-        for level in (-3.0, -20.0):
-            ax.axhline(level, color=PALETTE["grey"], linewidth=0.7, linestyle="--")
-        ax.set(title=family, ylim=(-100, 5), xlim=(0, min(24.0, 3.0 * cutoff_hz / 1000.0)))
-    axes[0].legend(loc="lower left")
-    figure.supylabel("gain, dB", fontsize=9)
-    figure.supxlabel("frequency, kHz   (dotted: design cutoff; dashed: -3 and -20 dB)", fontsize=9)
-    return figure
+    """Lines or points of a tidy table: a panel for each measure or group, a series for each value of a column.
+
+    Args:
+        x: column of the horizontal axis.
+        y: {column of the vertical axis: its label}; a panel each.
+        by: column whose values are series, in the order of the table.
+        panel: column whose values have panels of their own.
+        style: "-" for lines with their points, "" for points alone.
+        columns: panels beside each other.
+        levels: dashed horizontal lines.
+        axes_options: of `Axes.set`, e.g. xlabel, xscale or ylim.
+    """
+    groups = dict(iter(table.groupby(panel, sort=False))) if panel else {"": table}
+    shown = [(title, rows, column) for title, rows in groups.items() for column in y]
+    columns = min(columns, len(shown))
+    count = -(-len(shown) // columns)
+    figure, axes = panels(2.4 * count + 0.4, count, columns, sharex=True, sharey=len(y) == 1)
+    names = list(table[by].unique()) if by else [None]
+    for ax, (title, rows, column) in zip(axes, shown, strict=False):
+        for name, colour in zip(names, _colours(names), strict=True):
+            series = (rows[rows[by] == name] if by else rows).dropna(subset=[column])
+            every = max(1, len(series) // 16) if style else None
+            ax.plot(series[x], series[column], linestyle=style or "none", label=name, color=colour, markevery=every)
+        for level in levels:
+            ax.axhline(level, color="#888888", linewidth=0.8, linestyle="--", marker="")
+        ax.set(title=str(title), ylabel=y[column], **{"xlabel": x} | axes_options)
+        if "xticks" in axes_options:
+            ax.minorticks_off()
+        if len(y) == 1:
+            ax.label_outer()
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    return _with_legend(figure) if by else figure
 
 
 @styled
-def cutoff_detection(detected: pd.DataFrame) -> Figure:
-    """Detected edges over true transitions, ours beside AudioSR's; one row a clip, as `detection.detect` returns."""
-    figure, axes = panels(3.4, 1, 2, sharex=True, sharey=True)
-    limits = np.array([1.5, 25.0])
-    titles = {"ours_hz": "ours", "roll_off_hz": "98.5 % roll-off (AudioSR)"}
-    for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        ax.fill_between(limits, 0.9 * limits, 1.1 * limits, color="#eeeeee", linewidth=0)
-        for group, rows in detected.groupby("group", sort=False):
-            x = np.sqrt(rows["low_hz"] * rows["high_hz"]) / 1000.0
-            across = np.abs(np.vstack([rows["low_hz"], rows["high_hz"]]) / 1000.0 - x.to_numpy())
-            ax.errorbar(x, rows[column] / 1000.0, xerr=across, fmt="o", markersize=3, alpha=0.6, elinewidth=0.5,
-                        label=group)  # fmt: skip
-        ax.set(xscale="log", yscale="log", xlim=limits, ylim=(1.0, 26.0), xlabel="true transition, kHz", title=title)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(matplotlib.ticker.FixedLocator([2, 4, 8, 16]))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axes[0].set_ylabel("detected edge, kHz")
-    legend_below(figure, 3)
+def bars(
+    table: pd.DataFrame,
+    values: Sequence[str],
+    panel: str = "",
+    interval: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    horizontal: bool = False,
+    stacked: bool = False,
+    **axes_options: Any,
+) -> Figure:
+    """Bars of a table: a group for each row, named by its index, and a bar for each column of `values`.
+
+    Args:
+        panel: level of the index whose values have panels of their own.
+        interval: lower and upper ends of each value, as tables with the same index and columns.
+        stacked: values one on the other; panels then have scales of their own.
+        axes_options: of `Axes.set`, e.g. xlabel or title.
+    """
+    groups = list(table.index.unique(panel)) if panel else [""]
+    sizes = [len(table.xs(key, level=panel) if panel else table) if horizontal else 12 for key in groups]
+    height = 0.14 * sum(sizes) + 0.35 * len(groups) + 0.7
+    figure, axes = panels(height, len(groups), sharex=not stacked, height_ratios=sizes)
+    for ax, key in zip(axes, groups, strict=True):
+        rows, *ends = (one.xs(key, level=panel) if panel else one for one in (table, *(interval or ())))
+        errors = {"yerr": [[rows[name] - ends[0][name], ends[1][name] - rows[name]] for name in values]} if ends else {}
+        rows[list(values)].plot(kind="barh" if horizontal else "bar", stacked=stacked, ax=ax, legend=False, width=0.86,
+                                rot=0, color=_colours(values), error_kw={"elinewidth": 0.6}, **errors)  # fmt: skip
+        ax.set(title=str(key), **{"ylabel": "", "xlabel": ""} | axes_options)
+        ax.grid(axis="y" if horizontal else "x", visible=False)
+        if horizontal:
+            ax.invert_yaxis()
+        if not stacked:
+            ax.label_outer()
+    return _with_legend(figure)
+
+
+def _with_legend(figure: Figure) -> Figure:
+    """One legend under all panels, with the labels of the panel that has most."""
+    handles, labels = max((ax.get_legend_handles_labels() for ax in figure.axes), key=lambda pair: len(pair[1]))
+    names = [str(label).replace("_", " ") for label in labels]
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6))
     return figure
-
-
-# ---------------------------------------------------------------------------------------------- diffusion and training
-
-
-@styled
-def noise_schedule(alphas_cumprod: np.ndarray, timesteps: Sequence[int] = ()) -> Figure:
-    """Signal and noise share of z_t and its log SNR over t; `timesteps` marks the sampler's steps."""
-    abar, steps = np.asarray(alphas_cumprod, float), np.asarray(timesteps, int)
-    snr_db = 10.0 * np.log10((abar + 1e-12) / (1.0 - abar + 1e-12))
-    figure, (left, right) = panels(2.6, 1, 2)
-    left.plot(np.sqrt(abar), color=PALETTE["blue"], label=r"signal $\sqrt{\bar\alpha_t}$")
-    left.plot(np.sqrt(1.0 - abar), color=PALETTE["red"], label=r"noise $\sqrt{1-\bar\alpha_t}$")
-    left.set(xlabel="timestep t", ylabel="share")
-    left.legend(loc="lower center")
-    right.plot(snr_db, color=PALETTE["black"])
-    right.plot(steps, snr_db[steps], "o", color=PALETTE["orange"], label=f"{len(steps)} sampling steps")
-    right.set(xlabel="timestep t", ylabel="signal to noise, dB", ylim=(-60, 45))
-    right.legend()
-    return figure
-
-
-def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-    return pd.Series(values).rolling(width, center=True, min_periods=1).mean().to_numpy()
-
-
-@styled
-def loss_curves(losses: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """Training and validation loss over time, {what the loss is: {run name: log}}: one panel each, runs end to end."""
-    figure, axes = panels(2.5 * len(losses) + 0.3, len(losses))
-    for ax, (label, logs) in zip(axes, losses.items(), strict=True):
-        start = 0.0
-        for (name, log), colour in zip(logs.items(), PALETTE.values(), strict=False):
-            minutes, loss = start + log["wall_time"].to_numpy(float) / 60.0, log["train/loss"].to_numpy(float)
-            ax.plot(minutes, loss, color=colour, alpha=0.3, linewidth=0.8)
-            ax.plot(minutes, _smooth(loss, max(3, len(loss) // 25)), color=colour, label=name)
-            ax.plot(minutes, log["val/loss"].to_numpy(float), "o", color=colour, markeredgecolor="white")
-            ax.axvline(start, color=PALETTE["grey"], linewidth=0.8, linestyle=":")
-            start = minutes[-1]
-        ax.set(xlabel="training time, minutes   (circles: validation)", ylabel=label)
-        ax.legend(ncols=3)
-    return figure
-
-
-@styled
-def lsd_vs_step(logs: Mapping[str, pd.DataFrame]) -> Figure:
-    """Validation Zimtohrli, where logs hold it, and LSD of each run, {name: log}, over the steps of all runs."""
-    labels = {"val/zimtohrli": "validation Zimtohrli, x 1000", "val/lsd": "validation LSD to 19 kHz"}
-    columns = [column for column in labels if any(column in log for log in logs.values())]
-    figure, axes = panels(2.3 * len(columns) + 0.5, len(columns), sharex=True)
-    for ax, column in zip(axes, columns, strict=True):
-        offset = 0
-        for name, log in logs.items():
-            valid = log.reindex(columns=["global_step", column]).dropna()
-            ax.plot(offset + valid["global_step"], valid[column], "o-", label=name)
-            ax.axvline(offset, color=PALETTE["grey"], linewidth=0.8, linestyle=":")
-            offset += int(log["global_step"].iloc[-1])
-        ax.set_ylabel(labels[column])
-    axes[-1].set_xlabel("training step, runs end to end")
-    axes[0].legend(ncols=3)
-    return figure
-
-
-@styled
-def learning_curve(curve: pd.DataFrame) -> Figure:
-    """Validation Zimtohrli and LSD over the steps, a line for each amount of music (`curriculum.learning_curve`)."""
-    labels = {"val_zimtohrli": "validation Zimtohrli, x 1000", "val_lsd": "validation LSD to 19 kHz"}
-    figure, axes = panels(2.8, 1, len(labels))
-    for ax, (column, label) in zip(axes, labels.items(), strict=True):
-        for hours, rows in curve.groupby("hours"):
-            ax.plot(rows["step"], rows[column], "o-", label=f"{hours:.3g} h of music")
-        ax.set(xlabel="training step", ylabel=label)
-    axes[0].legend()
-    return figure
-
-
-@styled
-def live_training(log: pd.DataFrame) -> Figure:
-    """Loss per step of one short run."""
-    figure, (ax,) = panels(2.6)
-    log = log[log["train/loss"].notna()]
-    steps, loss = log["global_step"], log["train/loss"].to_numpy(float)
-    ax.plot(steps, loss, color=PALETTE["sky"], linewidth=0.9, label="each record")
-    ax.plot(steps, _smooth(loss, max(3, len(log) // 12)), color=PALETTE["blue"], label="moving mean")
-    ax.set(xlabel="step", ylabel="velocity loss", ylim=(0, None))
-    ax.legend()
-    return figure
-
-
-# ---------------------------------------------------------------------------------------------- listening
 
 
 def listen(clips: Mapping[str, np.ndarray]) -> None:
@@ -307,8 +232,7 @@ def listen(clips: Mapping[str, np.ndarray]) -> None:
 
     if len(clips) > MAX_CLIPS:
         raise SrlibError(f"listen() shows at most {MAX_CLIPS} clips, got {len(clips)}: pass fewer.")
-    samples = int(MAX_CLIP_SECONDS * SAMPLE_RATE)
-    cells = []
+    samples, cells = int(MAX_CLIP_SECONDS * SAMPLE_RATE), []
     for label, wav in clips.items():
         player = Audio(np.clip(np.asarray(wav)[:samples], -1.0, 1.0), rate=SAMPLE_RATE, normalize=False)
         cells.append(f"<td style='text-align:left'><b>{label}</b><br>{player._repr_html_()}</td>")

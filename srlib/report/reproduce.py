@@ -1,43 +1,40 @@
-"""The chain of notebooks over papermill: which of them must run again, and why.
+"""The chain of notebooks over papermill: which must run again and why, and whether what they make is reproduced.
 
-A notebook is skipped when nothing that could change its result has changed (its cells, the profile, the modules that
-it reaches, and the weights and demo music if one of these modules opens them) and what it made is still there,
-unedited. None reads what another makes. Times of files play no part. After a failure the next call therefore continues
-at the failed notebook.
+A notebook is skipped when nothing that could change its result has changed (its cells, the code that it reaches, the
+shipped weights and music) and what it made is still there, unedited. None reads what another makes. Times of files play
+no part. After a failure the next call continues at the failed notebook.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import functools
 import hashlib
 import json
 import os
+import re
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from unittest import mock
 
+import srlib
 from srlib import config
 from srlib.audio.files import write_text
 from srlib.errors import SrlibError
 from srlib.report import artifacts
+from srlib.report.run import IN_CHAIN
 
 # Sums in float32 depend on how they are shared out, and so do the digits of a table: whatever the host has or says,
 # torch computes on two threads, and OpenBLAS, which never starts more threads than there are cores, on one.
-_THREADS = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+# Threads that wait sleep, because others need the cores.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1",
+                "OMP_WAIT_POLICY": "passive", IN_CHAIN: "1"}  # fmt: skip
 _PACKAGE = Path(__file__).parents[1]
-# Of these, functions count only where a notebook names them: one offers every public name, the other data and models.
-_ON_DEMAND = ("__init__.py", "report/run.py")
-
-
-class Status(NamedTuple):
-    """Whether a notebook's results are up to date: "fresh", "stale" or "never run", and why they are stale."""
-
-    notebook: str
-    state: str
-    reason: str = ""
+# Modules that offer many things to all notebooks: their public functions count only where they are named.
+_ON_DEMAND = ("report/run.py", "report/plots.py")
+VERDICT = "verdict.txt"  # in the build folder of the profile
 
 
 def chain() -> list[str]:
@@ -54,209 +51,191 @@ def notebook(name: str) -> str:
 
 
 def reproduce(
-    profile: str | None = None, start: str | None = None, only: str | None = None, force: bool = False
-) -> dict[str, float | None]:
-    """Run the chain where it is not up to date; returns {notebook: seconds, or None if skipped}.
+    profile: str | None = None,
+    start: str | None = None,
+    only: str | None = None,
+    force: bool = False,
+    verify: bool = False,
+) -> list[str]:
+    """Run the chain where it is not up to date, and compare the results with what is committed.
+
+    Returns a sentence for each difference beyond the tolerances of `artifacts`.
 
     Args:
         start: begin at this notebook ("05" is enough); those before it are left as they are.
         only: run this notebook alone.
         force: run even what is up to date.
+        verify: only compare; else what differs is rewritten.
     """
+    if start and only:
+        raise SrlibError("--from and --only exclude each other: give one of them.")
     name = config.profile(profile).name
     names = [notebook(only)] if only else chain()[chain().index(notebook(start)) if start else 0 :]
-    seconds: dict[str, float | None] = {}
+    waiting = {one: _expected(one, name) for one in names if force or _reasons(one, name)}
+    differences = []
     for one in names:
-        fresh = not force and _status(one, name).state == "fresh"
-        took = seconds[one] = None if fresh else _run(one, name)
-        print(f"{one:<22} {'up to date' if took is None else f'{took:7.1f} s'}", flush=True)
-    print(f"{'total':<22} {sum(took or 0.0 for took in seconds.values()):7.1f} s", flush=True)
-    return seconds
+        if one in waiting:
+            print(f"{one:<22} about {_clock(waiting[one])} of {_clock(sum(waiting.values()))} left", flush=True)
+            print(f"{one:<22} took {_clock(_run(one, name))}", flush=True)
+            del waiting[one]
+        else:
+            print(f"{one:<22} up to date", flush=True)
+        differences += artifacts.publish(one, name, rewrite=not verify)
+    if name != artifacts.DRAFT_PROFILE:
+        lines = [*differences, f"differs in {len(differences)} of its artefacts"] if differences else ["reproduced"]
+        verdict = f"{', '.join(names) if names != chain() else 'all notebooks'}, profile {name}: {lines.pop()}"
+        write_text(artifacts.build_dir(name) / VERDICT, "\n".join([*lines, verdict, ""]))
+        print(*lines, verdict, sep="\n", flush=True)
+    return differences
 
 
-def status(profile: str | None = None) -> list[Status]:
-    """For each notebook whether its results are fresh or stale, and why, or whether it was never run."""
-    return [_status(one, config.profile(profile).name) for one in chain()]
+def status(profile: str | None = None) -> list[tuple[str, str, str]]:
+    """Of each notebook its name, "fresh", "stale" or "never run", and why it is stale."""
+    name, found = config.profile(profile).name, []
+    for one in chain():
+        reasons = _reasons(one, name)
+        if reasons != ["never run"]:
+            reasons += artifacts.publish(one, name, rewrite=False)
+        state = "stale" if reasons else "fresh"
+        found.append((one, *(("never run", "") if reasons == ["never run"] else (state, "; ".join(reasons)))))
+    return found
 
 
-def _status(one: str, profile: str) -> Status:
-    state_file = _state_file(one, profile)
-    if not state_file.is_file():
-        return Status(one, "never run")
-    before = json.loads(state_file.read_text(encoding="utf-8"))
-    now = _inputs(one, profile)
-    changed = [f"{name} changed" for name in _different(before.get("inputs", {}), now)]
-    try:
-        made = artifacts.fingerprint(one, profile)
-        changed += [f"{name} is not as it was made" for name in _different(before["outputs"], made)]
-    except SrlibError as error:  # an artefact was deleted
-        changed.append(str(error))
-    return Status(one, "stale" if changed else "fresh", "; ".join(changed))
-
-
-def _different(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-
-
-def _run(one: str, profile: str) -> float:
-    state_file = _state_file(one, profile)
-    state_file.parent.mkdir(parents=True, exist_ok=True)
-    state_file.unlink(missing_ok=True)
-    artifacts.forget(one, profile)
-    inputs, start = _inputs(one, profile), time.perf_counter()
-    _execute(one, state_file.with_name(f"{one}.ipynb"), profile)
-    took = time.perf_counter() - start
-    state = {"seconds": round(took, 2), "outputs": artifacts.fingerprint(one, profile), "inputs": inputs}
-    write_text(state_file, json.dumps(state, indent=1) + "\n")
-    return took
+def _reasons(one: str, profile: str) -> list[str]:
+    """Why a notebook has to run: what changed since its last run."""
+    file = _state_file(one, profile)
+    if not file.is_file():
+        return ["never run"]
+    before = json.loads(file.read_text(encoding="utf-8"))
+    reasons = []
+    for now, then, what in ((_inputs(one, profile), before["inputs"], "changed"),
+                            (_made(one, profile), before["outputs"], "is not as it was made")):  # fmt: skip
+        reasons += [f"{name} {what}" for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
+    return reasons
 
 
 def _state_file(one: str, profile: str) -> Path:
     return artifacts.build_dir(profile) / "notebooks" / f"{one}.state.json"
 
 
-def _execute(one: str, output: Path, profile: str) -> None:
+def _made(one: str, profile: str) -> dict[str, str]:
+    """{file name: SHA-256} of what the last run of a notebook saved and is still there."""
+    paths = [path for path, _ in artifacts.records(profile, True, one)]
+    return {path.name: artifacts.sha256(path) for path in paths if path.is_file()}
+
+
+def _expected(one: str, profile: str) -> float:
+    """Seconds that the notebook's header states for a profile, else a minute."""
+    header = artifacts.notebook_file(one).read_text(encoding="utf-8")
+    found = re.search(rf"\| Runtime \|[^|]*\b{profile} (\d+) (s|min)\b", header)
+    return float(found[1]) * (60 if found[2] == "min" else 1) if found else 60.0
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _run(one: str, profile: str) -> float:
+    """Run a notebook, note what it needed and made, and return its seconds."""
     import papermill
 
-    options = {"kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": True}
-    options |= {"cwd": str(artifacts.root()), "extra_arguments": ["--IPKernelApp.log_level=50"]}
+    state_file, inputs, start = _state_file(one, profile), _inputs(one, profile), time.perf_counter()
+    state_file.parent.mkdir(parents=True, exist_ok=True)
+    state_file.unlink(missing_ok=True)
+    for path, _ in list(artifacts.records(profile, True, one)):  # what it no longer makes does not stay
+        path.unlink(missing_ok=True)
+        path.with_suffix(".json").unlink()
+    output = state_file.with_name(f"{one}.ipynb")
+    options = {"kernel_name": "python3", "cwd": str(artifacts.root()), "progress_bar": sys.stderr.isatty(),
+               "request_save_on_cell_execute": True, "extra_arguments": ["--IPKernelApp.log_level=50"]}  # fmt: skip
     try:
-        with _environment():
+        with mock.patch.dict(os.environ, _ENVIRONMENT):
             papermill.execute_notebook(artifacts.notebook_file(one), output, {"profile": profile}, **options)
     except papermill.PapermillExecutionError as error:
         raise SrlibError(
             f"Notebook {one} stopped at its cell {error.exec_count} with {error.ename}: {error.evalue} "
             f"(executed copy: {output}). The next run of the chain continues there."
         ) from error
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """What kernels inherit: that the chain runs them, their threads, and how these wait."""
-    before = os.environ.copy()
-    passive = {"OMP_WAIT_POLICY": before.get("OMP_WAIT_POLICY", "passive")}  # they sleep: others need the cores
-    ours = {artifacts.IN_CHAIN: "1"} | _THREADS | passive
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name)
-            os.environ.update({name: before[name]} if name in before else {})
-
-
-# ---------------------------------------------------------------------------------------------- what a result needs
+    took = time.perf_counter() - start
+    state = {"seconds": round(took, 2), "outputs": _made(one, profile), "inputs": inputs}
+    write_text(state_file, json.dumps(state, indent=1) + "\n")
+    return took
 
 
 def _inputs(one: str, profile: str) -> dict[str, str]:
-    """Everything that the notebook's result depends on: {file, or name of a setting: its hash, or its value}."""
+    """Everything that the notebook's result depends on: {file, folder or setting: its hash, or its value}."""
     cells = json.loads(artifacts.notebook_file(one).read_text(encoding="utf-8"))["cells"]
-    source = json.dumps([(cell["cell_type"], "".join(cell["source"])) for cell in cells])
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
-    modules = reached("\n".join(line for line in code if not line.startswith(("%", "!"))))  # no magics
-    inputs = {f"notebooks/{one}.ipynb": hashlib.sha256(source.encode()).hexdigest()}
-    for path in (*modules, *_assets(modules)):
-        inputs[f"srlib/{path.relative_to(_PACKAGE).as_posix()}"] = _hash(path, path.stat().st_mtime_ns)
+    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    code = "\n".join(source for kind, source in sources if kind == "code")
+    code = re.sub(r"^[%!].*", "", code, flags=re.MULTILINE)  # magics
+    found = {f"notebooks/{one}.ipynb": hashlib.sha256(repr(sources).encode()).hexdigest()}
+    found |= {f"srlib/{path.relative_to(_PACKAGE).as_posix()}": digest for path, digest in reached(code).items()}
+    for folder in (_PACKAGE / "assets").iterdir():
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        digests = "".join(_hash(path, path.stat().st_mtime_ns) for path in files)
+        found[f"srlib/assets/{folder.name}"] = hashlib.sha256(digests.encode()).hexdigest()
     if config.profile(profile).dataset == "musdb":
-        inputs["MUSDB_ROOT"] = os.environ.get("MUSDB_ROOT", "")
-    return inputs
+        found["MUSDB_ROOT"] = os.environ.get("MUSDB_ROOT", "")
+    return found
 
 
-def reached(source: str) -> list[Path]:
-    """Modules of the package that a notebook's code imports, also by way of others and inside functions, sorted."""
-    tree = ast.parse(source)
-    named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    waiting, found = _imports(tree), set()
+@cache
+def _hash(path: Path, _time: int) -> str:
+    return artifacts.sha256(path)
+
+
+def reached(source: str) -> dict[Path, str]:
+    """Modules that code imports from the package, also by way of others and inside functions, and a hash of each.
+
+    The hash is that of the code alone: comments and docstrings change no result.
+    """
+    notebook = ast.parse(source)
+    waiting, found = set(_imports(notebook)), {}
     while waiting:
         path = waiting.pop()
         if path not in found:
-            found.add(path)
-            on_demand = path.relative_to(_PACKAGE).as_posix() in _ON_DEMAND
-            waiting |= _imports(_parsed(path), named if on_demand else None)
-    return sorted(found)
+            tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8")))
+            if path.relative_to(_PACKAGE).as_posix() in _ON_DEMAND:
+                _drop_unused(tree, _names(notebook))
+            found[path] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+            waiting |= set(_imports(tree))
+    return dict(sorted(found.items()))
 
 
-def _imports(tree: ast.Module, named: Iterable[str] | None = None) -> set[Path]:
-    """Modules of the package that a source imports, but for its type checker.
+def _names(tree: ast.AST) -> set[str]:
+    """Names and attributes that occur in a source."""
+    return {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree)}
 
-    Args:
-        named: the functions whose imports count; None counts all.
-    """
-    found: set[Path] = set()
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
+
+def _drop_unused(tree: ast.Module, named: set[str]) -> None:
+    """Remove public functions and methods that neither `named` nor what is left of the module mentions."""
+    for owner in (node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef)):
+        public = {one.name: one for one in owner.body if isinstance(one, ast.FunctionDef) and one.name[0] != "_"}
+        owner.body = [one for one in owner.body if one not in public.values()]
+        while used := public.keys() & (named | _names(owner)):
+            owner.body += [public.pop(name) for name in sorted(used)]
+
+
+def _imports(tree: ast.AST) -> Iterator[Path]:
+    """Files of the package that a source imports; a lazy name of `srlib` leads to its module."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {path for alias in node.names for path in _files(alias.name)}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {path for alias in node.names for path in _files(f"{node.module}.{alias.name}")}
-        skipped = isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        skipped |= named is not None and isinstance(node, ast.FunctionDef) and node.name not in named
-        waiting += [] if skipped else ast.iter_child_nodes(node)
-    return found
+            lazy = srlib._PUBLIC if node.module == "srlib" else {}
+            names |= {lazy.get(alias.name, f"{node.module}.{alias.name}") for alias in node.names} | {str(node.module)}
+    for name in names:
+        path = _PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
+        if name.startswith("srlib.") and path.is_file():
+            yield path
 
 
-def _files(name: str) -> set[Path]:
-    """Files that the import of a dotted name runs: packages on the way, and the module; none outside the package.
+class _Bare(ast.NodeTransformer):
+    """Drops docstrings and what only type checkers read."""
 
-    A name that `srlib` itself offers on demand leads to the module that its `__init__.py` says.
-    """
-    first, *parts = name.split(".")
-    if first != _PACKAGE.name:
-        return set()
-    found, folder = {_PACKAGE / "__init__.py"}, _PACKAGE
-    for part in parts:
-        if (folder / f"{part}.py").is_file():
-            return found | {folder / f"{part}.py"}
-        if not (folder / part).is_dir():
-            return found | (_offered(part) if folder == _PACKAGE else set())
-        folder /= part
-        found.add(folder / "__init__.py")
-    return found
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if getattr(node.test, "id", "") == "TYPE_CHECKING" else self.generic_visit(node)
 
-
-def _offered(name: str) -> set[Path]:
-    """Files behind a name that the package itself offers on demand: its `__init__.py` imports it, or maps it in a dict.
-
-    All modules that the source mentions, where it does neither.
-    """
-    every: set[str] = set()
-    for node in ast.walk(_parsed(_PACKAGE / "__init__.py")):
-        pairs = []
-        if isinstance(node, ast.ImportFrom):
-            pairs = [(alias.name, node.module) for alias in node.names]
-        elif isinstance(node, ast.Dict):
-            pairs = [
-                (getattr(k, "value", ""), getattr(v, "value", "")) for k, v in zip(node.keys, node.values, strict=True)
-            ]
-        found = {str(module) for key, module in pairs if key == name}
-        if found:
-            return set().union(*map(_files, found))
-        every |= {str(module) for _, module in pairs}
-    return set().union(*map(_files, every))
-
-
-def _assets(modules: Iterable[Path]) -> list[Path]:
-    """Files of the folders of assets/ that a module names, or of all if it names none, without text about them."""
-    folders = {path.name for path in (_PACKAGE / "assets").iterdir()}
-    opened: set[str] = set()
-    for module in modules:
-        texts = [str(node.value) for node in ast.walk(_parsed(module)) if isinstance(node, ast.Constant)]
-        words = {word for text in texts for word in text.split("/")}
-        opened |= (folders & words or folders) if "assets" in words else set()
-    files = [path for folder in opened for path in (_PACKAGE / "assets" / folder).rglob("*")]
-    return sorted(path for path in files if path.is_file() and path.suffix != ".md")
-
-
-def _parsed(path: Path) -> ast.Module:
-    return _parse(path, path.stat().st_mtime_ns)
-
-
-@functools.cache
-def _parse(path: Path, _time: int) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@functools.cache
-def _hash(path: Path, _time: int) -> str:
-    return artifacts.sha256(path)
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)

@@ -1,8 +1,4 @@
-"""What the first cell of every notebook calls: seeds, device, profile, and the `run` that saves artefacts.
-
-The line "Outputs" of a notebook's header lists its figures and tables. `Run.done` fails where it differs from what was
-saved, so that the header stays true.
-"""
+"""What the first cell of every notebook calls: seeds, device, profile, and the `run` that saves artefacts."""
 
 from __future__ import annotations
 
@@ -10,12 +6,15 @@ import ast
 import fnmatch
 import json
 import os
+import platform
 import random
 import re
 import shutil
+import subprocess
 import time
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from srlib import config
+from srlib.audio.files import write_text
 from srlib.errors import SrlibError
 from srlib.report import artifacts
 
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
     from srlib.data.tracks import Track
     from srlib.restore.pipeline import RestorationPipeline
 
+IN_CHAIN = "SRLIB_IN_CHAIN"  # set in the environment of notebooks that `srlib reproduce` runs
+
 
 class Run:
-    """One execution of a notebook: its data and model, and where what it makes goes.
+    """One execution of a notebook: its `profile`, `seed`, `rng` and `device`, its data and model, and what it saves.
 
-    Attributes:
-        notebook: file name of the notebook without suffix.
-        profile: the `config.Profile` that sets the size of everything.
-        rng: numpy generator seeded with the notebook's `seed`.
-        device: "cuda" where there is one, else "cpu".
+    `target` is the profile whose artefacts it makes, or "explore" outside the chain, whose artefacts go no further.
     """
 
     def __init__(self, notebook: str, profile: config.Profile, parameters: Mapping[str, Any], device: str) -> None:
         self.notebook = notebook
         self.profile = profile
+        self.target = profile.name if IN_CHAIN in os.environ else artifacts.EXPLORED
         self.parameters = dict(parameters)
         self.seed = int(parameters["seed"])
         self.rng = np.random.default_rng(self.seed)
         self.device = device
-        self._saved: dict[str, str] = {}  # file name of a figure or table, or name of a number -> line of `done`
+        self._numbers: list[dict[str, Any]] = []
+        self._cells: dict[str, int] = {}  # file name of an artefact -> execution count of its cell
         self._start = time.perf_counter()
 
     def pipeline(self, variant: str | None = None) -> RestorationPipeline:
@@ -61,31 +61,31 @@ class Run:
 
     def tracks(self, split: str) -> list[Track]:
         """The profile's tracks of one split: "train", "valid" or "test"."""
-        from srlib.data import tracks as data
+        from srlib.data.tracks import for_profile
 
-        return data.for_profile(self.profile, split)
+        return for_profile(self.profile, split)
 
     def excerpt(self, track: Track) -> np.ndarray:
         """The fixed evaluation excerpt of a track, float32 [samples], mono 48 kHz."""
-        from srlib.data import tracks as data
+        from srlib.data.tracks import excerpt
 
-        return data.excerpt(track, self.profile)
+        return excerpt(track, self.profile)
 
     def scratch(self, name: str) -> Path:
-        """An empty folder for what is not an artefact, e.g. a training run: build/<profile>/runs/<name>."""
-        folder = artifacts.build_dir(self.profile.name) / "runs" / name
+        """An empty folder for what is not an artefact, e.g. a training run: build/<target>/runs/<name>."""
+        folder = artifacts.build_dir(self.target) / "runs" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     def save_figure(self, fig: Figure, name: str) -> Figure:
         """Save a figure (png if it shows images, else svg) and hand it back: a cell's last line saves and shows it."""
-        self._list(artifacts.save_figure(fig, name, self.profile.name, self.notebook, self._context()))
+        self._note(artifacts.save_figure(fig, name, self.target, self.notebook))
         return fig
 
     def save_table(self, table: pd.DataFrame, name: str, settings: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Save a table with the settings of its columns, and hand it back."""
-        self._list(artifacts.save_table(table, name, self.profile.name, self.notebook, settings, self._context()))
+        self._note(artifacts.save_table(table, name, self.target, self.notebook, settings))
         return table
 
     def save_settings(self, settings: Mapping[str, float], name: str) -> pd.DataFrame:
@@ -93,37 +93,39 @@ class Run:
         return self.save_table(pd.DataFrame(settings.items(), columns=["setting", "value"]), name)
 
     def save_number(self, name: str, value: float, unit: str = "", fmt: str = ".3g") -> None:
-        """Save a number that prose will quote and that is no cell of a table."""
-        text = artifacts.save_number(name, value, self.profile.name, self.notebook, unit, fmt, self._context())
-        self._saved[name] = f"{text} {unit}"
+        """Save a number that prose will quote and that is no cell of a table, with its unit and format there."""
+        if not np.isfinite(value):
+            raise SrlibError(f"Number {name!r} of notebook {self.notebook} is not finite; nothing was written.")
+        self._numbers.append({"name": name, "value": value, "unit": unit, "text": format(value, fmt)})
+        self.save_table(pd.DataFrame(self._numbers), f"numbers_{self.notebook}")
 
     def done(self) -> None:
-        """List what was written, with size and hash; fails if the header's outputs are not what was saved."""
-        listed, saved = outputs(self.notebook), [name for name in self._saved if "." in name]
+        """List what was saved; fails if the header's outputs are not what was saved."""
+        listed, saved = outputs(self.notebook), [name for name in self._cells if not name.startswith("numbers_")]
         missing = [pattern for pattern in listed if not fnmatch.filter(saved, pattern)]
         unlisted = [name for name in saved if not any(fnmatch.fnmatch(name, pattern) for pattern in listed)]
         for names, fault in ((missing, "lists {} but did not save it"), (unlisted, "saves {} unlisted")):
             if names:
                 what = fault.format(", ".join(names))
                 raise SrlibError(f"{self.notebook} {what}: mend the line Outputs of its header, or its cells.")
-        for name, line in self._saved.items():
-            print(f"{name:<34} {line}")
-        print(f"{time.perf_counter() - self._start:.1f} s")
-
-    def _list(self, path: Path) -> None:
-        line = f"{path.stat().st_size / 1000:8.1f} kB   sha256 {artifacts.sha256(path)[:12]}"
-        self._saved[path.name] = line
-
-    def _context(self) -> dict[str, Any]:
         seconds = round(time.perf_counter() - self._start, 2)
-        return {"parameters": self.parameters, "device": self.device, "seconds": seconds}
+        record = {"parameters": self.parameters, "seconds": seconds, "device": self.device, "cells": self._cells}
+        path = artifacts.build_dir(self.target) / "notebooks" / f"{self.notebook}.run.json"
+        write_text(path, json.dumps(record | _machine(), indent=1, default=str) + "\n")
+        print(*(f"{one['name']:<34} {one['text']} {one['unit']}".rstrip() for one in self._numbers), *saved, sep="\n")
+        print(f"{seconds:.1f} s")
+
+    def _note(self, path: Path) -> None:
+        from IPython.core.getipython import get_ipython
+
+        shell = get_ipython()
+        self._cells[path.name] = len(shell.user_ns["In"]) - 1 if shell else 0  # In[0] is empty
 
 
 def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
     """Set seeds and device, resolve the profile, and return the notebook's `Run`.
 
-    Run with other parameters than the notebook's own, outside the chain, it is an exploration: its artefacts go to
-    build/<profile>/explore, so that they cannot end up in the report.
+    Outside the chain it is an exploration: its artefacts go to build/explore and never touch what is committed.
 
     Args:
         notebook: file name without suffix, e.g. "03_vae".
@@ -134,31 +136,31 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
     from IPython.core.getipython import get_ipython
     from IPython.core.pylabtools import select_figure_formats
 
-    artifacts.explore(None)  # whatever this kernel ran before
     defaults = default_parameters(notebook)
+    given = [_assigned(cell) for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n")]  # by papermill
+    unknown = sorted({name for one in given for name in one} - defaults.keys())  # of which it only warns
+    if unknown:
+        raise SrlibError(f"{notebook} has no parameter {', '.join(unknown)}: it has {', '.join(defaults)}.")
     parameters = {name: namespace.get(name, value) for name, value in defaults.items()}
-    profile = config.profile(parameters["profile"])
-    random.seed(parameters["seed"])
-    np.random.seed(parameters["seed"])  # some libraries still draw from the global generator
-    torch.manual_seed(parameters["seed"])
+    run = Run(
+        notebook, config.profile(parameters["profile"]), parameters, "cuda" if torch.cuda.is_available() else "cpu"
+    )
+    random.seed(run.seed)
+    np.random.seed(run.seed)  # some libraries still draw from the global generator
+    torch.manual_seed(run.seed)
     if get_ipython() is not None:
         select_figure_formats(get_ipython(), {"png"})  # show figures that pyplot does not know
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"notebook {notebook}\nprofile  {profile.name}, model {profile.model}, data {profile.dataset}")
-    print(f"seed     {parameters['seed']}\ndevice   {device}")
-    changed = {name: value for name, value in parameters.items() if name != "profile" and value != defaults[name]}
-    if changed and artifacts.IN_CHAIN not in os.environ:
-        folder = artifacts.build_dir(profile.name) / "explore"
-        artifacts.explore(folder)
-        print(f"explored {changed}: artefacts go to {folder}")
-    return Run(notebook, profile, parameters, device)
+    print(f"notebook {notebook}\nprofile  {run.profile.name}, model {run.profile.model}, data {run.profile.dataset}")
+    print(f"seed     {run.seed}\ndevice   {run.device}")
+    if run.target == artifacts.EXPLORED:
+        print(f"explored: what is saved goes to {artifacts.build_dir(run.target)}, not into the report")
+    return run
 
 
 def default_parameters(notebook: str) -> dict[str, Any]:
     """The parameters of a notebook with the values that stand in its file."""
     tagged = next(cell for cell in _cells(notebook) if "parameters" in cell["metadata"].get("tags", []))
-    statements = ast.parse("".join(tagged["source"])).body
-    return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}
+    return {name: ast.literal_eval(value) for name, value in _assigned("".join(tagged["source"])).items()}
 
 
 def outputs(notebook: str) -> list[str]:
@@ -167,5 +169,18 @@ def outputs(notebook: str) -> list[str]:
     return re.findall(r"/([\w*]+\.(?:png|svg|csv))`", line[0]) if line else []
 
 
+def _assigned(source: str) -> dict[str, ast.expr]:
+    """{name: expression} of the assignments of a cell."""
+    return {one.targets[0].id: one.value for one in ast.parse(source).body if isinstance(one, ast.Assign)}
+
+
 def _cells(notebook: str) -> list[dict[str, Any]]:
     return json.loads(artifacts.notebook_file(notebook).read_text(encoding="utf-8"))["cells"]
+
+
+def _machine() -> dict[str, Any]:
+    """When and on what it ran; the commit of the checkout ends with -dirty where files differ from it."""
+    command = ["git", "-C", str(artifacts.root()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    versions = {name: version(name) for name in ("torch", "diffusers", "numpy")}
+    return {"utc": time.strftime("%FT%TZ", time.gmtime()), "commit": commit, "on": platform.platform(), **versions}

@@ -12,9 +12,10 @@ import torch
 from srlib.audio.recording import Recording
 from srlib.audio.stft import band_of_hz, frames_of, log_mel
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
+from srlib.models.emphasis import emphasised
 from srlib.models.excitation import copied, noise, synthesise
 from srlib.models.pipeline import LogMelPipeline, pad_to_units
-from srlib.models.prior import Posterior, emphasised
+from srlib.models.prior import Posterior
 from srlib.models.vocoder import vocode
 from srlib.restore.analysis import Measured, Prepared, measure, prepare, survey, with_downmix
 from srlib.restore.chunks import Chunk, PositionalNoise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from srlib.config import SAMPLE_RATE
+from srlib.config import SAMPLE_RATE, UNIT_FRAMES, NoiseType
 from srlib.degrade import DegradationConfig
 from srlib.errors import SrlibError
+
+_WHITE_AMPLITUDE = (0.0005, 0.022)  # a little beyond the source report's 0.001 to 0.02
 
 
 def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
@@ -31,11 +34,8 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 Cutoff = Annotated[float, Field(gt=0, lt=SAMPLE_RATE / 2)]
-# TOML has lists where these are tuples.
-CutoffRange = Annotated[tuple[Cutoff, Cutoff], Field(strict=False), AfterValidator(_in_order)]
-AmplitudeRange = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_in_order)]
-Steps = Annotated[tuple[Positive, ...], Field(strict=False)]
-NoiseWeights = Annotated[dict[Literal["none", "tone", "white"], Amount], AfterValidator(_not_all_zero)]
+CutoffRange = Annotated[tuple[Cutoff, Cutoff], Field(strict=False), AfterValidator(_in_order)]  # TOML has lists
+NoiseWeights = Annotated[dict[NoiseType, Amount], AfterValidator(_not_all_zero)]
 
 
 class TrainConfig(BaseModel):
@@ -46,13 +46,11 @@ class TrainConfig(BaseModel):
     size: str = "compact"  # model size, unless the run starts from a folder
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     batch_size: Positive = 16  # of all processes together
-    fresh_examples: Count = 0  # of a batch; the others come from the steps before it. 0: all of them
-    pool_steps: Count = 256  # how long an example can be drawn again
-    frames: Annotated[Positive, Field(multiple_of=64)] = 256  # mel frames of a crop, 10 ms each
+    fresh_examples: Count = 0  # of a batch, for each process; the others come from the steps before it. 0: all
+    pool_steps: Positive = 256  # how long an example can be drawn again
+    frames: Annotated[Positive, Field(multiple_of=UNIT_FRAMES)] = 256  # mel frames of a crop, 10 ms each
     max_steps: Positive = 2000
-    epochs: Count = 0  # if not 0: the length of the run instead of max_steps, one crop of each track an epoch
-    one_crop_a_track: bool = False  # each epoch visits every track once; else long tracks are drawn more often
-    hours: Amount = 0.0  # of music that are drawn from, some of the tracks; 0: all of them
+    hours: Amount = 0.0  # draw from so many hours of music; 0: from all
     augment: bool = True  # mixing, level, polarity and tilt of the reference
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     warmup_steps: Count = 100
@@ -65,14 +63,13 @@ class TrainConfig(BaseModel):
     prefetch: Count = 0  # threads that draw the batches of the next steps
     log_every: Positive = 20  # steps
     validate_every: Positive = 200  # steps; also writes a checkpoint
-    snapshot_steps: Steps = ()  # steps whose restorations are kept, to show early and late training
+    snapshot_steps: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # keep restorations of these steps
     noise_weights: NoiseWeights = {"none": 1.0, "tone": 1.0, "white": 1.0}
     gap_probability: Share = 0.0
     cutoff_hz: CutoffRange = (1800.0, 18000.0)  # a little beyond the 2 to 16 kHz that are restored
-    white_amplitude: AmplitudeRange = (0.0005, 0.022)  # a little beyond the report's 0.001 to 0.02
     condition_dropout: Share = 0.1  # ldm: share of samples trained without their condition
     min_snr_gamma: Amount = 5.0  # ldm: clip of the weighting by signal-to-noise ratio; 0 weights velocities equally
-    level_weight: Amount = 1.0  # ldm: of errors that last for a whole crop, which are soon learnt by heart
+    level_weight: Amount = 1.0  # ldm: weight of the error that is constant over a crop, which overfits first
     last_step_share: Share = 0.5  # ldm: share of samples trained at the last timestep without noise: one step sampling
 
     @classmethod
@@ -80,7 +77,7 @@ class TrainConfig(BaseModel):
         """From a mapping or a TOML file.
 
         Raises:
-            SrlibError: naming all settings that are unknown, or all whose values cannot be used.
+            SrlibError: naming all settings that are unknown or have values that cannot be used.
         """
         if not isinstance(config, Mapping):
             config = read_toml(config)
@@ -88,21 +85,17 @@ class TrainConfig(BaseModel):
             return cls.model_validate(dict(config))
         except ValidationError as error:
             problems = error.errors(include_url=False)
-        where = "see srlib.training.config.TrainConfig."
-        if unknown := [str(one["loc"][0]) for one in problems if one["type"] == "extra_forbidden"]:
-            raise SrlibError(f"Unknown training settings {', '.join(unknown)}: {where}")
         rules = [one["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for one in problems]
-        wrong = [f"{one['loc'][0]} ({rule})" for one, rule in zip(problems, rules, strict=True)]
-        raise SrlibError(f"Unusable values of training settings {', '.join(wrong)}: {where}")
+        wrong = [
+            f"{one['loc'][0]} ({'unknown' if one['type'] == 'extra_forbidden' else rule})"
+            for one, rule in zip(problems, rules, strict=True)
+        ]
+        raise SrlibError(f"Unusable training settings {', '.join(wrong)}: see srlib.training.config.TrainConfig.")
 
     def degradation(self) -> DegradationConfig:
-        """What the crops of this run suffer."""
-        return DegradationConfig(
-            cutoff_hz=self.cutoff_hz,
-            white_amplitude=self.white_amplitude,
-            noise_weights=self.noise_weights,
-            gap_probability=self.gap_probability,
-        )
+        """The degradations that crops of this run get."""
+        same = {name: getattr(self, name) for name in ("cutoff_hz", "noise_weights", "gap_probability")}
+        return DegradationConfig(white_amplitude=_WHITE_AMPLITUDE, **same)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -111,6 +104,22 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise SrlibError(f"There is no configuration file {path}: give a recipe, recipes/compact/*.toml.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise SrlibError(f"{path} is not TOML ({error}): correct it.") from error
+
+
+def check_same(path: Path, now: Mapping[str, Any]) -> None:
+    """Refuse to resume the run whose settings lie in `path` as another one: only its length and paths may change."""
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise SrlibError(f"{path} is damaged: begin the run again in a new folder.") from error
+    free = {"max_steps", "data", "init"}  # instead of paths, corpus and initial_weights count
+    changed = sorted(key for key in now.keys() & before.keys() - free if now[key] != before[key])
+    if "corpus" in changed:
+        names = [{*music["train"], *music["valid"]} for music in (before["corpus"], now["corpus"])]
+        differ = ", ".join(sorted(names[0] ^ names[1])[:5]) or "lengths, splits or weights"
+        changed = [f"music ({differ})"]
+    if changed:
+        raise SrlibError(f"{path.parent} was begun with other {', '.join(changed)}: resume it with the same.")

@@ -1,49 +1,50 @@
 """One training loop for every part: accelerate, EMA, resumable checkpoints, a CSV log.
 
 Step `n` draws its data and its noise from (seed, n) alone, so that a run that was killed continues bit for bit on a
-CPU. A run folder holds `config.json`, `log.csv`, `checkpoint.pt` (model, optimiser, EMA, step) and, whenever it
-validates, `pipeline/` with the EMA weights, which is what gets published.
+CPU. A run folder holds `config.json`, `log.csv`, `checkpoint.pt` (model, optimiser, EMA, step), `pipeline/` with the
+EMA weights of the best validation, which are published, and `lock` while a process trains in it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
+import hashlib
 import json
 import math
+import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
+from filelock import SoftFileLock, Timeout
+from tqdm import tqdm
 
-from srlib.audio.files import write_atomically, write_text
-from srlib.data.batches import Corpus, ExamplePool, Prefetcher, draw
-from srlib.data.tracks import load_dataset
+from srlib.audio.files import replace_folder, write_atomically, write_text
+from srlib.data.batches import Corpus, Examples, ahead, draw, pooled
+from srlib.data.tracks import load_dataset, refuse
 from srlib.errors import SrlibError
 from srlib.restore.pipeline import RestorationPipeline, build
-from srlib.training.config import TrainConfig
+from srlib.training.config import TrainConfig, check_same
 from srlib.training.objectives import STAGES, Objective
 from srlib.training.told import ToldBatch, tell
 from srlib.training.validation import Clips
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
-LOG_COLUMNS = (
-    "run_id", "stage", "global_step", "wall_time", "train/loss", "val/loss", "val/lsd",
-    "val/zimtohrli", "val/texture_high", "val/loss_raw", "learning_rate", "samples_per_second", "data_wait_share",
-)  # fmt: skip
-_FORMATS = {"wall_time": ".1f", "learning_rate": ".3g", "samples_per_second": ".2f", "data_wait_share": ".3f"}
-_LENGTH = ("max_steps", "epochs")  # settings that may change when a run is resumed
-_PAIRS, _VALIDATION, _FIT = 4, 5, 6  # what a pair is drawn for: second part of its seed (data.batches has 1 to 3)
+LOG_COLUMNS = ("run_id", "stage", "global_step", "wall_time", "train/loss", "val/loss", "val/lsd", "val/zimtohrli")
+LOG_COLUMNS += ("val/texture_high", "learning_rate")
+_PAIRS, _VALIDATION, _FIT = 4, 5, 6  # what a pair is drawn for: second part of its seed (data.batches has 2 and 3)
 _VALIDATION_BATCHES = 2
-_STEPS_APART = 1_000_003  # between the random numbers of two seeds
-_PROCESSES_APART = 7_000_000_007  # ... and of two processes
+_STEPS_APART, _PROCESSES_APART = 1_000_003, 7_000_000_007  # between random numbers of two seeds, of two processes
 
 
 def train(
@@ -63,95 +64,110 @@ def train(
         data: a folder of audio, or the name of a data set (`demo`, `musdb`).
         out: the run folder; its name is the run's id.
         init: pipeline folder to start from; None starts from random weights.
-        max_steps: overrides the configuration's, and its epochs.
+        max_steps: overrides the configuration's.
         resume: continue from the folder's checkpoint; a folder with one is refused otherwise.
 
     Raises:
-        SrlibError: for unknown stages or settings, missing data, a folder that holds another run, or a loss that is no
-            number.
+        SrlibError: before the work starts, with all that is wrong in stage, settings, data, folder and `init`; for a
+            folder that another process trains in; for music that cannot be decoded; for a loss that is no number.
     """
-    if stage not in STAGES:
-        raise SrlibError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
-    settings = TrainConfig.load(config)
-    if max_steps is not None:
-        settings = TrainConfig.load(settings.model_dump() | {"max_steps": max_steps, "epochs": 0})
-    run = Run(stage, settings, Path(out))
-    run.open(init, data, resume)
-    run.fit()
+    run = Run(stage, Path(out))
+    run.check(config, str(data), init, {} if max_steps is None else {"max_steps": max_steps}, resume)
+    with run.locked() if run.first else contextlib.nullcontext():
+        run.open()
+        run.fit()
     return run.folder
 
 
 class Run:
     """One run: its folder, model, optimiser and progress."""
 
-    def __init__(self, stage: str, config: TrainConfig, folder: Path) -> None:
-        self.stage, self.config, self.folder = stage, config, folder
-        self.step, self.elapsed, self.waited, self.spent_before = 0, 0.0, 0.0, 0.0
+    def __init__(self, stage: str, folder: Path) -> None:
+        self.stage, self.folder, self.config = stage, folder, TrainConfig()
+        self.resumes = (folder / CHECKPOINT).exists()
+        self.step, self.spent, self.started = 0, 0.0, 0.0  # spent: seconds before the run was resumed
         self.best = math.inf  # validation loss of the pipeline that is kept
 
-    def open(self, init: str | Path | None, data: str | Path, resume: bool) -> None:
-        """Load data and model, and the checkpoint if there is one."""
-        checkpoint = self.folder / CHECKPOINT
-        if checkpoint.exists() and not resume:
-            raise SrlibError(f"{self.folder} already holds a run: pass --resume to continue it, or give a new folder.")
+    def check(self, config: Any, data: str, init: str | Path | None, changes: Mapping[str, Any], resume: bool) -> None:
+        """Load settings, list of tracks, model and checkpoint; all faults are told at once."""
+        faults: list[str] = []
+        if self.stage not in STAGES:
+            faults.append(f"There is no stage {self.stage!r}: choose one of {', '.join(STAGES)}")
+        if self.resumes and not resume:
+            faults.append(f"{self.folder} already holds a run: pass --resume to continue it, or give a new folder")
         if self.folder.is_file():
-            raise SrlibError(f"{self.folder} is a file: give a folder for the run.")
+            faults.append(f"{self.folder} is a file: give a folder for the run")
+        with _noted(faults):
+            self.config = TrainConfig.load(config)
+            self.config = TrainConfig.load(self.config.model_dump() | changes)
+        with _noted(faults):
+            self._start_processes()
+        with _noted(faults):
+            self._open_data(data)
+        with _noted(faults):
+            if init:  # in float32; autocast makes bfloat16 where it can
+                self.pipeline = RestorationPipeline.from_pretrained(init, dtype=torch.float32)
+            else:
+                self.pipeline = build(self.config.size, self.config.seed)
+        if not faults:
+            self.settings = self.config.model_dump(mode="json") | {"stage": self.stage, "corpus": self.music}
+            self.settings |= {"data": data, "init": str(init), "initial_weights": _digest(self.pipeline)}
+            with _noted(faults):
+                self._open_model()
+                if self.resumes:
+                    check_same(self.folder / "config.json", self.settings)
+                    self._restore(self.folder / CHECKPOINT)
+        refuse(faults, "Training cannot start")
+
+    def _start_processes(self) -> None:
         AcceleratorState._reset_state(True)  # a process may train several runs, each with its own precision
         self.accelerator = Accelerator(mixed_precision=self.config.precision)
         self.first = self.accelerator.is_main_process  # validates, logs and saves for all
-        share, rest = divmod(self.config.batch_size, self.accelerator.num_processes)
-        if rest:
-            raise SrlibError(
-                f"A batch of {self.config.batch_size} cannot be shared among {self.accelerator.num_processes}"
-                " processes: choose a batch_size that is a multiple of their number."
-            )
-        self.share = share  # examples of this process in a step
-        settings = self.config.model_dump(mode="json") | {"stage": self.stage, "data": str(data), "init": str(init)}
-        if checkpoint.exists():
-            self._check_same(settings)
-        self._open_data(data)
-        self._open_model(init)
-        if checkpoint.exists():
-            self._restore(checkpoint)
-        if self.first:  # last, so that a call that is refused leaves no run behind
-            write_text(self.folder / "config.json", json.dumps(settings, indent=1) + "\n")
-            self.log = TrainingLog(self.folder, self.step if checkpoint.exists() else -1)
+        processes, size = self.accelerator.num_processes, self.config.batch_size
+        # `accelerate launch` for several processes on a CPU sets these two alone, and starts one.
+        if "WORLD_SIZE" not in os.environ and processes == 1 and {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= {*os.environ}:
+            hint = "on a CPU use torchrun --nproc_per_node N -m srlib train ..."
+            warnings.warn(f"One process trains, although several were asked for: {hint}.", stacklevel=2)
+        if size % processes:
+            hint = "choose a batch_size that is a multiple of their number"
+            raise SrlibError(f"A batch of {size} cannot be shared among {processes} processes: {hint}.")
+        self.share = size // processes  # examples of this process in a step
 
-    def _check_same(self, settings: dict[str, Any]) -> None:
-        """Refuse to resume a run as another one; only its length may change."""
-        before = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        changed = sorted(key for key in settings if key not in _LENGTH and settings[key] != before.get(key))
-        if changed:
-            names = ", ".join(changed)
-            raise SrlibError(f"{self.folder} holds a run with other {names}: resume it as it was begun.")
+    def _open_data(self, data: str) -> None:
+        """List the tracks, and describe them by names and a hash that changes with any of them."""
+        tracks = [track for track in load_dataset(data) if track.split != "test"]
+        self.tracks = {split: [track for track in tracks if track.split == split] for split in ("train", "valid")}
+        if missing := " and ".join(split for split, found in self.tracks.items() if not found):
+            hint = "add files, or give some of them that split in manifest.csv"
+            raise SrlibError(f"{data} has no file in its split {missing}: {hint}.")
+        used = [(t.split, t.name, round(t.seconds, 3), t.bandwidth_hz, t.collection, t.weight) for t in tracks]
+        self.music: dict[str, Any] = {"sha256": hashlib.sha256(ascii(used).encode()).hexdigest()}
+        for split, found in self.tracks.items():
+            self.music[split] = [track.name for track in found]
+            self.music[f"{split}_minutes"] = round(sum(track.seconds for track in found) / 60, 1)
 
-    def _open_data(self, data: str | Path) -> None:
-        config, folder = self.config, self.folder.parent
-        with self.accelerator.main_process_first():
-            self.corpus, self.validation = (
-                Corpus.build(load_dataset(str(data), split), folder) for split in ("train", "valid")
-            )
-        if config.hours:
-            self.corpus = self.corpus.limited_to(config.hours, config.seed)
-        self.clips = Clips(
-            self.validation, self.stage, [name for name, weight in config.noise_weights.items() if weight]
-        )
-        epochs, steps = config.epochs, self.corpus.steps_an_epoch(config.batch_size)
-        self.max_steps = epochs * steps if epochs else config.max_steps
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; the lock of a process that has ended is taken over."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = SoftFileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            hint = f"wait for it, or remove {lock.lock_file} if it has ended"
+            raise SrlibError(f"Process {lock.pid} trains in {self.folder}: {hint}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError):  # a folder with a run in it stays
+                self.folder.rmdir()
 
-    def _open_model(self, init: str | Path | None) -> None:
-        """Model, objective and optimiser; every process fits by itself what has a closed form, to the same crops."""
+    def _open_model(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
-        self.pipeline = (
-            RestorationPipeline.from_pretrained(init, dtype=torch.float32)  # autocast makes bfloat16 of what can be
-            if init
-            else build(config.size, config.seed)
-        )
         self.pipeline.to(self.accelerator.device)
         self.objective: Objective = STAGES[self.stage](self.pipeline, config)
-        if not (self.folder / CHECKPOINT).exists():
-            self.objective.prepare(self._batch(_FIT, index, config.batch_size) for index in range(config.fit_batches))
         optimizer = torch.optim.AdamW(
             [{"params": list(self.objective.parameters())}],  # none where all has a closed form
             lr=config.learning_rate,
@@ -162,20 +178,34 @@ class Run:
         self.shared, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.ema = EMAModel(self.objective.parameters(), config.ema_decay, use_ema_warmup=True, power=0.75)
 
+    def open(self) -> None:
+        """Decode the music, fit what has a closed form, and begin the files of the run."""
+        config, log = self.config, self.folder / "log.csv"
+        with self.accelerator.main_process_first():
+            self.corpus, validation = (Corpus.build(tracks, self.folder.parent) for tracks in self.tracks.values())
+        if config.hours:
+            self.corpus = self.corpus.limited_to(config.hours, config.seed)
+        self.clips = Clips(validation, self.stage, [name for name, weight in config.noise_weights.items() if weight])
+        if not self.resumes:  # every process by itself, to the same crops
+            self.objective.prepare(self._batch(_FIT, index, config.batch_size) for index in range(config.fit_batches))
+        if self.first:
+            write_text(self.folder / "config.json", json.dumps(self.settings, indent=1) + "\n")
+        if self.first and log.exists():  # drop the rows that will be written again
+            rows = pd.read_csv(log, dtype=str, keep_default_na=False)
+            kept = rows[rows["global_step"].astype(int) <= (self.step if self.resumes else -1)]
+            write_text(log, kept.to_csv(index=False, lineterminator="\n"))
+
     def fit(self) -> None:
         """Step until the steps are used up; losses stay on the device until they are logged."""
-        config, started = self.config, time.monotonic()
-        steps_again = config.pool_steps if config.fresh_examples else 0
+        config, batches = self.config, self._batches()
         losses: list[torch.Tensor] = []
-        with contextlib.closing(Prefetcher(self._examples, config.prefetch)) as fresh:
-            batches = ExamplePool(self._examples, fresh, self.share, steps_again, config.seed)
+        self.started = time.monotonic() - self.spent
+        shown = {"desc": self.folder.name, "unit": " steps", "disable": None if self.first else True}  # on terminals
+        with tqdm(total=config.max_steps, initial=self.step, **shown) as progress:
             while not self._finished():
-                step_started = time.monotonic()
-                examples = batches(self.step)
-                self.waited += time.monotonic() - step_started
-                losses.append(self._update(examples))
+                losses.append(self._update(next(batches)))
                 self.step += 1
-                self.elapsed = self.spent_before + time.monotonic() - started
+                progress.update()
                 if self.first and self.step in config.snapshot_steps:
                     with self._ema_weights():
                         self.clips.snapshot(self.pipeline, self.folder, self.step)
@@ -183,17 +213,19 @@ class Run:
                 if validate or self.step % config.log_every == 0:
                     loss = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
                     losses = []
-                    self._record({"train/loss": loss}, validate)
+                    progress.set_postfix(loss=f"{loss:.4f}")
+                    if self.first:
+                        self._record({"train/loss": loss}, validate)
                 if validate:
                     self.accelerator.wait_for_everyone()
-        if not self.step and math.isinf(self.best):  # all was fitted in closed form, just now
+        if self.first and not self.step and math.isinf(self.best):  # all was fitted in closed form, just now
             self._record({}, True)
 
     def _finished(self) -> bool:
         nothing_to_train = not any(True for _ in self.objective.parameters())
-        return nothing_to_train or self.step >= self.max_steps
+        return nothing_to_train or self.step >= self.config.max_steps
 
-    def _update(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _update(self, examples: Examples) -> torch.Tensor:
         apart = _PROCESSES_APART * self.accelerator.process_index
         torch.manual_seed(self.config.seed * _STEPS_APART + self.step + apart)
         for group in self.optimizer.param_groups:
@@ -209,29 +241,31 @@ class Run:
     def _learning_rate(self) -> float:
         """Linear warm-up, then constant or a cosine to zero."""
         warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        if self.config.constant_rate:
-            return self.config.learning_rate * warmup
-        progress = min(1.0, self.step / self.max_steps)
+        progress = 0.0 if self.config.constant_rate else min(1.0, self.step / self.config.max_steps)
         return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def _examples(self, step: int) -> dict[str, torch.Tensor]:
-        """This process's fresh examples of a step."""
-        config, first = self.config, self.accelerator.process_index
-        if config.one_crop_a_track:
-            tracks = self.corpus.tracks_of_step(config.seed, step, config.batch_size)
-            own = tracks[first * self.share : (first + 1) * self.share] or tracks[:1]  # an epoch may end with few
-            return self.objective.examples(self._batch(_PAIRS, step, len(own), first * self.share, own))
+    def _batches(self) -> Iterator[Examples]:
+        """This process's examples of the steps to come."""
+        config, process = self.config, self.accelerator.process_index
         size = min(config.fresh_examples or self.share, self.share)
-        return self.objective.examples(self._batch(_PAIRS, step, size, first * size))
+        reach = config.pool_steps if size < self.share else 0
+        begin = max(0, self.step - reach)
 
-    def _batch(self, purpose: int, index: int, size: int, first: int = 0, tracks: list[int] | None = None) -> ToldBatch:
+        def fresh(step: int) -> Examples:
+            return self.objective.examples(self._batch(_PAIRS, step, size, process * size))
+
+        batches = ahead(fresh, range(begin, config.max_steps), config.prefetch)
+        if reach:
+            batches = pooled(batches, begin, self.share, reach, config.seed)
+        return islice(batches, self.step - begin, None)
+
+    def _batch(self, purpose: int, index: int, size: int, first: int = 0) -> ToldBatch:
         """Pairs `first` to `first + size` of a batch; several processes together draw what one would draw alone."""
         config, validate = self.config, purpose == _VALIDATION
         seeds = [(config.seed, purpose, index, first + row) for row in range(size)]
-        corpus, augment = self.validation if validate else self.corpus, config.augment and not validate
-        device = self.accelerator.device
-        batch = draw(corpus, config.degradation(), seeds, config.frames, device, augment, tracks)
-        return tell(batch, seeds, unsure=augment)
+        corpus, augment = self.clips.corpus if validate else self.corpus, config.augment and not validate
+        batch = draw(corpus, config.degradation(), seeds, config.frames, augment)
+        return tell(batch, seeds, unsure=augment).to(self.accelerator.device)
 
     @contextlib.contextmanager
     def _ema_weights(self) -> Iterator[None]:
@@ -247,31 +281,28 @@ class Run:
             self.objective.train()
 
     def _record(self, values: Mapping[str, float], validate: bool) -> None:
-        """Log the first process's `values` and, if asked to, validate and save."""
-        if not self.first:
-            return
-        scores = self._validate() if validate else {}
-        elapsed = max(self.elapsed, 1e-9)
-        row = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step, "wall_time": self.elapsed}
-        row |= {"learning_rate": self._learning_rate(), "data_wait_share": self.waited / elapsed}
-        self.log.write(row | {"samples_per_second": self.step * self.config.batch_size / elapsed} | values | scores)
+        """Log `values` and, if asked to, validate and save."""
+        scores, log = self._validate() if validate else {}, self.folder / "log.csv"
+        row = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step}
+        row |= {"wall_time": time.monotonic() - self.started, "learning_rate": self._learning_rate()}
+        table = pd.DataFrame([row | values | scores], columns=LOG_COLUMNS)
+        table.to_csv(log, mode="a", header=not log.exists(), index=False, float_format="%.6g", lineterminator="\n")
         if validate:
             self._save(scores["val/loss"])
 
-    def _validate(self) -> dict[str, float]:
-        """Scores of the EMA's weights, which are published, and the loss of the raw ones beside them."""
-        self.objective.eval()
-        raw = self._validation_loss()
-        self.objective.train()
-        with self._ema_weights():
-            return {"val/loss": self._validation_loss(), "val/loss_raw": raw} | self.clips.scores(self.pipeline)
-
     @torch.no_grad()
-    def _validation_loss(self) -> float:
-        """Mean loss of fixed validation crops."""
+    def _validate(self) -> dict[str, float]:
+        """Scores of the EMA's weights, which are published: mean loss of fixed crops, and those of the clips."""
         torch.manual_seed(_STEPS_APART)
-        batches = (self._batch(_VALIDATION, i, self.config.batch_size) for i in range(_VALIDATION_BATCHES))
-        return float(np.mean([self.objective(self.objective.examples(batch)).item() for batch in batches]))
+        batches = (self._batch(_VALIDATION, index, self.config.batch_size) for index in range(_VALIDATION_BATCHES))
+        with self._ema_weights():
+            loss = np.mean([self.objective(self.objective.examples(batch)).item() for batch in batches])
+            return {"val/loss": float(loss)} | self.clips.scores(self.pipeline)
+
+    def _parts(self) -> dict[str, Any]:
+        """What a checkpoint holds the state of; the prior is fitted before the first step."""
+        parts = {"module": self.objective.module, "optimizer": self.optimizer, "ema": self.ema}
+        return parts | ({} if self.pipeline.prior is None else {"prior": self.pipeline.prior})
 
     def _save(self, score: float) -> None:
         """The EMA weights as a pipeline folder, if none scored better, and then the checkpoint by write and rename.
@@ -285,64 +316,35 @@ class Run:
         if score < self.best:
             self.best = score
             with self._ema_weights():
-                self.pipeline.save_pretrained(self.folder / "pipeline")
-        state = {
-            "module": self.objective.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "waited": self.waited,
-            "best": self.best,
-            "prior": None if self.pipeline.prior is None else self.pipeline.prior.state_dict(),
-        }
+                replace_folder(self.folder / "pipeline", self.pipeline.save_pretrained)
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"step": self.step, "elapsed": time.monotonic() - self.started, "best": self.best}
         write_atomically(self.folder / CHECKPOINT, lambda partial: torch.save(state, partial))
 
     def _restore(self, checkpoint: Path) -> None:
         try:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-            raise SrlibError(f"{checkpoint} is damaged: delete it and start the run again.") from error
-        self.objective.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            self.step, self.best, self.spent = state["step"], state["best"], state["elapsed"]
+        except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, UnpicklingError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+            raise SrlibError(f"{checkpoint} is damaged ({what}): begin the run again in a new folder.") from error
         self.ema.to(self.accelerator.device)
-        self.step, self.elapsed, self.waited = state["step"], state["elapsed"], state["waited"]
-        self.spent_before, self.best = self.elapsed, state["best"]
-        if self.pipeline.prior is not None:
-            self.pipeline.prior.load_state_dict(state["prior"])
 
 
-class TrainingLog:
-    """Appends rows to `log.csv` of a run's folder; a run that resumes first drops the rows it will write again."""
+@contextlib.contextmanager
+def _noted(faults: list[str]) -> Iterator[None]:
+    """Add the sentence of an error to `faults` and go on."""
+    try:
+        yield
+    except SrlibError as error:
+        faults.append(str(error))
 
-    def __init__(self, folder: Path, resumed_at: int = 0) -> None:
-        self.path = folder / "log.csv"
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["global_step"]) <= resumed_at]
-            write_atomically(self.path, lambda partial: self._append(partial, kept))
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # where it is installed
-        except ImportError:
-            self._board = None
-        else:
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
 
-    def write(self, row: Mapping[str, str | int | float]) -> None:
-        """One row of some of LOG_COLUMNS; the others stay empty."""
-        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
-        self._append(self.path, [row | {name: f"{v:{_FORMATS.get(name, '.5f')}}" for name, v in numbers.items()}])
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, row["global_step"])
-            self._board.flush()
-
-    @staticmethod
-    def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-        fresh = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, LOG_COLUMNS)
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
+def _digest(pipeline: RestorationPipeline) -> str:
+    """A hash of all weights, on the CPU."""
+    digest = hashlib.sha256()
+    for value in (value for part in pipeline.modules() for value in part.state_dict().values()):
+        digest.update(value.contiguous().numpy())
+    return digest.hexdigest()

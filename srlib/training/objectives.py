@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from srlib.audio.stft import band_edges_hz, band_widths_hz, log_mel
-from srlib.config import LATENT_FACTOR
+from srlib.config import LATENT_FACTOR, SAMPLE_RATE
 from srlib.errors import SrlibError
 from srlib.models import diffusion, vae
 from srlib.models.vocoder import vocode
@@ -19,7 +19,7 @@ from srlib.restore.pipeline import RestorationPipeline
 from srlib.training.config import TrainConfig
 from srlib.training.told import ToldBatch
 
-_FULL_BANDWIDTH_HZ = 18_900.0  # crops that end lower say nothing of the upper bands: the prior is not fitted to them
+_FULL_BANDWIDTH_HZ = 18_900.0  # the prior is fitted to crops that reach it
 _FEW = 8  # batches that principal components and spreads are measured on
 
 
@@ -52,11 +52,11 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def trainable(self) -> nn.Module:
-        """The part of the pipeline that this stage trains."""
+        """Part of the pipeline that this stage trains."""
 
     @abstractmethod
     def examples(self, batch: ToldBatch) -> dict[str, torch.Tensor]:
-        """What a loss needs of a batch, `{name: [batch, ...]}`; whatever has no gradient is computed here."""
+        """Inputs of the loss, `{name: [batch, ...]}`; whatever has no gradient is computed here."""
 
     @abstractmethod
     def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -107,22 +107,21 @@ class VocoderObjective(Objective):
         return {"reference": batch.reference, "bandwidth_hz": batch.bandwidth_hz}
 
     def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        reference, bandwidth_hz = examples["reference"], examples["bandwidth_hz"]
         first_frame = int(torch.randint(1024, ()))
-        wav = vocode(self.module, log_mel(reference), first_frame)
-        distances = [self._distance(wav, reference, bandwidth_hz, n_fft) for n_fft in self.n_ffts]
-        return torch.stack(distances).mean()
+        wav = vocode(self.module, log_mel(examples["reference"]), first_frame)
+        return torch.stack([self.distance(wav, *examples.values(), n_fft) for n_fft in self.n_ffts]).mean()
 
-    def _distance(self, wav: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor, n_fft: int):
+    def distance(self, wav: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor, n_fft: int):
+        """Log-spectral distance of `[batch, samples]` at one resolution, up to each track's bandwidth."""
         window = torch.hann_window(n_fft, device=wav.device)
-        powers = [
-            torch.stft(x, n_fft, n_fft // 4, window=window, return_complex=True).abs() ** 2 for x in (wav, reference)
-        ]
-        difference = torch.log(powers[0] + self.power_floor) - torch.log(powers[1] + self.power_floor)
-        freqs_hz = torch.linspace(0, 24_000, n_fft // 2 + 1, device=wav.device)
-        mask = (freqs_hz[None] <= bandwidth_hz[:, None]).float()[:, :, None]
-        square = (difference**2 * mask).sum(1) / mask.sum(1)
-        return torch.sqrt(square + 1e-6).mean() / 2.302585  # nat of power to log10, the unit of LSD
+        spectra = torch.stft(
+            torch.stack([wav, reference]).flatten(0, 1), n_fft, n_fft // 4, window=window, return_complex=True
+        )
+        levels = torch.log10(spectra.abs() ** 2 + self.power_floor).unflatten(0, (2, -1))
+        freqs_hz = torch.linspace(0, SAMPLE_RATE / 2, n_fft // 2 + 1, device=wav.device)
+        mask = (freqs_hz <= bandwidth_hz[:, None]).float()[:, :, None]
+        square = ((levels[0] - levels[1]) ** 2 * mask).sum(1) / mask.sum(1)
+        return torch.sqrt(square + 1e-7).mean()  # the root of zero has no gradient
 
 
 class LdmObjective(Objective):
@@ -167,14 +166,13 @@ class LdmObjective(Objective):
         return {"residual": residual, "condition": condition, "weights": weights}
 
     def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        config, scheduler = self.config, self.pipeline.scheduler
         factor = self.pipeline.vae.config.scaling_factor
-        condition = diffusion.drop_condition(examples["condition"], factor, self.config.condition_dropout)
+        condition = diffusion.drop_condition(examples["condition"], factor, config.condition_dropout)
         weights = examples["weights"] * self._channel_weights()[None, :, None, None]
-        shares = {"last_step_share": self.config.last_step_share, "min_snr_gamma": self.config.min_snr_gamma or None}
-        shares["level_weight"] = self.config.level_weight
-        return diffusion.velocity_loss(
-            self.module, self.pipeline.scheduler, examples["residual"], condition, weights, **shares
-        )
+        shares = {"last_step_share": config.last_step_share, "level_weight": config.level_weight}
+        shares["min_snr_gamma"] = config.min_snr_gamma or None
+        return diffusion.velocity_loss(self.module, scheduler, examples["residual"], condition, weights, **shares)
 
     def _channel_weights(self) -> torch.Tensor:
         """How much one unit of each latent channel moves the log-mel, squared, mean one: `[channels]`."""

@@ -17,17 +17,15 @@ from srlib.restore.merge import FULL_BAND, Band
 from srlib.restore.observation import Observation, observe
 
 _SEED = 1_000_033  # last part of the seed of what is told, so that the pair itself does not depend on it
-# What detectors get wrong (notebook 02): the edge by 2 %, the transition's width, the noise's level by half a decibel.
+# Errors of the detectors (notebook 02): edge by 2 %, width of the transition, level of the noise by half a decibel.
 _UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.25, 0.2
 _EDGE_ERROR, _WIDTH_ERROR, _LEVEL_ERROR_DB = 0.02, (0.7, 1.4), 0.5
+Told = tuple[Band, np.ndarray | None, tuple[float, ...]]  # band, noise floor and tones
 
 
 @dataclass
 class ToldBatch(Batch):
-    """A batch with what a restoration would know of each pair: the truth, or what a detector would make of it.
-
-    `bands`, `noise_floors` (expected powers of STFT bins `[1025]` or None) and `tones_hz` hold one entry a pair.
-    """
+    """A batch with one entry a pair in `bands`, `noise_floors` (powers of STFT bins `[1025]` or None), `tones_hz`."""
 
     bands: list[Band]
     noise_floors: list[np.ndarray | None]
@@ -35,18 +33,16 @@ class ToldBatch(Batch):
 
     @property
     def gaps(self) -> list[tuple[Gap, ...]]:
-        """Of each pair, s."""
+        """Gaps of each pair, s."""
         return [degradation.gaps for degradation in self.degradations]
 
     def degraded_log_mel(self) -> torch.Tensor:
         """`[batch, 1, frames, 256]`, with gaps bridged as they are in a restoration."""
-        degraded = log_mel(self.degraded)
-        for row, gaps in enumerate(self.gaps):
-            degraded[row : row + 1] = interpolate_gaps(degraded[row : row + 1], gaps)
-        return degraded
+        rows = zip(log_mel(self.degraded).split(1), self.gaps, strict=True)
+        return torch.cat([interpolate_gaps(row, gaps) for row, gaps in rows])
 
     def observation(self, degraded: torch.Tensor) -> Observation:
-        """What the degraded log-mel `[batch, 1, frames, 256]` says, with what is told of it."""
+        """The observation that the degraded log-mel `[batch, 1, frames, 256]` and the told facts make."""
         return observe(degraded, self.bands, self.noise_floors, self.gaps, self.tones_hz)
 
 
@@ -62,9 +58,7 @@ def tell(batch: Batch, seeds: Sequence[Sequence[int]], unsure: bool) -> ToldBatc
     return ToldBatch(**vars(batch), bands=bands, noise_floors=floors, tones_hz=tones)
 
 
-def _told(
-    rng: np.random.Generator, degradation: Degradation, bandwidth_hz: float, unsure: bool
-) -> tuple[Band, np.ndarray | None, tuple[float, ...]]:
+def _told(rng: np.random.Generator, degradation: Degradation, bandwidth_hz: float, unsure: bool) -> Told:
     unsure = unsure and rng.random() < _UNSURE_PROBABILITY
     band = FULL_BAND
     if degradation.cutoff_hz is not None:
@@ -80,5 +74,4 @@ def _told(
         floor = np.full(len(BINS_HZ), error * degradation.noise_amplitude**2 * WINDOW_POWER)
         if degradation.noise_first:
             floor *= zero_phase_response(degradation, BINS_HZ, SAMPLE_RATE) ** 2
-    tonal = degradation.noise_type == "tone" and not unsure
-    return band, floor, (degradation.tone_hz,) if tonal else ()
+    return band, floor, (degradation.tone_hz,) if degradation.noise_type == "tone" and not unsure else ()

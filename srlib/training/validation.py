@@ -19,15 +19,14 @@ from srlib.measure.metrics import HEADLINE_HZ, lsd, texture_high
 from srlib.measure.systems import restore
 from srlib.restore.pipeline import RestorationPipeline
 
-# (cutoff in Hz, noise, amplitude, tone in Hz)
 _CONDITIONS = (
-    (4000, "none", 0.0, None),
-    (8000, "none", 0.0, None),
-    (8000, "tone", 0.1, 3000.0),
-    (8000, "white", 0.02, None),
+    Degradation(4000),
+    Degradation(8000),
+    Degradation(8000, noise_type="tone", noise_amplitude=0.1, tone_hz=3000.0),
+    Degradation(8000, noise_type="white", noise_amplitude=0.02),
 )
 MOST_CLIPS, CLIP_SECONDS = 6, 5.12
-_SNAPSHOT_MERGE = "none"  # what the model makes of a clip, with nothing taken from the input
+_SNAPSHOT_MERGE = "none"  # a snapshot shows the model's output alone, with nothing taken from the input
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,21 @@ class Clips:
         folder = run / "snapshots"
         folder.mkdir(exist_ok=True)
         for reference, degradation in self._examples(1):
-            stem = f"{degradation.noise_type}-{step:06d}"
-            write(folder / f"{stem}-reference.flac", reference, SAMPLE_RATE, "PCM_16")
+            stem = folder / f"{degradation.noise_type}-{step:06d}"
             restored = self._restored(pipeline, reference, degradation, _SNAPSHOT_MERGE)
-            write(folder / f"{stem}-restored.flac", restored, SAMPLE_RATE, "PCM_16")
+            for kind, wav in (("reference", reference), ("restored", restored)):
+                write(stem.with_name(f"{stem.name}-{kind}.flac"), wav, SAMPLE_RATE, "PCM_16")
             record = {"track": self.corpus.names[0], "run_id": run.name, "global_step": step, "merge": _SNAPSHOT_MERGE}
             record["degradation"] = degradation.record(SAMPLE_RATE)
-            write_text(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
+            write_text(stem.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
     def _examples(self, clips: int) -> Iterator[tuple[np.ndarray, Degradation]]:
-        """Reference `[samples]` and what is done to it; what sees the true log-mel alone meets every clip once."""
-        conditions = [condition for condition in _CONDITIONS if condition[1] == "none" or condition[1] in self.noises]
+        """Reference `[samples]` and its degradation; stages that see the true log-mel alone meet every clip once."""
+        conditions = [one for one in _CONDITIONS if one.noise_type == "none" or one.noise_type in self.noises]
         for track in range(min(clips, len(self.corpus.names))):
             reference = self.corpus.middle(track, round(CLIP_SECONDS * SAMPLE_RATE))
-            for cutoff, noise, amplitude, tone in conditions if self.stage == "ldm" else conditions[:1]:
-                yield reference, Degradation(cutoff, noise_type=noise, noise_amplitude=amplitude, tone_hz=tone)
+            for degradation in conditions if self.stage == "ldm" else conditions[:1]:
+                yield reference, degradation
 
     @torch.no_grad()
     def _restored(
@@ -78,5 +77,4 @@ class Clips:
     ) -> np.ndarray:
         if self.stage != "ldm":
             return pipeline.vocode_truth(reference)
-        degraded = degradation.apply(reference, SAMPLE_RATE)
-        return restore(pipeline, degraded, degradation, merge=merge).audio
+        return restore(pipeline, degradation.apply(reference, SAMPLE_RATE), degradation, merge=merge).audio

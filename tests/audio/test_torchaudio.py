@@ -1,10 +1,9 @@
-"""torchaudio's pure-torch parts agree with independent tools, and start beside any build of torch."""
+"""torchaudio's pure-torch parts start beside any build of torch."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -13,30 +12,6 @@ ROOT = Path(__file__).parents[2]
 def run_python(code: str, **kwargs) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, **kwargs)
     return done.stdout.strip()
-
-
-def test_torchaudio_resamples_like_soxr():
-    """Two independent resamplers agree on a tone in the pass band, away from the ends."""
-    import soxr
-    import torch
-
-    from srlib.audio._torchaudio import torchaudio
-
-    tone = np.sin(2 * np.pi * 1000 * np.arange(44_100) / 44_100).astype(np.float32)
-    ours = torchaudio.functional.resample(torch.from_numpy(tone), 44_100, 48_000, lowpass_filter_width=64).numpy()
-    truth = soxr.resample(tone, 44_100, 48_000, "VHQ")
-    assert ours.shape == truth.shape
-    assert np.abs(ours - truth)[2000:-2000].max() < 1e-4
-
-
-def test_torchaudio_mel_filters_equal_librosas():
-    import librosa
-
-    from srlib.audio.stft import mel_filters
-
-    truth = librosa.filters.mel(sr=48_000, n_fft=2048, n_mels=256, fmin=20.0, fmax=24_000.0)
-    assert mel_filters().shape == truth.shape
-    assert np.abs(mel_filters().numpy() - truth).max() < 1e-6
 
 
 def fake_builds(folder: Path, torch_cuda: str | None, torchaudio_tag: str) -> dict[str, str]:

@@ -3,14 +3,8 @@
 import gzip
 import io
 import json
-import multiprocessing
-import os
 import pickle
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,23 +27,14 @@ UNET = "model.diffusion_model.out.2.weight"
 def checkpoint(audiosr_weights) -> dict:
     """What AudioSR publishes: the weights among everything that inference never reads."""
     state = dict(audiosr_weights) | {"scale_factor": torch.tensor(0.4)}
-    _add_unused(state)
-    return state
-
-
-def _add_unused(state: dict) -> None:
-    for key, value in list(state.items()):
+    for key, value in audiosr_weights.items():
         if key.startswith("first_stage_model."):
             state[key.replace("first_stage_model.", "cond_stage_models.0.vae.")] = value.clone()
         elif key.startswith("model."):
             state["model_ema." + key.removeprefix("model.").replace(".", "")] = 0.5 * value
     tables = ("betas", "alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance", "lvlb_weights", "logvar")
-    state |= {name: torch.zeros(1000) for name in tables}
-    state |= {
-        "model_ema.decay": torch.tensor(0.9999),
-        "model_ema.num_updates": torch.tensor(7, dtype=torch.int),
-        "clap.model.logit_scale_a": torch.tensor(1.0),
-    }
+    scalars = ("model_ema.decay", "model_ema.num_updates", "clap.model.logit_scale_a")
+    return state | {name: torch.zeros(1000) for name in tables} | {name: torch.tensor(1) for name in scalars}
 
 
 @pytest.fixture(scope="module")
@@ -78,41 +63,33 @@ def test_an_imported_model_restores(model_folder, music, tmp_path, audiosr_weigh
     assert torch.equal(pipe.unet.conv_out.weight, audiosr_weights[UNET])  # not the averaged one
 
 
-@pytest.fixture
-def quick_folder(model_folder, tmp_path) -> Path:
-    """The imported model with one unguided step as its default, so that training can validate in a moment."""
-    folder = shutil.copytree(model_folder, tmp_path / "quick")
+def test_an_imported_model_trains_on(model_folder, music, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "quick")  # that it may validate in one unguided step
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"num_inference_steps": 1, "guidance_scale": 1.0}))
-    return folder
-
-
-def test_an_imported_model_trains_on(quick_folder, music, tmp_path):
     (tmp_path / "data").mkdir()
     for split in ("train", "valid"):
         audio.write(tmp_path / "data" / f"{split}.wav", music, 48_000)
     (tmp_path / "data" / "manifest.csv").write_text("file,split\ntrain.wav,train\nvalid.wav,valid\n")
     (tmp_path / "ldm.toml").write_text("batch_size = 1\nframes = 64\nfit_batches = 1\n")
-    arguments = ["--config", str(tmp_path / "ldm.toml"), "--data", str(tmp_path / "data"), "--init", str(quick_folder)]
+    arguments = ["--config", str(tmp_path / "ldm.toml"), "--data", str(tmp_path / "data"), "--init", str(folder)]
     assert main(["train", "ldm", *arguments, "--out", str(tmp_path / "run"), "--max-steps", "2"]) == 0
-    before, after = (
-        RestorationPipeline.from_pretrained(folder) for folder in (quick_folder, tmp_path / "run" / "pipeline")
-    )
+    before, after = (RestorationPipeline.from_pretrained(path) for path in (folder, tmp_path / "run" / "pipeline"))
     assert after.prior is None and after.vae.config.scaling_factor == before.vae.config.scaling_factor
     assert torch.equal(after.vae.encoder.conv_in.weight, before.vae.encoder.conv_in.weight)
     assert not torch.equal(after.unet.conv_out.weight, before.unet.conv_out.weight)
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_precision_ema_and_safetensors(checkpoint, music, tmp_path, dtype, stored):
+def test_half_precision_and_safetensors(checkpoint, music, tmp_path, dtype, stored):
     save_file(checkpoint, tmp_path / "audiosr.safetensors")
-    out = convert.import_audiosr(tmp_path / "audiosr.safetensors", tmp_path / "model", dtype=dtype, ema=True)
+    out = convert.import_audiosr(tmp_path / "audiosr.safetensors", tmp_path / "model", dtype=dtype)
     files = [file for part in convert.PREFIXES for file in (out / part).glob("*.safetensors")]
     assert len(files) == 3
     for file in files:
         assert {tensor.dtype for tensor in load_file(file).values()} == {stored}
     unet = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
-    assert torch.equal(unet["conv_out.weight"], (0.5 * checkpoint[UNET]).to(stored))
+    assert torch.equal(unet["conv_out.weight"], checkpoint[UNET].to(stored))
     restored = RestorationPipeline.from_pretrained(out)(music[:4800], 48_000, num_inference_steps=1, cutoff_hz=4000)
     assert restored.audio.dtype == np.float32 and np.isfinite(restored.audio).all()
 
@@ -131,7 +108,6 @@ def test_parts_take_the_tensors_they_are_given(audiosr_weights):
         ({"model.diffusion_model.extra": torch.zeros(1)}, "unexpected model.diffusion_model.extra"),
         ({"first_stage_model.loss.logvar": torch.zeros(1)}, "unexpected first_stage_model.loss.logvar"),
         ({UNET: torch.zeros(3, 4)}, rf"another shape {UNET} \(3x4 instead of 16x32x3x3\)"),
-        ({"cond_stage_models.0.vae.encoder.conv_in.bias": torch.ones(32)}, r"differ in cond\S+encoder.conv_in.bias"),
         ({"scale_factor": torch.tensor(float("nan"))}, "scale_factor is nan"),
     ],
 )
@@ -155,34 +131,22 @@ class _Code:
         return print, ("pickled code ran",)
 
 
-def _pickled_code() -> bytes:
+def _saved(value) -> bytes:
     file = io.BytesIO()
-    torch.save({"state_dict": {"scale_factor": _Code()}}, file)
-    return file.getvalue()
-
-
-def _truncated() -> bytes:
-    file = io.BytesIO()
-    torch.save({"state_dict": {"scale_factor": torch.zeros(10_000)}}, file)
-    return file.getvalue()[:20_000]
-
-
-def _no_tensors() -> bytes:
-    file = io.BytesIO()
-    torch.save({"state_dict": {"epoch": 3}}, file)
+    torch.save({"state_dict": {"scale_factor": value}}, file)
     return file.getvalue()
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("code.bin", _pickled_code(), "run code"),
+        ("code.bin", _saved(_Code()), "run code"),
         ("old.bin", pickle.dumps(_Code(), protocol=2), "run code"),
-        ("cut.bin", _truncated(), "damaged"),
+        ("cut.bin", _saved(torch.zeros(10_000))[:20_000], "damaged"),
         ("text.bin", b"not a checkpoint", "damaged"),
         ("empty.bin", b"", "damaged"),
         ("text.safetensors", b"not a checkpoint", "damaged"),
-        ("other.bin", _no_tensors(), "no tensors"),
+        ("other.bin", _saved(3), "no tensors"),
     ],
 )
 def test_files_that_are_no_checkpoints_are_refused(tmp_path, capsys, name, content, sentence):
@@ -200,48 +164,11 @@ def test_nothing_is_overwritten_and_nothing_left_half(checkpoint, tmp_path, caps
     assert main(["import-audiosr", str(tmp_path / "pytorch_model.bin"), "-o", str(tmp_path / "model")]) == 2
     assert "exists already" in capsys.readouterr().err
     (tmp_path / "model").rmdir()
-    monkeypatch.setattr(RestorationPipeline, "save_config", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
+    monkeypatch.setattr(
+        RestorationPipeline, "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full"))
+    )
     assert main(["import-audiosr", str(tmp_path / "pytorch_model.bin"), "-o", str(tmp_path / "model")]) == 2
     assert "disk full" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
     assert main(["import-audiosr", str(tmp_path / "missing.bin"), "-o", str(tmp_path / "model")]) == 2
     assert "no such file" in capsys.readouterr().err
-
-
-def _write_full_checkpoint(path: Path) -> None:
-    """Six gigabytes of random weights by AudioSR's names, what inference never reads included."""
-    generator, state = torch.Generator().manual_seed(0), {}
-    for key, shape in convert.wanted_shapes(AUDIOSR).items():
-        scale = np.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.02
-        state[key] = scale * torch.randn(shape, generator=generator) + (len(shape) == 1 and key.endswith("weight"))
-    state["scale_factor"] = torch.tensor(0.3342)
-    _add_unused(state)
-    state["clap.model.text_branch.weight"] = torch.randn(200_000_000, generator=generator)
-    torch.save({"state_dict": state}, path)
-
-
-def _measured(*arguments: str) -> tuple[float, float]:
-    """Seconds and peak GiB of a `srlib` command."""
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "srlib", *arguments])
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return time.perf_counter() - started, usage.ru_maxrss / 2**20
-
-
-@pytest.mark.full_size  # pytest -m full_size -s tests/test_convert.py: minutes, 9 GB of disk, 6 GB of memory
-def test_full_size_round_trip():
-    with tempfile.TemporaryDirectory() as folder:  # tmp_path would stay
-        source, model, wav, out = (f"{folder}/{name}" for name in ("pytorch_model.bin", "model", "in.wav", "out.wav"))
-        writer = multiprocessing.get_context("spawn").Process(target=_write_full_checkpoint, args=(Path(source),))
-        writer.start()
-        writer.join()
-        audio.write(wav, 0.1 * np.random.default_rng(0).standard_normal(491_520).astype(np.float32), 48_000)
-        gigabytes = Path(source).stat().st_size / 1e9
-        imported = _measured("import-audiosr", source, "-o", model)
-        restored = _measured("restore", wav, "-o", out, "--model", model, "--cutoff-hz", "8000", "--steps", "2")
-        result, sample_rate = audio.read(out)
-    print(f"\n{gigabytes:.2f} GB: imported in {imported[0]:.0f} s and {imported[1]:.2f} GiB; ", end="")
-    print(f"10.24 s restored with 2 steps in {restored[0]:.0f} s and {restored[1]:.2f} GiB")
-    assert gigabytes > 6 and imported[1] < 8
-    assert result.shape[-1] == 491_520 and sample_rate == 48_000 and np.isfinite(result).all()

@@ -1,4 +1,4 @@
-"""Artefacts round-trip, repeat to the byte, keep profiles apart, and name the remedy when they are missing."""
+"""Artefacts round-trip and repeat to the byte; what is committed is rewritten only where a result moved."""
 
 import json
 import subprocess
@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from srlib.errors import SrlibError
 from srlib.report import artifacts
 
+NOTEBOOK = "07_lsd_tables"
+
 
 @pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch):
@@ -19,115 +21,129 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def line_figure() -> Figure:
+def drawn(values=(1.0, 3.0, 2.0)) -> Figure:
     figure = Figure(figsize=(3, 2))
-    axes = figure.subplots()
-    axes.plot([0, 1, 2], [1.0, 3.0, 2.0], label="loss")
-    axes.legend()
+    figure.subplots().plot(values)
     return figure
 
 
-def table() -> pd.DataFrame:
-    return pd.DataFrame({"system": ["ours", "none"], "lsd": [1 / 3, np.nan], "tracks": [4, 4]})
-
-
-def test_table_round_trip_keeps_six_digits_and_settings():
-    path = artifacts.save_table(table(), "lsd", "demo", "07_lsd_tables", settings={"n_fft": np.int64(2048)})
-    restored = artifacts.read_table("lsd", "demo")
-    assert restored.lsd[0] == 0.333333 and np.isnan(restored.lsd[1])
-    assert list(restored.system) == ["ours", "none"]  # the text "none" is no missing value
-    sidecar = artifacts.read_sidecar(path, "demo")
-    assert sidecar["settings"] == {"n_fft": 2048}
-    assert "rows" not in sidecar  # the CSV holds them
-
-
-def test_numbers_merge_by_name_and_sort():
-    artifacts.save_number("b_hz", np.float32(8160.4), "demo", "02_degradation", unit="Hz", fmt=".0f")
-    assert artifacts.save_number("a_tracks", 30, "demo", "01_data", fmt="d") == "30"
-    assert list(json.loads(artifacts.place("number", "any", "demo").read_text())) == ["a_tracks", "b_hz"]
-    assert artifacts.read_number("b_hz", "demo") == {
-        "value": 8160.4,
-        "unit": "Hz",
-        "text": "8160",
-        "notebook": "02_degradation",
-        "profile": "demo",
-    }
-
-
-def picture() -> Figure:
-    figure = Figure()
-    figure.subplots().imshow([[0, 1]])
+def picture(level: float = 1.0) -> Figure:
+    figure = Figure(figsize=(3, 2))
+    figure.subplots().imshow([[0, level], [0.5, 0.2]], vmin=0, vmax=1)
     return figure
 
 
-@pytest.mark.parametrize(("draw", "kind"), [(picture, "png"), (line_figure, "svg")])
-def test_figures_repeat_to_the_byte_as_png_if_they_hold_images(draw, kind, project):
-    first = artifacts.save_figure(draw(), "loss_curve", "demo", "05_training").read_bytes()
-    sidecar = (project / "figures/loss_curve.json").read_bytes()
-    second = artifacts.save_figure(draw(), "loss_curve", "demo", "05_training").read_bytes()
-    assert first == second and sidecar == (project / "figures/loss_curve.json").read_bytes()
-    assert artifacts.find("figure", "loss_curve", "demo").suffix == f".{kind}"
+def table(lsd: float = 1 / 3, snr_db: float = 173.0, seconds: float = 1.0) -> pd.DataFrame:
+    columns = {"system": ["ours", "none", "x"], "lsd": [lsd, np.nan, 0.5], "snr_db": [snr_db, 20.0, np.inf]}
+    return pd.DataFrame(columns | {"seconds": seconds})
 
 
-def test_a_figure_has_one_kind(project):
-    for draw in (picture, line_figure):
-        artifacts.save_figure(draw(), "loss_curve", "demo", "05_training")
-    assert sorted(path.name for path in (project / "figures").iterdir()) == ["loss_curve.json", "loss_curve.svg"]
+def saved(one, name: str = "one", profile: str = "demo"):
+    save = artifacts.save_figure if isinstance(one, Figure) else artifacts.save_table
+    return save(one, name, profile, NOTEBOOK)
 
 
-def test_smoke_writes_only_under_its_build_folder(project):
-    artifacts.save_figure(line_figure(), "loss_curve", "smoke", "05_training")
-    artifacts.save_table(table(), "lsd", "smoke", "07_lsd_tables")
-    artifacts.save_number("lsd_ours", 1.0, "smoke", "07_lsd_tables")
-    files = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
-    assert files and all(file.startswith("build/smoke/") for file in files)
+def published(one) -> list[str]:
+    saved(one)
+    return artifacts.publish(NOTEBOOK, "demo")
 
 
-def test_committed_files_hold_nothing_volatile(project):
-    artifacts.save_table(table(), "lsd", "demo", "07_lsd_tables", context={"seconds": 1.5, "device": "cpu"})
-    committed = (project / "report/tables/lsd.json").read_text()
-    assert "seconds" not in committed and "utc" not in committed
-    stamp = json.loads((artifacts.provenance_dir("demo") / "table_lsd.json").read_text())
-    assert stamp["notebook"] == "07_lsd_tables" and stamp["seconds"] == 1.5
-    assert {"utc", "python", "versions", "commit"} <= set(stamp)
+def committed(project) -> dict:
+    return {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and "build" not in path.parts}
 
 
-def test_hand_edited_and_foreign_artefacts_are_refused(project):
-    path = artifacts.save_table(table(), "lsd", "demo", "07_lsd_tables")
+def test_a_table_round_trips_with_six_digits_and_its_settings(project):
+    path = artifacts.save_table(table(), "lsd", "demo", NOTEBOOK, settings={"n_fft": np.int64(2048)})
+    assert path.is_relative_to(project / "build" / "demo") and committed(project) == {}
+    artifacts.publish(NOTEBOOK, "demo")
+    restored, settings = artifacts.committed_table("lsd")
+    assert restored.lsd[0] == 0.333333 and np.isnan(restored.lsd[1]) and settings == {"n_fft": 2048}
+    assert list(restored.system) == ["ours", "none", "x"]  # the text "none" is no missing value
+
+
+@pytest.mark.parametrize(("draw", "kind"), [(picture, "png"), (drawn, "svg")])
+def test_figures_repeat_to_the_byte_as_png_if_they_hold_images(project, draw, kind):
+    published(drawn() if draw is picture else picture())
+    path = saved(draw())
+    before = path.read_bytes()
+    assert saved(draw()).read_bytes() == before and path.suffix == f".{kind}"
+    artifacts.publish(NOTEBOOK, "demo")
+    assert sorted(path.name for path in committed(project)) == sorted(["one.json", f"one.{kind}"])
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "difference"),
+    [
+        (table(), table(), None),
+        (table(), table(lsd=1 / 3 + 1e-5, snr_db=158.0, seconds=9.0), None),  # another CPU
+        (table(), table(lsd=0.35), r"tables/one\.csv moved by .* in lsd \(1 rows; 0\.333333 became 0\.35\)"),
+        (table(snr_db=30.0), table(snr_db=29.0), "in snr_db"),
+        (table(), table().fillna(1.0), "moved by inf in lsd"),
+        (table(), table().replace("ours", "theirs"), "has other text in its column system"),
+        (table(), table().iloc[:1], "had 3 rows of 4 columns, has 1 of 4"),
+        (drawn(), drawn((1.0, 3.0, 2.00002)), None),
+        (drawn(), drawn((1.0, 3.0, 2.2)), r"figures/one\.svg is drawn differently"),
+        (picture(), picture(0.99999), None),
+        (picture(), picture(0.3), r"figures/one\.png is drawn differently"),
+    ],
+)
+def test_only_what_moved_is_rewritten(project, before, now, difference):
+    assert published(before)[0].endswith("is new")
+    as_it_was = committed(project)
+    found = published(now)
+    if difference is None:
+        assert found == [] and committed(project) == as_it_was
+    else:
+        assert len(found) == 1 and pd.Series(found).str.contains(difference).all()
+        assert committed(project) != as_it_was and published(now) == []
+
+
+def test_verifying_rewrites_nothing_and_what_is_no_longer_made_goes(project):
+    published(table())
+    as_it_was = committed(project)
+    for path in (project / "build/demo/tables").iterdir():
+        path.unlink()
+    saved(drawn(), "other")
+    for rewrite in (False, True):
+        assert (committed(project) == as_it_was) and len(artifacts.publish(NOTEBOOK, "demo", rewrite)) == 2
+    assert sorted(path.name for path in committed(project)) == ["other.json", "other.svg"]
+
+
+@pytest.mark.parametrize("profile", ["smoke", "explore"])
+def test_smoke_and_explorations_are_never_published(project, profile):
+    saved(table(), profile=profile)
+    assert artifacts.publish(NOTEBOOK, "smoke") == [] and committed(project) == {}
+
+
+def test_hand_edited_and_foreign_artefacts_are_refused():
+    published(table())
+    path = artifacts.find("table", "one", "demo")
     with pytest.raises(SrlibError, match="made by profile 'demo', not 'paper'"):
         artifacts.read_sidecar(path, "paper")
     path.write_text(path.read_text().replace("0.333333", "0.1"))
     with pytest.raises(SrlibError, match="edited by hand"):
         artifacts.read_sidecar(path, "demo")
-
-
-def test_numbers_of_another_profile_are_not_read():
-    artifacts.save_number("lsd_ours", 1.0, "demo", "07_lsd_tables")
-    with pytest.raises(SrlibError, match="reproduce --profile paper"):
-        artifacts.read_number("lsd_ours", "paper")
+    assert published(table()) == ["report/tables/one.csv is not what its record describes"]
 
 
 @pytest.mark.parametrize("kind", ["table", "figure", "number"])
 def test_missing_artefacts_say_what_to_run(kind, project):
-    """The notebook that lists a figure or table as its output, or saves a number, else all of them."""
     (project / "notebooks").mkdir()
-    (project / "notebooks/02_made.ipynb").write_text(
-        json.dumps({"a": "`figures/curve.svg`, `report/tables/curve.csv`"})
-    )
-    (project / "notebooks/03_saved.ipynb").write_text(json.dumps({"a": 'run.save_number("share", 1)'}))
-    name, notebook = ("share", "03_saved") if kind == "number" else ("curve", "02_made")
+    cells = {"02_made": "`figures/one.svg`, `report/tables/one.csv`", "03_saved": 'run.save_number("share", 1)'}
+    for name, text in cells.items():
+        (project / f"notebooks/{name}.ipynb").write_text(json.dumps({"a": text}))
+    name, notebook = ("share", "03_saved") if kind == "number" else ("one", "02_made")
     for asked, only in ((name, f" --only {notebook}"), ("other", "")):
         with pytest.raises(SrlibError, match=rf"srlib reproduce --profile demo{only}`\.$"):
             artifacts.read_number(asked, "demo") if kind == "number" else artifacts.find(kind, asked, "demo")
 
 
-def test_bad_names_and_values_are_refused():
-    with pytest.raises(SrlibError, match="cannot name"):
-        artifacts.save_table(table(), "../lsd", "demo", "07_lsd_tables")
-    with pytest.raises(SrlibError, match="not finite"):
-        artifacts.save_number("lsd_ours", float("nan"), "demo", "07_lsd_tables")
-    with pytest.raises(SrlibError, match="no rows"):
-        artifacts.save_table(table().iloc[:0], "lsd", "demo", "07_lsd_tables")
+@pytest.mark.parametrize(
+    ("one", "name", "fault"), [(table(), "../lsd", "cannot name"), (table()[:0], "lsd", "no rows")]
+)
+def test_bad_names_and_empty_tables_are_refused(one, name, fault):
+    with pytest.raises(SrlibError, match=fault):
+        saved(one, name)
 
 
 def test_import_is_light():

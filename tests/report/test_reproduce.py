@@ -1,20 +1,16 @@
 """The chain: what runs, what is skipped and why, what is reported; and what the smoke profile leaves behind."""
 
 import fnmatch
-import json
 import os
 import shutil
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from srlib.config import PROFILES
 from srlib.errors import SrlibError
 from srlib.report import artifacts, reproduce
 from srlib.report.run import outputs
@@ -31,46 +27,31 @@ def smoke(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SRLIB_ROOT", str(root))
         patch.delenv("SRLIB_PROFILE", raising=False)
-        yield root, reproduce.reproduce(SMOKE)
+        assert reproduce.reproduce(SMOKE) == []
+        yield root
 
 
-def test_smoke_chain_makes_every_artefact(smoke):
-    root, seconds = smoke
-    assert list(seconds) == reproduce.chain() == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    assert all(took is not None for took in seconds.values())
-    made = {path.name for path in (root / "build" / SMOKE).glob("[ft]*/*") if path.suffix != ".json"}
-    listed = [pattern for one in reproduce.chain() for pattern in outputs(one)]
-    assert made and all(fnmatch.filter(made, pattern) for pattern in listed)
-
-
-def test_second_run_skips_everything(smoke, capsys):
-    seconds = reproduce.reproduce(SMOKE)
-    assert set(seconds.values()) == {None}
+def test_smoke_chain_makes_every_artefact_below_build_and_runs_once(smoke, capsys):
+    assert reproduce.chain() == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    made = {path.name for path in (smoke / "build" / SMOKE).glob("[ft]*/*") if path.suffix != ".json"}
+    assert made and all(fnmatch.filter(made, pattern) for one in reproduce.chain() for pattern in outputs(one))
+    assert [path.relative_to(smoke).as_posix() for path in smoke.glob("*/*") if path.suffix != ".ipynb"] == [
+        f"build/{SMOKE}"
+    ]
+    reproduce.reproduce(SMOKE)
     assert capsys.readouterr().out.count("up to date") == len(reproduce.chain())
 
 
-def test_smoke_writes_under_build_only(smoke):
-    root, _ = smoke
-    assert sorted(path.name for path in root.iterdir()) == ["build", "notebooks"]
-    assert [path.name for path in (root / "build").iterdir()] == [SMOKE]
-
-
-def test_executed_copies_are_whole(smoke):
-    root, _ = smoke
-    for one in reproduce.chain():
-        executed = nbformat.read(root / "build" / SMOKE / "notebooks" / f"{one}.ipynb", as_version=4)
-        assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
-
-
-def test_figures_are_readable(smoke):
-    from PIL import Image
-
-    figures = artifacts.place("png", "any", SMOKE).parent
-    for path in figures.glob("*.svg"):
-        assert ElementTree.parse(path).getroot().tag.endswith("svg")
-    for path in figures.glob("*.png"):
-        with Image.open(path) as image:
-            assert min(image.size) > 300
+@pytest.mark.parametrize("one", reproduce.chain())
+def test_a_notebook_repeats_its_committed_outputs(smoke, one):
+    """Those that are marked for nbval; they do not depend on the profile."""
+    committed, executed = (
+        {cell.id: cell for cell in nbformat.read(folder / f"{one}.ipynb", as_version=4).cells if "outputs" in cell}
+        for folder in (NOTEBOOKS, smoke / "build" / SMOKE / "notebooks")
+    )
+    assert all(cell.execution_count for cell in executed.values())
+    compared = {name: cell.outputs[0].text for name, cell in committed.items() if cell.outputs}
+    assert compared == {name: executed[name].outputs[0].text for name in compared}
 
 
 def test_lsd_table_is_complete_and_finite(smoke):
@@ -94,23 +75,15 @@ def test_summary_agrees_with_the_table(smoke):
         assert row.ci_low <= row.lsd_19k * 1.00001 and row.ci_high >= row.lsd_19k * 0.99999
 
 
-def test_live_training_was_real(smoke):
-    live = pd.read_csv(artifacts.build_dir(SMOKE) / "runs" / "live" / "log.csv")
-    assert live["global_step"].iloc[-1] == PROFILES[SMOKE].train_steps
-    assert np.isfinite(live["train/loss"]).all()
-
-
 # A small chain of two notebooks.
 FIRST = """
 import pandas as pd
-from srlib.report import artifacts
-artifacts.save_table(pd.DataFrame({"x": [value]}), "first", profile, "00_first")
+from srlib import notebook_setup
+run = notebook_setup("00_first", globals())
+run.save_table(pd.DataFrame({"x": [value]}), "first")
 """
-SECOND = """
-from srlib.report import artifacts
-artifacts.save_number("second", value, profile, "01_second")
-"""
-PARAMETERS = "profile = 'smoke'  # smoke, demo or paper\nvalue = 1  # a number"
+SECOND = FIRST.replace("00_first", "01_second").replace('"first"', '"second"')
+PARAMETERS = "profile = None  # smoke, demo or paper\nseed = 0\nvalue = 1  # a number"
 
 
 def write(root: Path, name: str, source: str) -> None:
@@ -128,45 +101,44 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
-def ran(seconds: dict) -> list[str]:
-    return [name for name, took in seconds.items() if took is not None]
+@pytest.fixture
+def ran(capsys):
+    """Runs the chain in the profile demo; gives the notebooks that ran, and the last line."""
+
+    def run(**options) -> tuple[list[str], str]:
+        reproduce.reproduce("demo", **options)
+        lines = capsys.readouterr().out.splitlines()
+        return [line.split()[0] for line in lines if " took " in line], lines[-1]
+
+    return run
 
 
-def test_failed_chain_continues_at_the_failed_notebook(small):
+def test_failed_chain_continues_at_the_failed_notebook(small, ran, capsys):
     write(small, "01_second", "1 / 0")
     with pytest.raises(SrlibError, match=r"01_second stopped at its cell 3 with ZeroDivisionError: .*01_second\.ipynb"):
-        reproduce.reproduce(SMOKE)
-    assert (small / "build" / SMOKE / "notebooks" / "01_second.ipynb").is_file()
+        reproduce.reproduce("demo")
+    capsys.readouterr()
     write(small, "01_second", SECOND)
-    assert ran(reproduce.reproduce(SMOKE)) == ["01_second"]
-    assert ran(reproduce.reproduce(SMOKE)) == []
+    assert ran()[0] == ["01_second"] and ran()[0] == []
 
 
-def test_what_changed_runs_again_and_what_did_not_is_skipped(small):
-    assert reproduce.status(SMOKE) == [("00_first", "never run", ""), ("01_second", "never run", "")]
-    assert ran(reproduce.reproduce(SMOKE)) == ["00_first", "01_second"]
-    assert ran(reproduce.reproduce(SMOKE, start="01", force=True)) == ["01_second"]
+def test_what_changed_runs_again_and_the_verdict_says_what_moved(small, ran):
+    assert reproduce.status("demo") == [("00_first", "never run", ""), ("01_second", "never run", "")]
+    assert ran() == (["00_first", "01_second"], "all notebooks, profile demo: differs in 2 of its artefacts")
+    assert ran(start="01", force=True) == (["01_second"], "01_second, profile demo: reproduced")
     (small / "notebooks" / "01_second.ipynb").touch()  # a time is not a change
-    assert reproduce.status(SMOKE) == [("00_first", "fresh", ""), ("01_second", "fresh", "")]
-    assert ran(reproduce.reproduce(SMOKE)) == []
-    write(small, "01_second", SECOND.replace("value,", "value + 1,"))
-    assert reproduce.status(SMOKE)[1] == ("01_second", "stale", "notebooks/01_second.ipynb changed")
-    assert ran(reproduce.reproduce(SMOKE)) == ["01_second"]
-    assert artifacts.read_number("second", SMOKE)["value"] == 2
-    artifacts.find("table", "first", SMOKE).unlink()
-    assert "'first' of profile 'smoke' is missing" in reproduce.status(SMOKE)[0].reason
-    assert ran(reproduce.reproduce(SMOKE)) == ["00_first"]
-    artifacts.find("table", "first", SMOKE).write_text("x\n9\n")
-    assert reproduce.status(SMOKE)[0] == ("00_first", "stale", "table first is not as it was made")
-
-
-def test_a_number_that_a_notebook_no_longer_saves_goes(small):
-    reproduce.reproduce(SMOKE)
-    write(small, "01_second", SECOND.replace('"second"', '"other"'))
-    reproduce.reproduce(SMOKE)
-    assert list(artifacts.fingerprint("01_second", SMOKE)) == ["number other"]
-    with pytest.raises(SrlibError, match="'second' is not in"):
-        artifacts.read_number("second", SMOKE)
+    assert [one.state for one in reproduce.status("demo")] == ["fresh", "fresh"] and ran()[0] == []
+    write(small, "01_second", SECOND.replace("[value]", "[value + 1]"))
+    assert reproduce.status("demo")[1] == ("01_second", "stale", "notebooks/01_second.ipynb changed")
+    table = artifacts.find("table", "second", "demo")
+    assert ran(verify=True)[0] == ["01_second"] and table.read_text() == "x\n1\n"
+    verdict = (small / "build/demo" / reproduce.VERDICT).read_text()
+    assert verdict.startswith("report/tables/second.csv moved by 1 in x (1 rows; 1 became 2)\n")
+    assert ran() == ([], verdict.splitlines()[-1]) and table.read_text() == "x\n2\n"
+    table.write_text("x\n9\n")
+    assert "second.csv is not what its record describes" in reproduce.status("demo")[1].reason
+    (small / "build/demo/tables/first.csv").unlink()
+    assert ran()[0] == ["00_first"] and table.read_text() == "x\n2\n"
 
 
 def test_unknown_notebook_and_profile_are_errors(small):
@@ -187,70 +159,26 @@ def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkey
     assert [os.environ[name] for name in names] == ["3"] * 3
 
 
-def test_state_records_seconds_outside_what_is_committed(small):
-    reproduce.reproduce(SMOKE, only="00")
-    state = json.loads((small / "build" / SMOKE / "notebooks" / "00_first.state.json").read_text())
-    assert state["seconds"] > 0 and set(state["outputs"]) == {"table first"}
-    assert not list((small / "build" / SMOKE / "tables").glob("*seconds*"))
-
-
-# What a notebook's result depends on
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package in which `pkg.draw` needs `pkg.maths`, and `pkg.report.run` offers weights to those who ask."""
-    files = {
-        "pkg/__init__.py": "def __getattr__(name):\n    from srlib.report.run import setup\n    return setup\n",
-        "pkg/report/__init__.py": "",
-        "pkg/report/run.py": "class Run:\n    def pipeline(self):\n        from srlib import model\n",
-        "pkg/model.py": 'FOLDER = __file__ + "assets" + "small"\n',
-        "pkg/draw.py": "import srlib.maths\nif TYPE_CHECKING:\n    from srlib import model\n",
-        "pkg/maths.py": "",
-        "pkg/unused.py": "import srlib.maths\n",
-        "pkg/assets/small/weights.bin": "1",
-        "pkg/assets/small/README.md": "About the weights.",
-        "pkg/assets/other/music.flac": "2",
-    }
-    root = tmp_path / "srlib"
-    for name, text in files.items():
-        path = root / name.removeprefix("pkg/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    monkeypatch.setattr(reproduce, "_PACKAGE", root)
-    return root
-
-
-def names(paths: list[Path], package: Path) -> set[str]:
-    return {path.relative_to(package).as_posix() for path in paths} - {"__init__.py", "report/__init__.py"}
-
-
-def test_a_notebook_reaches_what_it_imports_and_no_more(package):
-    assert names(reproduce.reached("from srlib import draw"), package) == {"draw.py", "maths.py"}
-    assert names(reproduce.reached("from srlib.maths import x\nimport numpy"), package) == {"maths.py"}
-    assert names(reproduce.reached("from srlib import setup"), package) == {"report/run.py"}
-    loads = reproduce.reached("from srlib import setup\nsetup().pipeline()")
-    assert names(loads, package) == {"report/run.py", "model.py"}
-    assert names(reproduce._assets(loads), package) == {"assets/small/weights.bin"}
-    assert reproduce._assets(reproduce.reached("from srlib import draw")) == []
-
-
-def test_a_change_in_the_plots_makes_stale_the_notebooks_that_import_them(small, monkeypatch):
-    """With the notebooks and the package of this checkout, as if all had been run."""
-    shutil.rmtree(small / "notebooks")
-    shutil.copytree(NOTEBOOKS, small / "notebooks")
-    package = shutil.copytree(reproduce._PACKAGE, small / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.mark.parametrize(
+    ("old", "new", "stale"),
+    [
+        ('"""The style', '"""A style', False),
+        ("STYLE = {", "# a comment\nSTYLE = {", False),
+        ("FIGURE_DPI = ", "FIGURE_DPI = 1 + ", True),
+        ("MAX_CLIPS, MAX_CLIP_SECONDS = 4", "MAX_CLIPS, MAX_CLIP_SECONDS = 3", True),
+        ('label="power, dB"', 'label="dB"', True),  # of a function that `triptych` calls
+        ("return _with_legend(figure)", "return figure", False),  # of a function that it does not
+    ],
+)
+def test_a_change_of_code_that_a_notebook_reaches_makes_it_stale(tmp_path, monkeypatch, old, new, stale):
+    source = "from srlib import notebook_setup\nfrom srlib.report import plots\nplots.triptych(1, 2, 3)"
+    package = shutil.copytree(reproduce._PACKAGE, tmp_path / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(reproduce, "_PACKAGE", package)
-    for one in reproduce.chain():
-        state = {"outputs": {}, "inputs": reproduce._inputs(one, SMOKE)}
-        artifacts.write_text(reproduce._state_file(one, SMOKE), json.dumps(state))
-    assert {one.state for one in reproduce.status(SMOKE)} == {"fresh"}
-    for module in ("plots_tables", "pdf"):
-        path = package / "report" / f"{module}.py"
-        path.write_text(path.read_text() + "# a comment\n")
-        sources = {file.stem: file.read_text() for file in NOTEBOOKS.glob("*.ipynb")}
-        users = {one for one, source in sources.items() if f"{module}." in source}
-        users |= {one for one, source in sources.items() if "plots_tables." in source}
-        stale = {one.notebook: one.reason for one in reproduce.status(SMOKE) if one.state == "stale"}
-        assert stale == dict.fromkeys(users, "srlib/report/plots_tables.py changed")
-    assert 0 < len(users) < len(sources)
+    before = reproduce.reached(source)
+    names = {path.relative_to(package).as_posix() for path in before}
+    assert {"report/run.py", "report/plots.py", "config.py"} <= names and "report/pdf.py" not in names
+    assert "measure/systems.py" not in names  # it asks for no model
+    assert package / "measure/systems.py" in reproduce.reached(f"{source}\nrun.pipeline()")
+    (path,) = (path for path in before if old in path.read_text(encoding="utf-8"))
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    assert (reproduce.reached(source) != before) == stale

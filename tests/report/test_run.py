@@ -9,31 +9,44 @@ from matplotlib.figure import Figure
 
 from srlib.errors import SrlibError
 from srlib.report import artifacts
-from srlib.report.run import default_parameters, notebook_setup
+from srlib.report.run import IN_CHAIN, default_parameters, notebook_setup
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 
 
-def test_other_parameters_stay_out_of_the_report(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def project(tmp_path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path / "notebooks")
     monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
-    monkeypatch.setattr(artifacts, "_explored", None)
-    assert default_parameters("02_degradation")["cutoff_hz"] == 8000.0
-    for cutoff_hz in (3000.0, 2000.0):  # as often as one likes in one kernel
-        run = notebook_setup("02_degradation", {"profile": "smoke", "cutoff_hz": cutoff_hz})
-        explored = tmp_path / "build" / "smoke" / "explore"
-        assert f"explored {{'cutoff_hz': {cutoff_hz}}}: artefacts go to {explored}\n" in capsys.readouterr().out
-        run.save_number("filter_f3db_min", 0.8)
-        assert artifacts.place("number", "any", "smoke").is_relative_to(explored)
-        assert artifacts.place("png", "any", "demo").is_relative_to(explored)
-        assert artifacts.root() == tmp_path
-    notebook_setup("02_degradation", {"profile": "smoke"})  # and back again
-    assert not artifacts.place("number", "any", "smoke").is_relative_to(explored)
+    return tmp_path
 
 
-def test_a_notebook_ends_with_an_error_where_its_header_is_not_true(tmp_path, monkeypatch):
-    shutil.copytree(FOLDER, tmp_path / "notebooks")
-    monkeypatch.setenv("SRLIB_ROOT", str(tmp_path))
+@pytest.mark.parametrize("chain", [True, False])
+def test_an_exploration_stays_out_of_the_report(project, monkeypatch, capsys, chain):
+    monkeypatch.setenv(IN_CHAIN, "1") if chain else monkeypatch.delenv(IN_CHAIN, raising=False)
+    run = notebook_setup("02_degradation", {"profile": "demo", "cutoff_hz": 3000.0})
+    assert default_parameters("02_degradation")["cutoff_hz"] == 8000.0 != run.parameters["cutoff_hz"]
+    run.save_number("lowest", 0.8, fmt=".2f")
+    run.save_number("tracks", 3, "s", "d")
+    folder = project / "build" / ("demo" if chain else "explore")
+    assert (folder / "tables" / "numbers_02_degradation.csv").is_file() and run.scratch("x").is_relative_to(folder)
+    assert ("explored" in capsys.readouterr().out) != chain
+    assert sorted(path.name for path in project.iterdir()) == ["build", "notebooks"]
+    artifacts.publish("02_degradation", "demo")
+    if chain:
+        number = artifacts.read_number("lowest", "demo")
+        assert (number["text"], number["unit"], number["notebook"]) == ("0.80", "", "02_degradation")
+    with pytest.raises(SrlibError, match="not finite"):
+        run.save_number("lsd", float("nan"))
+
+
+def test_a_misspelt_parameter_is_an_error(project):
+    typed = {"In": ["", "profile = None", '# Parameters\nprofile = "smoke"\ncutof_hz = 3000.0\n']}
+    with pytest.raises(SrlibError, match=r"02_degradation has no parameter cutof_hz: it has profile, .*cutoff_hz"):
+        notebook_setup("02_degradation", typed | {"profile": "smoke"})
+
+
+def test_a_notebook_ends_with_an_error_where_its_header_is_not_true(project):
     run = notebook_setup("01_data", {"profile": "smoke"})
     run.save_number("anything", 1.0)
     run.save_figure(Figure(), "data_bandwidth")

@@ -10,7 +10,7 @@ from srlib.audio.recording import Recording
 from srlib.audio.stft import band_edges_hz, band_of_hz, log_mel
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
-from srlib.models.prior import emphasised
+from srlib.models.emphasis import emphasised
 from srlib.restore import chunks
 from srlib.restore.options import Options
 from srlib.restore.pipeline import RestorationPipeline, build

@@ -160,5 +160,5 @@ def test_the_vocoder_s_loss_sees_nothing_above_the_bandwidth():
     for wav in (white(), torch.fft.irfft(spectrum, 64 * 480)):
         torch.manual_seed(0)
         examples = vocoder.examples(batch_of(white(), bandwidth_hz=12_000.0))
-        losses.append(vocoder._distance(white(seed=3), wav, examples["bandwidth_hz"], 2048))
+        losses.append(vocoder.distance(white(seed=3), wav, examples["bandwidth_hz"], 2048))
     torch.testing.assert_close(*losses, rtol=1e-3, atol=0)

@@ -1,0 +1,96 @@
+"""Where a model's folder is, and whether what is in it can be loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import resources
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from srlib.errors import SrlibError
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# What diffusers raises for a folder that it cannot make a pipeline of. The last four are for a model_index.json or a
+# config.json that lacks an entry, or holds one of another kind.
+_BROKEN = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError, ImportError)
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """The folder of a model: `compact` is shipped, `organisation/name` is fetched from the Hugging Face Hub once."""
+    if name_or_path == "compact":
+        return Path(str(resources.files("srlib") / "assets" / "compact"))
+    path = Path(name_or_path)
+    if not path.exists() and _HUB_ID.fullmatch(str(name_or_path)):
+        path = _downloaded(str(name_or_path))
+    if not (path / "model_index.json").is_file():
+        known = "a folder that srlib train or import-audiosr wrote, the name of one on the Hub"
+        raise SrlibError(f"There is no model in {name_or_path}: give {known}, or compact.")
+    return path
+
+
+def _downloaded(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        why = _reason(error)
+        raise SrlibError(f"There is no folder {hub_id}, and no such model came from the Hub ({why}).") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error of another library says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def loading(name_or_path: str | Path) -> Iterator[None]:
+    """Load inside without progress bars; what goes wrong is an SrlibError. Other users of the bars keep theirs."""
+    shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    except _BROKEN as error:
+        why = _reason(error)
+        raise SrlibError(f"The model in {name_or_path} does not load ({why}): write it again.") from error
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def precision(folder: Path) -> torch.dtype:
+    """bfloat16 for a folder whose U-Net is stored in it, where the machine computes in it; else float32."""
+    instructions = torch.cpu.get_capabilities()
+    fast = torch.cuda.is_available() or instructions.get("avx512_bf16") or instructions.get("amx_bf16")
+    return torch.bfloat16 if fast and set(_stored(folder / "unet").values()) == {"BF16"} else torch.float32
+
+
+def check_weights(pipeline: DiffusionPipeline, folder: Path, variant: str | None) -> None:
+    """Raise SrlibError with the list of keys that a part misses or has too many: diffusers only warns of them."""
+    for name, part in pipeline.components.items():
+        if not isinstance(part, nn.Module):
+            continue
+        stored = _stored(folder / name, variant) or _stored(folder / name)
+        if wrong := sorted(stored.keys() ^ set(part.state_dict())):
+            raise SrlibError(f"The weights in {folder / name} miss or add {', '.join(wrong)}: write the model again.")
+
+
+def _stored(folder: Path, variant: str | None = None) -> dict[str, str]:
+    """{key: dtype} of the weights in a part's folder, which may lie in several files; without a variant the plain."""
+    dtypes: dict[str, str] = {}
+    for file in folder.glob(f"*.{variant}*.safetensors" if variant else "*.safetensors"):
+        if not variant and len(file.suffixes) > 1:
+            continue
+        with suppress(SafetensorError), safe_open(file, "pt") as weights:  # a broken file fails when it is loaded
+            dtypes |= {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118  no mapping
+    return dtypes
