@@ -6,11 +6,11 @@ All audio is [samples] float32 at 48 kHz.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import signal
-from sklearn.linear_model import Ridge
 
 from srlib.audio.stft import BINS_HZ
 from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, SAMPLE_RATE
@@ -107,13 +107,15 @@ def _gap_samples(degradation: Degradation) -> Iterator[tuple[int, int]]:
     return ((round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in degradation.gaps)
 
 
-def fit_ridge(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Ridge:
+def fit_ridge(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Any:
     """Linear regression of single log-mel frames, from (degraded, reference) pairs at one cutoff and noise."""
+    from sklearn.linear_model import Ridge  # of the extra `report`: training does without
+
     features, targets = zip(*((_log_mel(degraded), _log_mel(reference)) for degraded, reference in pairs), strict=True)
     return Ridge(PENALTY).fit(np.concatenate(features), np.concatenate(targets))
 
 
-def ridge(model: Ridge, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
+def ridge(model: Any, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
     """The predicted envelope times noise in the stop band, the input below passband_hz.
 
     Where the degradation added noise, the input is scaled by the predicted mel ratio, clipped to 0..1.
