@@ -58,8 +58,8 @@ _TEMPER = 0.7  # neighbouring bands are not independent
 _GRID_HZ = 20.0  # Hz; resolution of the responses
 _SURE = 0.9  # probability that the true filter falls at least as far as what is equalised
 _EDGE_ERROR = 0.05  # share of the frequency by which a filter may lie higher than found: one band is 4.4 %
-# A change costs so much (nat), and a window can say no more: no steady recording of 24 splits from 20 to 90 nat, and
-# two seconds of full band are found up to 30.
+# Cost of a change, and the most that a window can say, in nat. Of 24 steady recordings of the training split none is
+# divided at 20 to 90 nat; two seconds of full band among ten are found at up to 30 nat.
 _CHANGE, _MOST_EVIDENCE = 25.0, 45.0
 
 

@@ -17,7 +17,9 @@ from srlib.restore.gaps import fill_gaps
 from srlib.settings import Gap
 
 KNOWN_DB, MISSING_DB = -3.0, -20.0  # gain of a low-pass at the two edges of its transition
-LOST_DB = -40.0  # gain down to which the fall is taken back: best of -20 to -50 dB on the demo set's valid split
+LOST = 10 ** (
+    -40.0 / 20
+)  # gain down to which the fall is taken back: best of -20 to -50 dB on the demo set's valid split
 DOUBT = 2.0  # factor of magnitude (6 dB) by which the generated level may be wrong
 _LEAST_POWER = 1e-18  # of a bin: below it, float32 holds rounding errors
 _SMOOTH_BINS = 9  # bins (211 Hz) over which levels are averaged
@@ -42,14 +44,15 @@ class Band:
         return cls(cutoff_hz, 1.07 * cutoff_hz)
 
     def response(self, freqs_hz: torch.Tensor) -> torch.Tensor:
-        """Gain of the low-pass at each frequency, from 1 down to `LOST_DB`."""
+        """Gain of the low-pass at each frequency; 0 where it is below `LOST`: nothing can be taken back there."""
         if self == FULL_BAND:
             return torch.ones_like(freqs_hz)
-        lost = 10 ** (LOST_DB / 20)
         if self.gains is not None:
             grid = np.linspace(0, F_MAX, len(self.gains))
-            return torch.from_numpy(np.interp(freqs_hz.cpu(), grid, self.gains)).to(freqs_hz).clamp(min=lost)
-        return (10 ** ((KNOWN_DB + (MISSING_DB - KNOWN_DB) * self._position(freqs_hz)) / 20)).clamp(lost, 1.0)
+            gains = torch.from_numpy(np.interp(freqs_hz.cpu(), grid, self.gains)).to(freqs_hz)
+        else:
+            gains = 10 ** ((KNOWN_DB + (MISSING_DB - KNOWN_DB) * self._position(freqs_hz)) / 20)
+        return torch.where(gains > LOST, gains.clamp(max=1.0), torch.zeros_like(gains))
 
     def generated_share(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         """Share of the generated audio at each frequency: 0 where known, 1 where missing, a cosine between."""
@@ -102,26 +105,26 @@ def merge(
         joined = blend * share * generated_stft + (1 - share) * degraded_stft
     else:
         known = degraded_stft if gain is None else gain * degraded_stft
-        joined = _equalised(generated_stft, known, band, freqs_hz, blend)
+        joined = _equalised(generated_stft, known, band, freqs_hz, blend, DOUBT if gain is None else 1.0)
     # Only the change goes through the inverse STFT: where there is none, the samples stay as they are.
     change = istft_same((joined - degraded_stft)[None])[0, :length]
     return fill_gaps(degraded + change, blend * generated, gaps)
 
 
 def _equalised(
-    generated: torch.Tensor, known: torch.Tensor, band: Band, freqs_hz: torch.Tensor, blend: float
+    generated: torch.Tensor, known: torch.Tensor, band: Band, freqs_hz: torch.Tensor, blend: float, doubt: float
 ) -> torch.Tensor:
     """`known` `[frames, 1025]` over the response of the low-pass, and the power that is still missing of `generated`.
 
-    The edge may lie higher than was found. Above it, what is at least half as loud as the generated audio is kept as
-    it is, and no equalisation exceeds twice the level of the generated audio.
+    The edge may lie higher than was found. Above it, what is within a factor `doubt` as loud as the generated audio is
+    kept as it is. No equalisation exceeds `DOUBT` times the level of the generated audio.
     """
     response = band.response(freqs_hz)
-    inverse = torch.where(response > 1.01 * 10 ** (LOST_DB / 20), 1 / response, torch.ones_like(response))
+    inverse = torch.where(response > 0, 1 / response.clamp(min=LOST), torch.ones_like(response))
     loudest, usual = (_level(known, order) / _level(generated, order) for order in (2, 0))
     boost = torch.minimum(inverse, (DOUBT / loudest).clamp(min=1))
-    present = torch.where(freqs_hz > band.passband_hz, (DOUBT * boost * usual).clamp(max=1), torch.ones_like(boost))
-    return present * boost * known + blend * (1 - present**2).sqrt() * generated
+    present = torch.where(freqs_hz > band.passband_hz, (doubt * boost * usual).clamp(max=1), torch.ones_like(boost))
+    return present * boost * known + blend * (1 - present**4).sqrt() * generated
 
 
 def _level(spectrum: torch.Tensor, order: int) -> torch.Tensor:
