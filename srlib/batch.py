@@ -148,6 +148,36 @@ def naming(path: Path, fault: Callable[[Path, str], None] | None = None) -> Iter
         fault(path, named)
 
 
+def read_record(path: Path) -> Any:
+    """The degradation of a record that `degrade` wrote."""
+    from srlib.degrade import Degradation
+
+    with naming(path):
+        return Degradation.from_json(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def compare(
+    pairs: dict[str, list[Path]], cutoff_hz: float | None, record: Path | None
+) -> tuple[list[dict[str, Any]], int]:
+    """Scores of {name: (reference, restored, and maybe degraded)}, and how many of several pairs have none.
+
+    Such a pair is named on standard error; of a single one the error is raised.
+    """
+    from srlib.measure import metrics
+
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = []
+    for name, paths in pairs.items():
+        with naming(paths[1], (lambda _, sentence: faults.append(sentence)) if len(pairs) > 1 else None):
+            truth, estimate, *others = (files.resample(*files.read(path), SAMPLE_RATE) for path in paths)
+            known = read_record(folders.record(record, name)) if record else None
+            scores = metrics.evaluate(truth, estimate, SAMPLE_RATE, *(others or [None]), cutoff_hz, known)
+            rows.append({"file": name + paths[1].suffix} | scores)
+    for sentence in faults:
+        print("srlib:", sentence, file=sys.stderr)
+    return rows, len(faults)
+
+
 def hush() -> None:
     """Print into nothing from here on: whoever read the output, such as `head`, has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

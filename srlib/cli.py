@@ -130,8 +130,6 @@ def restore(
     given = {name: value for name, value in context.params.items() if value is not None and value is not False}
     asked = {name: value for name, value in given.items() if name not in _OF_THE_BATCH}
     asked["gaps"] = "auto" if "auto" in gaps else gaps
-    if out == "-" and len(inputs) > 1:
-        raise SrlibError("-o - writes one file to standard output: give one input.")
     with batch.standard_output() if out == "-" else nullcontext(out) as target:
         outputs = folders.outputs(inputs, str(target), suffix)
         load = partial(batch.load, model, device, asked)
@@ -194,18 +192,10 @@ def _degradation(context: typer.Context, sample_rate: int) -> Any:
         raise SrlibError(f"--noise {noise} needs an --amplitude above zero, such as 0.01.")
     if (noise == "tone") != ("tone_hz" in given):
         raise SrlibError("--noise tone and --tone-hz HZ go together: give both or neither.")
-    degradation = _read_record(replay) if replay else Degradation(**given)
+    degradation = batch.read_record(replay) if replay else Degradation(**given)
     if degradation.does_nothing:
         raise SrlibError(f"{replay or 'degrade'}: there is nothing to do: give a cutoff, noise or gaps.")
     return degradation
-
-
-def _read_record(path: Path) -> Any:
-    """The degradation of a record that `degrade` wrote."""
-    from srlib.degrade import Degradation
-
-    with batch.naming(path):
-        return Degradation.from_json(path.read_text(encoding="utf-8", errors="replace"))
 
 
 @app.command()
@@ -217,24 +207,10 @@ def evaluate(
     record: Annotated[Path | None, Option(metavar="JSON|DIR", help="of `srlib degrade`: its cutoff and tone")] = None,
     as_json: Annotated[bool, Option("--json", help="print JSON: an object for two files, a list for folders")] = False,
 ) -> int:
-    """Compare restored audio with its reference: two files, or two folders that hold files of the same names.
-
-    A pair that cannot be compared is named, and the others are; the exit code is 2 then.
-    """
+    """Compare restored audio with its reference: two files, or two folders that hold files of the same names."""
     import pandas as pd
 
-    from srlib.measure import metrics
-
-    rows, faults = [], []
-    pairs = folders.matched(reference, restored, degraded)
-    for name, paths in pairs.items():
-        with batch.naming(paths[1], (lambda *fault: faults.append(fault)) if len(pairs) > 1 else None):
-            truth, estimate, *others = (files.resample(*files.read(path), config.SAMPLE_RATE) for path in paths)
-            known = _read_record(folders.record(record, name)) if record else None
-            scores = metrics.evaluate(truth, estimate, config.SAMPLE_RATE, *(others or [None]), cutoff_hz, known)
-            rows.append({"file": name + paths[1].suffix} | scores)
-    for path, sentence in faults:
-        print(f"srlib: {path}: {sentence.removeprefix(f'{path}: ')}", file=sys.stderr)
+    rows, faults = batch.compare(folders.matched(reference, restored, degraded), cutoff_hz, record)
     if as_json:  # has neither NaN (undefined) nor infinity (a perfect match): null stands for both
         finite = [{k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()} for row in rows]
         print(json.dumps(finite if reference.is_dir() else finite[0], indent=2))
