@@ -20,7 +20,7 @@ from srlib.models.vocoder import vocode
 from srlib.restore.analysis import Part, Prepared, find_gaps, find_parts, prepare, survey, with_downmix, with_noise
 from srlib.restore.chunks import Chunk, PositionalNoise, join, plan
 from srlib.restore.findings import Findings, Segment
-from srlib.restore.gaps import interpolate_gaps
+from srlib.restore.gaps import interpolate_gaps, without_pre_echo
 from srlib.restore.merge import FULL_BAND, above, merge, replace_mel, scaled
 from srlib.restore.noise import noise_gain
 from srlib.restore.observation import observe
@@ -213,6 +213,7 @@ class PartRestoration:
         generated = self._generate(chunk, denoised, voiced, known[:, 0], gaps)[:, :samples]
         # 4. Merge what is generated for each channel with its degraded waveform
         wav = wav[:, :samples]
+        generated = torch.stack([without_pre_echo(*pair, gaps) for pair in zip(generated, wav, strict=True)])
         gains = [None if gain is None else gain[: frames_of(wav)] for gain in gains]
         if self._options.band_from_hz:
             generated = above(generated, self._options.band_from_hz)
@@ -220,6 +221,7 @@ class PartRestoration:
         merged = torch.stack(
             [merge(*pair, band, gain=gain, **how) for *pair, gain in zip(generated, wav, gains, strict=True)]
         )
+        merged = torch.stack([without_pre_echo(*pair, gaps) for pair in zip(merged, wav, strict=True)])
         # 5. Back to the level of the input; samples that nothing changed come back to the bit
         audio = np.where((merged == wav).cpu().numpy(), prepared.wav, merged.float().cpu().numpy() / level)
         return RestoredChunk(chunk, audio, generated.float().cpu().numpy() / level, restored.cpu())
