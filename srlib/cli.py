@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import signal
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from typer import Argument, Option
 from typer.exceptions import TyperException
 
-from srlib import __version__, config
+from srlib import __version__, batch, config
 from srlib.audio import files, folders
 from srlib.errors import SrlibError
 
@@ -33,14 +31,24 @@ app.add_typer(train_app, name="train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run one verb and return its exit code: 0, 2 for bad input, 3 for a damaged one, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the console's encoding lacks stops nothing
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"srlib: {message}\n"
+    batch.end_in_order()
     try:
         with typer.main.get_command(app).make_context("srlib", list(sys.argv[1:] if argv is None else argv)) as context:
-            return context.command.invoke(context) or 0
+            code = context.command.invoke(context) or 0
+            sys.stdout.flush()
+            return code
     except typer.Exit as stop:  # help and version
         return stop.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        batch.hush()
+        return 141  # 128 + SIGPIPE, as of other programs
     except TyperException as error:
         called = error.ctx.command_path if getattr(error, "ctx", None) else "srlib"
         sentence = error.format_message().replace("Value error, ", "").rstrip(".")  # the prefix is pydantic's
@@ -76,6 +84,8 @@ def _gap(text: str) -> tuple[float, float] | str:
         return text
 
 
+_FORMATS = ", ".join(files.OUTPUT_SUFFIXES)
+_OF_THE_BATCH = {"inputs", "out", "model", "device", "skip_existing", "overwrite", "suffix", "report", "show"}
 _NONE: Any = []  # the default of an option that can be repeated; nothing changes it
 Overwrite = Annotated[bool, Option("--overwrite", help="replace an existing output")]
 Music = Annotated[str, Option(metavar="ROOT", help="demo, musdb (in MUSDB_ROOT) or a folder of audio")]
@@ -85,76 +95,45 @@ Profile = Annotated[str | None, Option(metavar="P", help="smoke, demo or paper (
 
 @app.command()
 def restore(
-    inputs: Annotated[list[Path], Argument(metavar="IN", help="audio files, or folders of them")],
-    out: Annotated[str, Option("-o", "--out", metavar="OUT|DIR", help="a .wav or .flac file, or a folder")],
+    context: typer.Context,
+    inputs: Annotated[list[Path], Argument(metavar="IN", help="audio files, folders of them, or - for standard input")],
+    out: Annotated[str, Option("-o", "--out", metavar="OUT|DIR", help=f"{_FORMATS} file, a folder, or -")],
+    skip_existing: Annotated[bool, Option("--skip-existing", help="go on where a stopped batch ended")] = False,
+    overwrite: Overwrite = False,
     model: Annotated[str, Option(metavar="compact|PATH|HUB_ID")] = "compact",
-    steps: Annotated[int | None, Option(min=0, metavar="N", help="diffusion steps (default: the model's)")] = None,
-    samples: Annotated[int, Option(min=1, metavar="K", help="draws to average, of --steps above 1")] = 1,
+    num_inference_steps: Annotated[int | None, Option("--steps", min=0, metavar="N", help="diffusion steps")] = None,
+    num_samples: Annotated[int, Option("--samples", min=1, metavar="K", help="draws to average")] = 1,
     scheduler: Annotated[config.Scheduler | None, Option(help="default: the model's")] = None,
     eta: Annotated[float, Option(metavar="E", help="0 is deterministic DDIM, 1 like DDPM")] = 0.0,
-    guidance: Annotated[float | None, Option(metavar="G", help="guidance scale (default: the model's)")] = None,
-    seed: Annotated[int, Option(min=0, metavar="S")] = 0,
+    guidance_scale: Annotated[float | None, Option("--guidance", metavar="G", help="default: the model's")] = None,
+    generator: Annotated[int, Option("--seed", min=0, metavar="S")] = 0,
     cutoff_hz: Annotated[Any, Option(parser=_hz_or_auto, metavar="auto|HZ", help="end of the input's band")] = "auto",
+    band_from_hz: Annotated[float | None, Option("--band-from", metavar="HZ", help="start of the input's band")] = None,
     merge: Annotated[config.Merge, Option(help="how input and generated audio join")] = "gain",
-    gap: Annotated[list[Any], Option(parser=_gap, metavar="START:END|auto", help="seconds to fill")] = _NONE,
+    gaps: Annotated[list[Any], Option("--gap", parser=_gap, metavar="START:END|auto", help="seconds to fill")] = _NONE,
+    blend: Annotated[float | None, Option(min=0, max=1, metavar="0..1", help="share of what is generated")] = None,
+    denoise: Annotated[Literal["auto", "on", "off"] | None, Option(help="default: auto")] = None,
+    keep_tones: Annotated[bool, Option("--keep-tones", help="subtract no constant tone")] = False,
+    sample_rate: Annotated[int, Option(min=8000, max=192_000, metavar="HZ", help="of the output")] = config.SAMPLE_RATE,
+    subtype: Annotated[Literal["PCM_16", "PCM_24", "FLOAT"] | None, Option(help="of a .wav or .flac")] = None,
+    suffix: Annotated[str, Option(metavar="TEXT", help="end of names in a folder, as _restored.flac")] = ".wav",
+    report: Annotated[Path | None, Option(metavar="JSON", help="write what was found in each file")] = None,
+    show: Annotated[bool, Option("--show", help="draw spectrograms before and after beside the output")] = False,
     device: Annotated[str | None, Option(metavar="D", help="cpu or cuda (default: cuda where there is one)")] = None,
-    overwrite: Overwrite = False,
 ) -> int:
-    """Restore bandwidth and remove noise: one file into a file, or several into a folder."""
-    from tqdm import tqdm
+    """Restore bandwidth and remove noise: one file into a file, or several into a folder.
 
-    outputs = folders.outputs(inputs, out, overwrite)
-    if "auto" in gap and len(gap) > 1:
+    Exit code 2: something could not be restored; 3: an input is damaged, and what is there was restored.
+    """
+    if "auto" in gaps and len(gaps) > 1:
         raise SrlibError("--gap auto finds all gaps itself: leave out the others.")
-    asked = {"num_inference_steps": steps, "num_samples": samples, "generator": seed, "guidance_scale": guidance}
-    asked |= {"eta": eta, "scheduler": scheduler, "cutoff_hz": cutoff_hz, "merge": merge}
-    asked["gaps"] = "auto" if "auto" in gap else gap
-    faults: list[Path] | None = [] if len(outputs) > 1 else None
-    promised: dict[Path, float] = {}  # seconds, by the header of each input
-    for path in outputs:
-        with _naming(path, faults):
-            header = files.info(path)
-            promised[path] = header.samples / header.sample_rate
-    pipe = _load(model, device, asked) if promised else None
-    bar = {"unit": "s", "bar_format": "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"}
-    with tqdm(total=sum(promised.values()), disable=not sys.stderr.isatty(), **bar) as progress:
-        for path in promised:
-            started = time.perf_counter()
-            with _naming(path, faults):
-                seconds = pipe.restore_file(path, outputs[path], progress.update, **asked)
-                tqdm.write(f"{outputs[path]}: {seconds:.1f} s restored in {time.perf_counter() - started:.1f} s")
-    return 2 if faults else 0
-
-
-def _load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
-    """The pipeline of a model on a device; what it can do for no file is refused before the first."""
-    import torch
-
-    from srlib.restore.options import Options
-    from srlib.restore.pipeline import RestorationPipeline
-
-    cuda = torch.cuda.is_available()
-    device = device or ("cuda" if cuda else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?" if cuda else "cpu", device):
-        raise SrlibError(f"There is no device {device!r} here: use cpu, or cuda where torch sees one.")
-    pipe = RestorationPipeline.from_pretrained(model).to(device)
-    Options(**asked).sampling(pipe)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in order: no temporary file stays
-    return pipe
-
-
-@contextmanager
-def _naming(path: Path, faults: list[Path] | None = None) -> Iterator[None]:
-    """Name the file in the sentence of an error; with a list of faults, print it and go on with the next file."""
-    try:
-        yield
-    except (SrlibError, OSError) as error:
-        sentence = " ".join(str(error).split())
-        named = sentence if path.name in sentence else f"{path}: {sentence}"
-        if faults is None:
-            raise SrlibError(named) from error
-        print("srlib:", named, file=sys.stderr)
-        faults.append(path)
+    given = {name: value for name, value in context.params.items() if value is not None and value is not False}
+    asked = {name: value for name, value in given.items() if name not in _OF_THE_BATCH}
+    asked["gaps"] = "auto" if "auto" in gaps else gaps
+    with batch.standard_output() if out == "-" else nullcontext(out) as target:
+        outputs = folders.outputs(inputs, str(target), suffix)
+        load = partial(batch.load, model, device, asked)
+        return batch.Batch(outputs, load, asked, overwrite, skip_existing, report, show).run()
 
 
 @app.command()
@@ -177,12 +156,12 @@ def degrade(
 ) -> None:
     """Low-pass a file and add noise: write OUT, and OUT.json, the record that replays it."""
     record = Path(f"{out}.json")
-    folders.check_output(out, [path], overwrite)
+    folders.check_output(out, [path], overwrite, (".wav", ".flac"))  # what is coded again is not what was recorded
     if record.exists() and not overwrite:
         raise SrlibError(f"{record}: exists already; add --overwrite to replace it.")
     wav, sample_rate = files.read(path)
     degradation = _degradation(context, sample_rate)
-    with _naming(path):
+    with batch.naming(path):
         degraded = degradation.apply(wav, sample_rate)
     with files.atomic_path(record) as unfinished:  # both files or neither
         unfinished.write_text(degradation.to_json(sample_rate), encoding="utf-8")
@@ -213,18 +192,10 @@ def _degradation(context: typer.Context, sample_rate: int) -> Any:
         raise SrlibError(f"--noise {noise} needs an --amplitude above zero, such as 0.01.")
     if (noise == "tone") != ("tone_hz" in given):
         raise SrlibError("--noise tone and --tone-hz HZ go together: give both or neither.")
-    degradation = _read_record(replay) if replay else Degradation(**given)
+    degradation = batch.read_record(replay) if replay else Degradation(**given)
     if degradation.does_nothing:
         raise SrlibError(f"{replay or 'degrade'}: there is nothing to do: give a cutoff, noise or gaps.")
     return degradation
-
-
-def _read_record(path: Path) -> Any:
-    """The degradation of a record that `degrade` wrote."""
-    from srlib.degrade import Degradation
-
-    with _naming(path):
-        return Degradation.from_json(path.read_text(encoding="utf-8", errors="replace"))
 
 
 @app.command()
@@ -235,26 +206,19 @@ def evaluate(
     cutoff_hz: Annotated[float | None, Option(metavar="HZ", help="adds measures below and above it")] = None,
     record: Annotated[Path | None, Option(metavar="JSON|DIR", help="of `srlib degrade`: its cutoff and tone")] = None,
     as_json: Annotated[bool, Option("--json", help="print JSON: an object for two files, a list for folders")] = False,
-) -> None:
+) -> int:
     """Compare restored audio with its reference: two files, or two folders that hold files of the same names."""
     import pandas as pd
 
-    from srlib.measure import metrics
-
-    rows: list[dict[str, Any]] = []
-    for name, paths in folders.matched(reference, restored, degraded).items():
-        truth, estimate, *others = (files.resample(*files.read(path), config.SAMPLE_RATE) for path in paths)
-        known = _read_record(folders.record(record, name)) if record else None
-        with _naming(paths[1]):
-            scores = metrics.evaluate(truth, estimate, config.SAMPLE_RATE, *(others or [None]), cutoff_hz, known)
-        rows.append({"file": name + paths[1].suffix} | scores)
+    rows, faults = batch.compare(folders.matched(reference, restored, degraded), cutoff_hz, record)
     if as_json:  # has neither NaN (undefined) nor infinity (a perfect match): null stands for both
         finite = [{k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()} for row in rows]
         print(json.dumps(finite if reference.is_dir() else finite[0], indent=2))
-        return
-    table = pd.DataFrame(rows).set_index("file")
-    table = table.T if len(table) == 1 else pd.concat([table, table.agg(["mean", "median", "count"])])
-    print(table.to_string(line_width=120, float_format="{:.4f}".format))
+    elif rows:
+        table = pd.DataFrame(rows).set_index("file")
+        table = table.T if len(table) == 1 else pd.concat([table, table.agg(["mean", "median", "count"])])
+        print(table.to_string(line_width=120, float_format="{:.4f}".format))
+    return batch.FAULT if faults else 0
 
 
 def train(
@@ -271,7 +235,6 @@ def train(
 
     if resume and not (out / loop.CHECKPOINT).is_file():  # or it was stopped before its first one
         print(f"srlib: {out} holds no checkpoint: this run starts anew.", file=sys.stderr)
-    warnings.formatwarning = lambda message, *_, **__: f"srlib: {message}\n"
     print(loop.train(context.command.name, settings, data, out, init=init, max_steps=max_steps, resume=resume))
 
 
@@ -309,12 +272,11 @@ def import_audiosr(
     checkpoint: Annotated[Path, Argument(metavar="CHECKPOINT", help="AudioSR's pytorch_model.bin, or a .safetensors")],
     out: Annotated[Path, Option("-o", "--out", metavar="FOLDER", help="the model folder, which must not exist yet")],
     dtype: Annotated[config.DType, Option(help="of the stored weights")] = "fp32",
-    ema: Annotated[bool, Option("--ema", help="the averaged U-Net, which AudioSR stores but does not use")] = False,
 ) -> None:
     """Write AudioSR's checkpoint as a model folder; its path is the last line."""
     from srlib.audiosr.checkpoint import import_audiosr
 
-    print(import_audiosr(checkpoint, out, dtype, ema))
+    print(import_audiosr(checkpoint, out, dtype))
 
 
 @app.command()
@@ -356,26 +318,8 @@ def evaluate_system(
     chosen: Annotated[list[str], Option("--conditions", metavar="NOISE_CUTOFF", help="such as clean_8k")] = _NONE,
     profile: Profile = None,
 ) -> None:
-    """Measure anyone's restorer under the conditions of the main table, and keep its rows in report/tables/systems.csv.
+    """Measure anyone's restorer under the conditions of the main table; its rows stand in report/tables/systems.csv."""
+    from srlib.report.external import evaluate_system
 
-    Notebook 07 adds them to its tables. A run that was stopped goes on.
-    """
-    import pandas as pd
-
-    from srlib.measure import conditions, sweep
-    from srlib.report import artifacts, run
-
-    of = config.profile(profile)
-    known = conditions.grid(run.default_parameters("07_lsd_tables")["noises"], of.cutoffs_hz)
-    if unknown := set(chosen) - known.keys():
-        raise SrlibError(f"There is no condition {', '.join(sorted(unknown))}: choose of {', '.join(known)}.")
-    asked = {key: recipe for key, recipe in known.items() if not chosen or key in chosen}
-    rows = sweep.evaluate_system(name, system, asked, of, artifacts.build_dir(of.name) / "systems")
-    table, commands = artifacts.committed_table("systems") or (rows.head(0), {})
-    others = table[(table["system"] != name) | ~table["condition"].isin(list(asked))]
-    path = artifacts.save_table(
-        pd.concat([others, rows]), "systems", of.name, "evaluate-system", commands | {name: system}
-    )
-    artifacts.publish("evaluate-system", of.name)
-    shown = rows.columns.intersection(["lsd_19k", "zimtohrli"])
-    print(rows.groupby("condition", sort=False)[shown].mean().round(3), path, sep="\n")
+    rows = evaluate_system(name, system, config.profile(profile), chosen)
+    print(rows.groupby("condition", sort=False)[["lsd_19k", "log_mel_l1", "texture_high"]].mean().round(3))

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""What users are meant to read: one exception, and the warnings."""
 
 
 class SrlibError(ValueError):
@@ -6,3 +6,11 @@ class SrlibError(ValueError):
 
     The command line prints the sentence and exits with code 2; Python callers catch this or `ValueError`.
     """
+
+
+class SrlibWarning(UserWarning):
+    """Something that did not stop the work, and that changes what the result is worth: one sentence."""
+
+
+class IncompleteWarning(SrlibWarning):
+    """A file holds less than it promises; what is there was used."""

@@ -33,7 +33,7 @@ def hardware() -> dict[str, Any]:
 
 @contextmanager
 def stopwatch() -> Iterator[dict[str, float]]:
-    """Seconds that each `stage` takes inside the block, by name; `total` is that of the whole block.
+    """Seconds that each `stage` takes inside the block, by name, and the `total` of the block.
 
     They are processor seconds of all threads on a CPU, which other work hardly changes, and clock seconds on a GPU.
     """

@@ -31,19 +31,19 @@ NotNegative = Annotated[Number, Field(ge=0)]
 
 
 def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
+    if not 0 <= pair[0] <= pair[1]:
         raise ValueError("be a pair with 0 <= first <= second")
     return pair
 
 
 def _apart(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] >= pair[1]:
+    if not 0 <= pair[0] < pair[1]:
         raise ValueError("be a pair with 0 <= first < second")
     return pair
 
 
-Range = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_ordered)]  # (low, high)
-Gap = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_apart)]  # (start, end), seconds
+Range = Annotated[tuple[Number, Number], AfterValidator(_ordered)]  # (low, high)
+Gap = Annotated[tuple[Number, Number], AfterValidator(_apart)]  # (start, end), seconds
 
 
 @dataclass_transform(frozen_default=True)

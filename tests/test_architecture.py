@@ -15,10 +15,13 @@ import srlib
 
 ROOT = Path(__file__).parents[1]
 # A module may import what stands left of it, and its own folder.
-ORDER = ["ground", "audio", "degrade", "data", "models", "restore", "audiosr", "measure", "training", "report", "cli"]
+ORDER = [
+    *("ground", "audio", "degrade", "data", "models", "restore", "audiosr", "measure", "training", "report"),
+    *("batch", "cli"),
+]
 GROUND = ("config", "errors", "machine", "settings")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
-MOST_LINES_OF_ALL = {"srlib": 9_900, "tests": 8_900}  # the goal is 6,500 and 5,500: lower them, never raise them
+MOST_LINES_OF_ALL = {"srlib": 9_340, "tests": 8_040}  # the goal is 6,500 and 5,500: lower them, never raise them
 # Names that have a better word in the field, or belong to what is gone; as whole words of an identifier.
 GONE = {
     "lift": "level matching",
@@ -146,7 +149,7 @@ def test_the_whole_does_not_grow(folder):
 
 
 def test_the_graph_holds_imports_inside_functions():
-    assert "srlib.restore.pipeline" in imports()["srlib.cli"] and "srlib.errors" in imports()["srlib.config"]
+    assert "srlib.restore.pipeline" in imports()["srlib.batch"] and "srlib.errors" in imports()["srlib.config"]
 
 
 def test_exceptions_exist():

@@ -42,7 +42,7 @@ WRONG = {
     "flag": [("no", "boolean"), (1, "boolean")],
     "positive": [(0, "greater than 0"), (float("inf"), "finite")],
     "not_negative": [(-0.1, "equal to 0")],
-    "band": [((2, 1), "0 <= first <= second"), ((-1, 1), "equal to 0"), ((0, float("nan")), "finite"), ("ab", "tuple")],
+    "band": [((2, 1), "0 <= first <= second"), ((-1, 1), "0 <= first"), ((0, float("nan")), "finite"), ("ab", "tuple")],
     "gap": [((1, 1), "0 <= first < second"), (0.1, "tuple"), ((1, 2, 3), "at most 2")],
 }
 

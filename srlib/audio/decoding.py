@@ -1,40 +1,53 @@
-"""Opening audio: libsndfile where it knows the format, else ffmpeg; what is missing, damaged or cut off is refused."""
+"""Decoding: the readers that fit a file's content, what its header promises, and its samples in blocks."""
 
 from __future__ import annotations
 
 import json
+import mimetypes
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 
 from srlib.errors import SrlibError
 
-# libsndfile guesses the length of an MP3 without a Xing header and stops there, so MP3 goes through ffmpeg.
-MPEG_SUFFIXES = frozenset((".mp3", ".mp2", ".mpga"))
+BLOCK = 2**17  # samples of each channel
+# First bytes of the formats that libsndfile measures exactly; ffmpeg reads all others, also chained Ogg and MP3.
+_LIBSNDFILE = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"caff", b"riff", b".snd")
+_CHAINABLE = b"OggS"
+# A file of such a name is taken for audio unseen, so that a broken one is named and not passed over.
+_CERTAIN = frozenset((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".aac", ".wma"))
+_NEVER = ("image/", "text/", "font/", "application/json", "application/pdf", "application/zip")  # types by name
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # ffprobe's name
 _STREAMED_SIZE = 0x7FFF_F000  # bytes; sizes from here up are placeholders of programs that wrote to a pipe
-_MALFORMED = 3  # libsndfile's SF_ERR_MALFORMED_FILE
-# Samples: the longest block of Vorbis; packets of Opus are shorter. The last page of some files promises part of a
-# block that was never written; such files are whole, and players put silence there.
-_OGG_BLOCK = 8192
-_DAMAGE = re.compile(r"partial file|ended prematurely|Error submitting packet|Invalid data found", re.IGNORECASE)
+_SLACK_SECONDS = 0.25  # containers round durations, and coders pad: AAC 0.04 s, Opus 0.08 s, MP3 0.05 s
+PADDING = 4096  # samples; what lies behind the end that MP4 or Ogg promise: two frames of AAC, or a block of Vorbis
 
 
-class AudioInfo(NamedTuple):
-    """What a file's header says; `samples` is per channel and an estimate where the format holds none (AAC, MP3)."""
+class Decoder(NamedTuple):
+    """One way to read a file. `blocks(start)` gives float32 `[channels, n]` from a sample on, as far as it can.
 
-    sample_rate: int
-    samples: int
+    `samples` is the length of each channel by the header, None where it says nothing; `slack` is how far the header
+    may be off. Where `trims` is true, what exceeds `samples` by PADDING at most is the coder's padding.
+    """
+
+    sample_rate: int  # Hz
     channels: int
+    samples: int | None
+    blocks: Callable[..., Iterator[np.ndarray]]
+    slack: int = 0
+    trims: bool = False
 
 
 def find_ffmpeg() -> None:
@@ -50,130 +63,181 @@ def find_ffmpeg() -> None:
         )
 
 
-def info(path: str | os.PathLike) -> AudioInfo:
-    """Sample rate (Hz), samples per channel and channels of a file, without decoding it."""
-    path = existing_file(path)
-    if path.suffix.lower() not in MPEG_SUFFIXES:
+def decoders(path: Path) -> Iterator[Decoder]:
+    """The readers of a file, the one that its first bytes ask for first; SrlibError if none can open it."""
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    readers = [_with_ffmpeg]
+    if magic in _LIBSNDFILE:
+        readers.insert(0, _with_libsndfile)
+    elif magic == _CHAINABLE:
+        readers.append(_with_libsndfile)
+    found = False
+    for reader in readers:
         try:
-            header = soundfile.info(path)
-            return AudioInfo(header.samplerate, header.frames, header.channels)
-        except soundfile.LibsndfileError:
-            pass  # ffmpeg knows more formats
-    return _probe(path)
+            decoder = reader(path)
+        except SrlibError:  # there is no ffmpeg
+            if found:
+                return
+            raise
+        if decoder:
+            found = True
+            yield decoder
+    if not found:
+        raise SrlibError(
+            f"{path} is not an audio file, or too damaged: neither libsndfile nor ffmpeg reads sound in it."
+        )
+
+
+def info(path: str | os.PathLike) -> Decoder:
+    """What a file's header says; where it does not say the length, the file is decoded once."""
+    decoder = next(decoders(existing_file(path)))
+    if decoder.samples:  # fragmented MP4 says 0
+        return decoder
+    return decoder._replace(samples=sum(block.shape[1] for block in decoder.blocks()))
+
+
+def limited(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
+    """The first samples of a stream of blocks `[channels, n]`."""
+    for block in blocks:
+        yield block[:, :samples]
+        samples -= block.shape[1]
+        if samples <= 0:
+            return
+
+
+def native_name(path: Path) -> str | bytes:
+    """The name of a file for libsndfile, which takes names that are no UTF-8 as bytes."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
+
+def probe(path: Path) -> dict[str, Any]:
+    """ffprobe's report on a file; empty if it finds nothing that it knows."""
+    find_ffmpeg()
+    command = ["ffprobe", "-v", "warning", "-protocol_whitelist", "file", "-show_streams", "-show_format"]
+    command += ["-show_chapters", "-of", "json=string_validation=ignore", "-i", f"file:{path}"]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    report = json.loads(done.stdout.decode("utf-8", "surrogateescape") or "{}")
+    return report | {"estimated": b"Estimating duration" in done.stderr}
+
+
+def sound(report: dict[str, Any]) -> dict[str, Any] | None:
+    """The first audio stream of a report of ffprobe."""
+    streams = (stream for stream in report.get("streams", ()) if stream["codec_type"] == "audio")
+    return next((stream for stream in streams if int(stream.get("sample_rate", 0)) and stream.get("channels")), None)
+
+
+def _with_libsndfile(path: Path) -> Decoder | None:
+    """None for what libsndfile does not know, for MP3 inside of RIFF, and for FLAC of unknown length."""
+    try:
+        with soundfile.SoundFile(native_name(path)) as file:
+            if file.subtype.startswith("MPEG") or file.frames >= 2**62:
+                return None
+            promised, rate, channels = file.frames, file.samplerate, file.channels
+            # libsndfile's log. A wrong "RIFF" size alone is a common and harmless slip of other programs.
+            log = r"\b(?:data|SSND|riff|Riff size|Data Size) +: (\d+) \(should be (\d+)\)"
+            for size, actual in re.findall(log, file.extra_info):
+                if int(actual) < int(size) < _STREAMED_SIZE:
+                    promised = -(-file.frames * int(size) // max(int(actual), 1))  # rounded up
+    except soundfile.LibsndfileError:
+        return None
+
+    def blocks(start: int = 0) -> Iterator[np.ndarray]:
+        with soundfile.SoundFile(native_name(path)) as file:
+            try:
+                file.seek(min(start, file.frames))
+                while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                    yield block.T
+            except soundfile.LibsndfileError:
+                return  # damaged here: the length says so
+
+    return Decoder(rate, channels, promised, blocks)
+
+
+def _with_ffmpeg(path: Path) -> Decoder | None:
+    """The first audio stream; None if there is none."""
+    report = probe(path)
+    stream = sound(report)
+    if stream is None:
+        return None
+    rate, channels = int(stream["sample_rate"]), int(stream["channels"])
+    seconds = _promised_seconds(report, stream)
+    promised = None if seconds is None else round(seconds * rate)
+    trims, slack = report["format"]["format_name"] in (_MP4, "ogg"), round(_SLACK_SECONDS * rate)
+    return Decoder(rate, channels, promised, partial(_pipe, path, stream), slack, trims)
+
+
+def _promised_seconds(report: dict[str, Any], stream: dict[str, Any]) -> float | None:
+    tags = {name.upper(): value for name, value in stream.get("tags", {}).items()}
+    if report["format"]["format_name"] == "caf" and stream["codec_name"].startswith("pcm"):
+        return int(stream["nb_frames"]) / int(stream["sample_rate"])  # its duration is that of what is there
+    if report["estimated"]:
+        return None
+    if "duration" in stream:
+        return float(stream["duration"])
+    if found := re.fullmatch(r"(\d+):(\d+):([\d.]+)", tags.get("DURATION", "")):  # Matroska
+        return 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])
+    alone = len(report["streams"]) == 1 and "duration" in report["format"]
+    return float(report["format"]["duration"]) if alone else None
+
+
+def _pipe(path: Path, stream: dict[str, Any], start: int = 0) -> Iterator[np.ndarray]:
+    """Blocks of a stream as ffmpeg decodes it, without a temporary file."""
+    layout, channels = stream.get("channel_layout", "unknown"), int(stream["channels"])
+    steady = f"aformat=sample_rates={stream['sample_rate']}"  # the links of a chain can differ
+    steady += "" if layout == "unknown" else f":channel_layouts={layout}"
+    command = ["ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file", "-i", f"file:{path}"]
+    command += ["-map", f"0:{stream['index']}", "-af", f"{steady},atrim=start_sample={start}"]
+    size = 4 * channels  # bytes of float32
+    with subprocess.Popen([*command, "-c:a", "pcm_f32le", "-f", "f32le", "pipe:1"], stdout=subprocess.PIPE) as process:
+        try:
+            while len(data := process.stdout.read(BLOCK * size)) >= size:
+                yield np.frombuffer(data[: len(data) // size * size], "<f4").reshape(-1, channels).T
+        finally:
+            process.kill()  # whoever reads may stop early
+
+
+def ends_within_page(path: Path) -> bool:
+    """Whether an Ogg file was cut off: its header does not say how long it is, its last page how long that is."""
+    with path.open("rb") as stream:
+        if stream.read(4) != _CHAINABLE:
+            return False
+        stream.seek(max(0, path.stat().st_size - 2**17))  # bytes; pages have at most half of that
+        tail = stream.read()
+    page = tail[tail.rfind(_CHAINABLE) :]  # 27 bytes of header, then the table of segment lengths
+    return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a path can be read only once: `-` for standard input, or what the shell makes of `<(command)`."""
+    return str(path) == "-" or (path.exists() and stat.S_ISFIFO(path.stat().st_mode))
+
+
+def is_audio_file(path: Path) -> bool:
+    """Whether a file holds sound: by its name where that is certain, else by its content; hidden files do not count."""
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    if path.name.startswith(".") or kind.startswith(_NEVER) or not path.is_file():
+        return False
+    return path.suffix.lower() in _CERTAIN or sound(probe(path)) is not None
 
 
 @contextmanager
-def decoded(path: str | os.PathLike) -> Iterator[Path]:
-    """A file that soundfile reads: `path` itself, or a temporary one that ffmpeg decoded it to."""
-    path = existing_file(path)
-    file = _open_soundfile(path)
-    if file is not None:
-        file.close()
-        yield path
+def local_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A file that can be read more than once: `path`, or a temporary copy of a pipe or of standard input (`-`)."""
+    path = Path(path)
+    if not is_pipe(path):
+        yield existing_file(path)
         return
     with tempfile.TemporaryDirectory(prefix="srlib-") as folder:
-        yield _decode(path, Path(folder))
-
-
-def read_soundfile(path: Path, start: int, frames: int | None) -> tuple[np.ndarray, int] | None:
-    """As `read`, or None when libsndfile does not know the format."""
-    file = _open_soundfile(path)
-    if file is None:
-        return None
-    with file:
-        start = min(start, file.frames)
-        end = file.frames if frames is None else min(start + frames, file.frames)
-        # libsndfile's seek lands beside the sample in some Ogg files, or fails: decode those from their start.
-        first = 0 if file.format == "OGG" else start
+        copy = Path(folder) / "input"
         try:
-            file.seek(first)
-            wav = file.read(end - first, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise truncated(path) from error
-        return whole(wav, end - first, file, path)[start - first :].T, file.samplerate
-
-
-def _open_soundfile(path: Path) -> soundfile.SoundFile | None:
-    """The open file, or None when libsndfile does not know the format."""
-    if path.suffix.lower() in MPEG_SUFFIXES:
-        return None
-    try:
-        file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
-        if error.code == _MALFORMED:
-            raise truncated(path) from error
-        return None
-    if _is_cut_off(file, path):
-        file.close()
-        raise truncated(path)
-    return file
-
-
-def whole(wav: np.ndarray, expected: int, file: soundfile.SoundFile, path: Path) -> np.ndarray:
-    """What an open file gave, `[samples, channels]`, when it promised `expected` samples; `path` is its name.
-
-    The end of an Ogg file may be short of less than a block, which becomes silence; all else that is short is refused.
-    """
-    missing = expected - len(wav)
-    if missing >= (_OGG_BLOCK if file.format == "OGG" else 1):
-        raise truncated(path)
-    return np.pad(wav, ((0, missing), (0, 0))) if missing else wav
-
-
-def _is_cut_off(file: soundfile.SoundFile, path: Path) -> bool:
-    """Whether the header promises more bytes than the file has; libsndfile reads such files without complaint."""
-    if file.format == "OGG":
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - 2**17))
-            tail = stream.read()
-        page = tail[tail.rfind(b"OggS") :]  # 27 bytes of header, then the table of segment lengths
-        return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
-    # Seen in libsndfile's log. A wrong "RIFF" size alone is a common and harmless slip of other programs.
-    sizes = re.findall(r"\b(?:data|SSND|riff|Riff size|Data Size) +: (\d+) \(should be (\d+)\)", file.extra_info)
-    return any(int(actual) < int(promised) < _STREAMED_SIZE for promised, actual in sizes)
-
-
-def read_ffmpeg(path: Path, start: int, frames: int | None) -> tuple[np.ndarray, int]:
-    """Float32 `[channels, samples]` and the sample rate of what ffmpeg decodes, from a sample on."""
-    end = "" if frames is None else f":end_sample={start + frames}"
-    trim = [] if start == 0 and frames is None else ["-af", f"atrim=start_sample={start}{end}"]
-    with tempfile.TemporaryDirectory(prefix="srlib-") as folder:
-        wav, sample_rate = soundfile.read(_decode(path, Path(folder), trim), dtype="float32", always_2d=True)
-    return wav.T, sample_rate
-
-
-def _decode(path: Path, folder: Path, trim: Sequence[str] = ()) -> Path:
-    """The float WAV in a folder that ffmpeg decodes a file, or what is left after trimming it, to."""
-    header = _probe(path)
-    wav = folder / "decoded.wav"
-    log = _run("ffmpeg", path, "-vn", "-map", "0:a:0", *trim, "-c:a", "pcm_f32le", "-rf64", "auto", str(wav))
-    if not wav.exists() or wav.stat().st_size == 0:
-        raise SrlibError(f"{path} is not an audio file that ffmpeg can decode ({one_line(log)}).")
-    shortfall = header.samples - soundfile.info(wav).frames
-    guessed = "Estimating duration" in log  # no length in the file, so nothing to compare with
-    if _DAMAGE.search(log) or (not trim and not guessed and shortfall > max(0.05 * header.samples, 0.5 * header[0])):
-        raise truncated(path)
-    return wav
-
-
-def _probe(path: Path) -> AudioInfo:
-    entries = ["-select_streams", "a:0", "-show_entries", "stream=sample_rate,channels,duration:format=duration"]
-    report = json.loads(_run("ffprobe", path, *entries, "-of", "json") or "{}")
-    if not report.get("streams"):
-        raise SrlibError(f"{path} is not an audio file: neither soundfile nor ffmpeg finds sound in it.")
-    stream = report["streams"][0]
-    seconds = float(stream.get("duration") or report.get("format", {}).get("duration") or 0.0)
-    sample_rate = int(stream["sample_rate"])
-    return AudioInfo(sample_rate, round(seconds * sample_rate), int(stream["channels"]))
-
-
-def _run(program: str, path: Path, *arguments: str) -> str:
-    """ffprobe's report, or ffmpeg's warnings; `file:` keeps odd names from being read as options or addresses."""
-    find_ffmpeg()
-    level = ["-v", "quiet"] if program == "ffprobe" else ["-nostdin", "-v", "warning"]
-    command = [program, *level, "-protocol_whitelist", "file", "-i", f"file:{path}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    return done.stdout if program == "ffprobe" else done.stderr
+            with sys.stdin.buffer if str(path) == "-" else path.open("rb") as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        except OSError as error:
+            raise SrlibError(
+                f"The temporary folder {folder} does not take {path} ({error.strerror}); set TMPDIR."
+            ) from error
+        yield existing_file(copy)
 
 
 def existing_file(path: str | os.PathLike) -> Path:
@@ -188,14 +252,3 @@ def existing_file(path: str | os.PathLike) -> Path:
     if not os.access(path, os.R_OK):
         raise SrlibError(f"{path} cannot be read: check its permissions.")
     return path
-
-
-def truncated(path: Path) -> SrlibError:
-    """The error for a file that holds less than its header says."""
-    return SrlibError(f"{path} is truncated or damaged: it holds less audio than it should; get a complete copy.")
-
-
-def one_line(message: object) -> str:
-    """The last line of what another library says."""
-    lines = str(message).strip().splitlines()
-    return lines[-1].strip() if lines else "no reason given"

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 import os
-import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
+from mutagen import MutagenError
 
-from srlib.audio.decoding import MPEG_SUFFIXES, existing_file, one_line, read_ffmpeg, read_soundfile
-from srlib.audio.decoding import find_ffmpeg as find_ffmpeg
+from srlib.audio.decoding import BLOCK, decoders, existing_file, find_ffmpeg, limited, native_name
 from srlib.audio.decoding import info as info
-from srlib.errors import SrlibError
+from srlib.audio.decoding import is_audio_file as is_audio_file
+from srlib.audio.recording import Recording, Resampler, as_channels, is_finite, open_recording
+from srlib.audio.tags import Metadata, settle_header, write_metadata
+from srlib.config import SAMPLE_RATE
+from srlib.errors import SrlibError, SrlibWarning
 
-_SOUNDFILE_SUFFIXES = frozenset(
-    (".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf")
-)
-_FFMPEG_SUFFIXES = frozenset((".m4a", ".aac", ".mp4", ".mka", ".webm", ".wma", ".ac3", ".wv"))
-_AUDIO_SUFFIXES = _SOUNDFILE_SUFFIXES | MPEG_SUFFIXES | _FFMPEG_SUFFIXES
-_DEFAULT_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24"}
-_WAV_LIMIT = 2**32 - 2**16  # bytes; the size field of WAV has 32 bits
-TAGS = ("title", "artist", "album", "date", "tracknumber", "genre", "comment", "copyright", "license")
-
-
-def is_audio_file(path: Path) -> bool:
-    """Whether a file in a folder is named like audio and is not hidden."""
-    return path.suffix.lower() in _AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24", ".ogg": "VORBIS"}  # what libsndfile writes unless it is told otherwise
+# What ffmpeg writes: near the highest quality that each encoder is meant for.
+_ENCODERS = {
+    ".mp3": ["-c:a", "libmp3lame", "-q:a", "0", "-f", "mp3"],
+    ".m4a": ["-c:a", "aac", "-b:a", "256k", "-f", "ipod"],
+    ".opus": ["-c:a", "libopus", "-b:a", "192k", "-f", "opus"],
+}
+OUTPUT_SUFFIXES = (*_SUBTYPE, *_ENCODERS)
+_BITS = {"PCM_16": 16, "PCM_24": 24}
+_WAV_LIMIT = 2**32 - 2**24  # bytes; the size field of WAV has 32 bits, and tags follow the samples
 
 
 def read(path: str | os.PathLike, start: int = 0, frames: int | None = None) -> tuple[np.ndarray, int]:
     """Read a file, or `frames` samples of it from sample `start` on.
 
-    Returns float32 [channels, samples] and the sample rate in Hz. Whatever soundfile cannot open goes through ffmpeg
-    (first audio stream). Missing, empty, truncated and non-audio files and NaN or Inf samples raise `SrlibError`.
+    Returns float32 [channels, samples] and the sample rate in Hz, of the first audio stream that libsndfile or ffmpeg
+    finds. Missing, empty, truncated and non-audio files and NaN or Inf samples raise `SrlibError`.
     """
-    path = existing_file(path)
-    wav, sample_rate = read_soundfile(path, start, frames) or read_ffmpeg(path, start, frames)
-    if wav.shape[1] == 0:
-        raise SrlibError(f"{path} holds no samples{f' from sample {start} on' if start else ''}: nothing to process.")
-    check_finite(wav, path)
-    return wav, sample_rate
+    if start == 0 and frames is None:
+        with open_recording(path, strict=True) as recording:
+            return np.concatenate(list(recording.blocks()), axis=1), recording.sample_rate
+    decoder = next(decoders(existing_file(path)))
+    blocks = list(limited(decoder.blocks(start), sys.maxsize if frames is None else frames))
+    if not blocks:
+        raise SrlibError(f"{path} holds no samples from sample {start} on: nothing to process.")
+    if not all(map(is_finite, blocks)):
+        raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
+    return np.concatenate(blocks, axis=1), decoder.sample_rate
 
 
 def write(path: str | os.PathLike, wav: np.ndarray, sample_rate: int, subtype: str | None = None) -> None:
@@ -54,71 +60,128 @@ def write(path: str | os.PathLike, wav: np.ndarray, sample_rate: int, subtype: s
 
     Integer subtypes clip at full scale. The same samples give the same bytes.
     """
-    wav = np.asarray(wav)
-    if wav.ndim not in (1, 2) or wav.size == 0 or wav.dtype.kind != "f":
-        raise SrlibError(f"{path}: expected floats [samples] or [channels, samples], got {wav.dtype} {wav.shape}.")
-    wav = np.atleast_2d(wav)
-    check_finite(wav, Path(path))
-    with open_output(path, sample_rate, *wav.shape, subtype=subtype) as put:
-        put(wav)
+    try:
+        recording = Recording.from_array(wav, sample_rate)
+    except SrlibError as error:
+        raise SrlibError(f"{path} was not written. {error}") from error
+    with open_output(path, recording, sample_rate, subtype, sample_rate) as put:
+        put(as_channels(wav, sample_rate))
 
 
 @contextmanager
 def open_output(
     path: str | os.PathLike,
-    sample_rate: int,
-    channels: int,
-    samples: int,
-    tags: Mapping[str, str] | None = None,
+    recording: Recording,
+    sample_rate: int = SAMPLE_RATE,
     subtype: str | None = None,
+    put_rate: int = SAMPLE_RATE,
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes the next `[channels, n]` of a file, which appears under its name once it is whole.
 
-    What clips in a .flac for want of a float format is told in a line on standard error; who asks for a subtype knows.
+    What clips in a .flac for want of a float format is told in a warning; who asks for a subtype knows.
 
     Args:
-        samples: how many will be written for each channel: a WAV beyond 4 GiB becomes RF64.
-        tags: of `TAGS`; those that the format cannot hold are left out.
-        subtype: of libsndfile; by default float32 for .wav and 24 bit for .flac.
+        path: its suffix, one of OUTPUT_SUFFIXES, says the format.
+        recording: what the file is made of: its length, tags, cover, chapters and speakers are kept.
+        sample_rate: of the file, Hz.
+        subtype: of libsndfile; by default float32 for .wav and 24 bit for .flac. 16 bit is dithered.
+        put_rate: sample rate of the blocks, Hz.
     """
-    path = Path(path)
+    path, samples, clipped = Path(path), recording.samples_at(sample_rate), 0
     suffix = path.suffix.lower()
-    if suffix not in _DEFAULT_SUBTYPE:
-        raise SrlibError(f"{path}: audio is written as .wav or .flac, not {suffix or 'without a suffix'}.")
-    may_clip, clipped = subtype is None and suffix == ".flac", 0
-    subtype = subtype or _DEFAULT_SUBTYPE[suffix]
-    size = samples * channels * (8 if subtype == "DOUBLE" else 4)
-    file_format = "FLAC" if suffix == ".flac" else "RF64" if size > _WAV_LIMIT else "WAV"
+    formats = (".wav", ".flac") if subtype else OUTPUT_SUFFIXES
+    if suffix not in formats:
+        wanted = f"{'with a subtype' if subtype else 'as'} {', '.join(formats)}"
+        raise SrlibError(f"{path}: audio is written {wanted}, not {suffix or 'without a suffix'}.")
+    if suffix in _ENCODERS:
+        find_ffmpeg()
+    resampler = Resampler(put_rate, sample_rate, recording.channels, samples)
     with atomic_path(path) as temporary:
-        try:
-            file = soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype, format=file_format)
-        except (soundfile.LibsndfileError, ValueError, TypeError) as error:
-            raise SrlibError(f"Cannot write {path} ({one_line(error)}).") from error
-        with file:
-            for name, value in (tags or {}).items():
-                with suppress(soundfile.LibsndfileError):
-                    setattr(file, name, value)
+        with _sink(temporary, path, recording, sample_rate, subtype or _SUBTYPE.get(suffix, "FLOAT")) as sink:
 
             def put(block: np.ndarray) -> None:
                 nonlocal clipped
-                if block.size and not _is_finite(block):
+                if not is_finite(block):
                     raise SrlibError(f"{path} was not written: it would hold NaN or Inf; check the model's weights.")
-                if may_clip:
-                    clipped += np.count_nonzero(np.abs(block) > 1)
-                try:
-                    file.write(block.T)
-                except soundfile.LibsndfileError as error:
-                    raise SrlibError(f"Cannot write {path} ({one_line(error)}).") from error
+                block = resampler.feed(block)
+                clipped += np.count_nonzero(np.abs(block) > 1) if suffix == ".flac" and not subtype else 0
+                sink(block)
 
             yield put
-        written = soundfile.info(temporary).frames
-        if written != samples:
-            raise SrlibError(f"Cannot write {path}: {written} of {samples} samples fitted; is the disk full?")
-        _clear_peak_time(temporary)
+            sink(resampler.end())
+        if suffix not in (".flac", ".ogg"):
+            settle_header(temporary, recording.metadata.mask)
+        if suffix in _ENCODERS:
+            _encode(temporary, path, recording.metadata)
+        try:
+            write_metadata(temporary, suffix, recording.metadata, recording.sample_rate, sample_rate)
+        except (MutagenError, ValueError, OverflowError) as error:  # no reason to lose the audio
+            warnings.warn(f"{path}: not all tags were kept ({one_line(error)})", SrlibWarning, stacklevel=3)
     if clipped:
-        per_cent = 100 * clipped / (samples * channels)
+        per_cent = 100 * clipped / (samples * recording.channels)
         share = f"{per_cent:.2f} %" if per_cent >= 0.01 else "less than 0.01 %"
-        print(f"srlib: {path}: {share} of the samples clip at full scale; a .wav file keeps them.", file=sys.stderr)
+        told = f"{path}: {share} of the samples clip at full scale; a .wav file keeps them"
+        warnings.warn(told, SrlibWarning, stacklevel=3)
+
+
+@contextmanager
+def _sink(
+    temporary: Path, path: Path, recording: Recording, sample_rate: int, subtype: str
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that writes blocks into a file of libsndfile; `path` is what its errors name."""
+    samples, channels, rng = recording.samples_at(sample_rate), recording.channels, np.random.default_rng(0)
+    size = samples * channels * (8 if subtype == "DOUBLE" else 4)
+    wave = "RF64" if size > _WAV_LIMIT else "WAVEX" if recording.metadata.mask else "WAV"
+    file_format = {".flac": "FLAC", ".ogg": "OGG"}.get(path.suffix.lower(), wave)
+    if not soundfile.check_format(file_format, subtype):
+        raise SrlibError(f"{path}: {file_format} has no subtype {subtype}: choose PCM_16, PCM_24 or, in .wav, FLOAT.")
+    name = native_name(temporary)
+    try:
+        with soundfile.SoundFile(name, "w", sample_rate, channels, subtype, format=file_format) as file:
+
+            def write(block: np.ndarray) -> None:
+                for start in range(0, block.shape[1], BLOCK):  # libsndfile's Vorbis crashes on long ones
+                    file.write(_quantised(block[:, start : start + BLOCK], subtype, rng).T)
+
+            yield write
+        written = soundfile.info(name).frames
+    except soundfile.LibsndfileError as error:
+        raise SrlibError(f"Cannot write {path} ({one_line(error)}).") from error
+    if written != samples:
+        raise SrlibError(f"Cannot write {path}: {written} of {samples} samples fitted; is the disk full?")
+
+
+def _encode(temporary: Path, path: Path, metadata: Metadata) -> None:
+    """Let ffmpeg encode a finished file, in its place."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{temporary}"]
+    command += [part for pair in metadata.tags.items() for part in ("-metadata", "=".join(pair))]
+    encoded = temporary.with_name("encoded")
+    command += [*_ENCODERS[path.suffix.lower()], f"file:{encoded}"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    if done.returncode:
+        raise SrlibError(f"Cannot write {path} ({one_line(done.stderr)}).")
+    os.replace(encoded, temporary)
+
+
+def _quantised(block: np.ndarray, subtype: str, rng: np.random.Generator) -> np.ndarray:
+    """Integers of 16 or 24 bit in the upper bits of int32, clipped; 16 bit with triangular dither of two steps.
+
+    What has 16 bit already, such as silence, is not dithered. Other subtypes are left to libsndfile.
+    """
+    if subtype not in _BITS:
+        return block
+    limit = 2 ** (_BITS[subtype] - 1)
+    steps = block.astype(np.float64) * limit
+    if subtype == "PCM_16":
+        dither = rng.random(block.shape) - rng.random(block.shape)
+        steps += np.where(steps == np.rint(steps), 0, dither)
+    return np.clip(np.rint(steps), -limit, limit - 1).astype(np.int32) << (32 - _BITS[subtype])
+
+
+def one_line(message: object) -> str:
+    """The last line of what another library says."""
+    lines = str(message).strip().splitlines()
+    return lines[-1].strip() if lines else "no reason given"
 
 
 @contextmanager
@@ -156,31 +219,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a folder, then put it in the place of `path`; if that fails, the old folder stays.
-
-    No system call exchanges two folders on every system, so the old one is renamed first. If the process is killed
-    between the two renames, the next call puts the old folder back.
-    """
-    old = path.with_name(f".{path.name}.old")
-    _settle(path, old)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
-        new = Path(folder) / "part"
-        write(new)
-        try:
-            if path.exists():
-                os.rename(path, old)
-            os.rename(new, path)
-        finally:
-            _settle(path, old)
-
-
-def _settle(path: Path, old: Path) -> None:
-    """Remove the old folder where there is a new one, else put it back."""
+    """Let `write` make a folder, then put it in the place of `path`; if that fails, the old folder stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if old.exists() and not path.exists():
-        os.rename(old, path)
-    elif old.exists():
-        shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
+        new, old = Path(folder) / "new", Path(folder) / "old"
+        write(new)
+        if path.exists():
+            os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except BaseException:
+            if old.exists():
+                os.rename(old, path)
+            raise
 
 
 def resample(wav: np.ndarray, sample_rate: int, new_rate: int) -> np.ndarray:
@@ -202,27 +253,3 @@ def to_mono(wav: np.ndarray) -> np.ndarray:
     if wav.ndim == 1:
         return wav
     return wav[0] if len(wav) == 1 else wav.mean(axis=0, dtype=wav.dtype)
-
-
-def check_finite(wav: np.ndarray, path: Path) -> None:
-    """Raise SrlibError if `wav` (of any shape but empty) holds NaN or Inf."""
-    if not _is_finite(wav):
-        raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
-
-
-def _is_finite(wav: np.ndarray) -> bool:
-    # Minimum and maximum carry NaN and Inf along and, unlike isfinite(wav), need no second array.
-    return bool(np.isfinite(wav.min()) and np.isfinite(wav.max()))
-
-
-def _clear_peak_time(path: Path) -> None:
-    """libsndfile stores the time of day in the PEAK chunk of float files; without it the bytes are repeatable."""
-    with path.open("r+b") as stream:
-        if stream.read(12)[:4] not in (b"RIFF", b"RF64"):
-            return
-        while len(header := stream.read(8)) == 8 and not header.startswith(b"data"):
-            if header.startswith(b"PEAK"):
-                stream.seek(4, os.SEEK_CUR)  # its version
-                stream.write(bytes(4))
-                return
-            stream.seek(int.from_bytes(header[4:], "little"), os.SEEK_CUR)

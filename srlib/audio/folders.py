@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from srlib.audio.files import is_audio_file
+from srlib.audio.decoding import is_audio_file, is_pipe
+from srlib.audio.files import OUTPUT_SUFFIXES
 from srlib.errors import SrlibError
-
-OUTPUT_SUFFIXES = (".wav", ".flac")
 
 
 def audio_files(folder: Path) -> dict[str, Path]:
-    """Audio of a folder and the folders in it, by its path from there without the suffix; no hidden files.
+    """Audio of a folder and the folders in it, by its path from there without the suffix; nothing hidden.
 
-    Raises:
-        SrlibError: for two files that differ only in their suffix.
+    Where names differ only in their suffix, it stays: `01.mp3` and `01.wav`.
     """
     inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
     shown = {name: path for name, path in inside.items() if not any(part.startswith(".") for part in name.parts)}
     paths = {name: path for name, path in shown.items() if is_audio_file(path)}
-    found = {name.with_suffix("").as_posix(): path for name, path in paths.items()}
-    if len(found) < len(paths):
-        raise SrlibError(f"{folder}: holds audio files that differ only in their suffix; keep one of each name.")
-    return found
+    stems = Counter(name.with_suffix("") for name in paths)
+    return {(n if stems[n.with_suffix("")] > 1 else n.with_suffix("")).as_posix(): path for n, path in paths.items()}
 
 
 def _outside(found: dict[str, Path], folder: Path, written: Path) -> dict[str, Path]:
@@ -36,38 +34,37 @@ def _outside(found: dict[str, Path], folder: Path, written: Path) -> dict[str, P
     return {name: path for name, path in found.items() if written not in path.resolve().parents}
 
 
-def outputs(given: Iterable[Path], out: str, overwrite: bool) -> dict[Path, Path]:
+def outputs(given: Iterable[Path], out: str, suffix: str = ".wav") -> dict[Path, Path]:
     """The file that each input is to be restored into, {input: output}.
 
     Args:
         given: files, or folders that stand for all audio in them, without what lies in `out`.
-        out: a file for a single input; else a folder, in which an output has its input's name and .wav.
-        overwrite: whether an output may exist already.
+        out: a file for a single input; else a folder, in which an output has its input's name and `suffix`.
+        suffix: what follows the name, such as `.flac` or `_restored.wav`.
 
     Raises:
-        SrlibError: for an empty folder, and for outputs that collide or cannot be written.
+        SrlibError: for an empty folder, and an output that cannot be written in its format.
     """
-    names = _inputs(given, Path(out))
     folder = Path(out)
-    if len(names) == 1 and folder.suffix.lower() in OUTPUT_SUFFIXES and not folder.is_dir():
-        paths = [folder]
-    elif folder.suffix and not folder.is_dir() and not out.endswith(os.sep):
-        want = "one of .wav, .flac" if len(names) == 1 else "a folder, since there are several inputs"
-        raise SrlibError(f"{out}: the output has to be {want}.")
-    else:
-        paths = [folder / f"{name}.wav" for name in names.values()]
-    for i, path in enumerate(paths):
-        if path in paths[:i]:
-            raise SrlibError(f"{path}: two inputs would be written there; restore them into different folders.")
-        check_output(path, names, overwrite)
-    return dict(zip(names, paths, strict=True))
+    if not suffix.lower().endswith(OUTPUT_SUFFIXES):
+        raise SrlibError(f"The suffix of outputs is {suffix!r}: end it with one of {', '.join(OUTPUT_SUFFIXES)}.")
+    given = list(given)
+    names = _inputs(given, folder)
+    into_folder = (
+        folder.is_dir() or out.endswith(("/", os.sep)) or any(path.is_dir() for path in given) or len(names) > 1
+    )
+    if into_folder and folder.suffix.lower() in OUTPUT_SUFFIXES and not folder.is_dir():
+        raise SrlibError(f"{out}: the output has to be a folder, since there are several inputs.")
+    if not into_folder and re.search(r"\.[A-Za-z]\w{1,3}$", out):  # looks like the name of a file
+        return {next(iter(names)): folder}
+    return {path: folder / f"{name}{suffix}" for path, name in names.items()}
 
 
 def _inputs(given: Iterable[Path], out: Path) -> dict[Path, str]:
     """The files that are given, and what each is called below `out`; what lies in `out` is no input."""
     names: dict[Path, str] = {}
     for path in given:
-        inside = audio_files(path) if path.is_dir() else {path.stem: path}
+        inside = audio_files(path) if path.is_dir() else {"restored" if is_pipe(path) else path.stem: path}
         found = _outside(inside, path, out)
         if not found:
             raise SrlibError(f"{path}: this folder holds no audio files.")
@@ -77,10 +74,16 @@ def _inputs(given: Iterable[Path], out: Path) -> dict[Path, str]:
     return names
 
 
-def check_output(out: Path, given: Collection[Path], overwrite: bool) -> None:
+def collisions(outputs: dict[Path, Path]) -> dict[Path, Path]:
+    """Inputs whose outputs would be the same file, and that file."""
+    counts = Counter(outputs.values())
+    return {path: out for path, out in outputs.items() if counts[out] > 1}
+
+
+def check_output(out: Path, given: Collection[Path], overwrite: bool, formats: Sequence[str] = OUTPUT_SUFFIXES) -> None:
     """Refuse an output that is an input, that exists already, or whose format is not written."""
-    if out.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise SrlibError(f"{out}: the output has to be one of {', '.join(OUTPUT_SUFFIXES)}.")
+    if out.suffix.lower() not in formats:
+        raise SrlibError(f"{out}: the output has to be one of {', '.join(formats)}.")
     if any(path.exists() and out.exists() and out.samefile(path) for path in given):
         raise SrlibError(f"{out}: this is an input, which is never overwritten; name another output.")
     if out.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,14 +10,11 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
-from srlib.audio.decoding import decoded, truncated, whole
-from srlib.audio.files import TAGS, check_finite
-from srlib.errors import SrlibError
-
-_BLOCK = 2**17  # samples of each channel
+from srlib.audio.decoding import BLOCK, PADDING, Decoder, decoders, ends_within_page, limited, local_file
+from srlib.audio.tags import Metadata, read_metadata
+from srlib.errors import IncompleteWarning, SrlibError, SrlibWarning
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,9 @@ class Recording:
     channels: int
     samples: int
     blocks: Callable[[], Iterator[np.ndarray]]
-    tags: dict[str, str] = field(default_factory=dict)
+    metadata: Metadata = field(default_factory=Metadata)
+    warnings: list[str] = field(default_factory=list)
+    incomplete: str | None = None  # what is missing of a damaged file
 
     @classmethod
     def from_array(cls, wav: np.ndarray, sample_rate: int) -> Recording:
@@ -35,8 +35,8 @@ class Recording:
         rows = as_channels(wav, sample_rate)
 
         def blocks() -> Iterator[np.ndarray]:
-            for start in range(0, rows.shape[1], _BLOCK):
-                yield rows[:, start : start + _BLOCK].astype(np.float32)
+            for start in range(0, rows.shape[1], BLOCK):
+                yield rows[:, start : start + BLOCK].astype(np.float32)
 
         return cls(sample_rate, *rows.shape, blocks)
 
@@ -46,18 +46,32 @@ class Recording:
 
     def blocks_at(self, sample_rate: int, channels: Sequence[int]) -> Iterator[np.ndarray]:
         """A pass over some channels, resampled as `srlib.audio.files.resample` does the whole."""
-        chosen = (block[list(channels)] for block in self.blocks())
-        if sample_rate == self.sample_rate:
-            yield from chosen
-            return
-        stream = soxr.ResampleStream(self.sample_rate, sample_rate, len(channels), dtype="float32", quality="VHQ")
-        missing = self.samples_at(sample_rate)
-        for block in chosen:
-            resampled = stream.resample_chunk(np.ascontiguousarray(block.T)).T[:, :missing]
-            missing -= resampled.shape[1]
-            yield resampled
-        rest = stream.resample_chunk(np.empty((0, len(channels)), np.float32), last=True).T[:, :missing]
-        yield np.pad(rest, ((0, 0), (0, missing - rest.shape[1])))  # soxr's own rounding, a sample at most
+        resampler = Resampler(self.sample_rate, sample_rate, len(channels), self.samples_at(sample_rate))
+        for block in self.blocks():
+            yield resampler.feed(block[list(channels)])
+        yield resampler.end()
+
+
+class Resampler:
+    """soxr VHQ for blocks of a stream, which gives `samples` samples in all."""
+
+    def __init__(self, old_rate: int, new_rate: int, channels: int, samples: int) -> None:
+        self._channels, self._missing, self._stream = channels, samples, None
+        if old_rate != new_rate:
+            self._stream = soxr.ResampleStream(old_rate, new_rate, channels, dtype="float32", quality="VHQ")
+
+    def feed(self, block: np.ndarray, last: bool = False) -> np.ndarray:
+        """What is ready after `block` `[channels, n]`, of the same shape but n."""
+        if self._stream is not None:
+            block = self._stream.resample_chunk(np.ascontiguousarray(block.T, np.float32), last=last).T
+        block = block[:, : self._missing]
+        self._missing -= block.shape[1]
+        return block
+
+    def end(self) -> np.ndarray:
+        """The rest, padded by the sample that soxr's rounding can lack."""
+        rest = self.feed(np.empty((self._channels, 0), np.float32), last=True)
+        return np.pad(rest, ((0, 0), (0, self._missing)))
 
 
 def as_channels(wav: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -71,37 +85,68 @@ def as_channels(wav: np.ndarray, sample_rate: int) -> np.ndarray:
         raise SrlibError("The audio has no samples: give a file that holds sound.")
     if not sample_rate > 0:
         raise SrlibError(f"The sample rate is {sample_rate}: give a positive number of Hz.")
-    if not np.isfinite(wav).all():
-        raise SrlibError("The audio holds NaN or infinite samples: repair the file first.")
+    if not is_finite(wav):
+        raise SrlibError("The audio holds NaN or Inf: repair the file first.")
     return np.atleast_2d(wav)
 
 
+def is_finite(wav: np.ndarray) -> bool:
+    """Whether `wav` holds neither NaN nor Inf. Minimum and maximum carry both along, and need no second array."""
+    return wav.size == 0 or bool(np.isfinite(wav.min()) and np.isfinite(wav.max()))
+
+
 @contextmanager
-def open_recording(path: str | PathLike) -> Iterator[Recording]:
-    """The recording in a file; errors in it show when it is opened or in the first pass, as `SrlibError`."""
-    path = Path(path)
-    with decoded(path) as readable:
-        with soundfile.SoundFile(readable) as file:
-            rate, channels, samples = file.samplerate, file.channels, file.frames
-            tags = {name: value for name, value in file.copy_metadata().items() if name in TAGS}
+def open_recording(path: str | PathLike, strict: bool = False) -> Iterator[Recording]:
+    """The recording in a file, or in standard input (`-`), as the reader gives it that finds the most sound.
+
+    The file is decoded once to learn its true length, so that its faults show before any work. `incomplete` says what
+    is missing if that is less than the header promises; what is no audio, and NaN or Inf, raise `SrlibError`.
+    """
+    with local_file(path) as readable:
+        decoder, samples = _longest(readable, notes := [])
         if samples == 0:
             raise SrlibError(f"{path} holds no samples: nothing to process.")
+        rate, promised, incomplete = decoder.sample_rate, decoder.samples or samples, None
+        if 0 < samples - promised < PADDING and decoder.trims:
+            samples = promised
+        if samples < promised - decoder.slack:
+            lost = f"{(promised - samples) / rate:.3f} s of the {promised / rate:.3f} s that its header promises"
+            incomplete = f"{path} is truncated or damaged: {lost} are missing"
+        elif ends_within_page(readable):
+            incomplete = f"{path} is truncated or damaged: it ends within a page of Ogg"
+        if incomplete and strict:
+            raise SrlibError(f"{incomplete}; get a complete copy.")
+        if incomplete:
+            warnings.warn(incomplete, IncompleteWarning, stacklevel=3)
+        for note in notes:
+            warnings.warn(f"{path}: {note}", SrlibWarning, stacklevel=3)
+        yield Recording(
+            sample_rate=rate,
+            channels=decoder.channels,
+            samples=samples,
+            blocks=lambda: limited(decoder.blocks(), samples),
+            metadata=read_metadata(readable),
+            warnings=notes,
+            incomplete=incomplete,
+        )
 
-        def blocks() -> Iterator[np.ndarray]:
-            for block in _read_blocks(readable, samples, path):
-                check_finite(block, path)
-                yield block
 
-        yield Recording(rate, channels, samples, blocks, tags)
+def _longest(path: Path, notes: list[str]) -> tuple[Decoder, int]:
+    """The decoder that gives the most samples, and their number; a note if it is not the first.
 
-
-def _read_blocks(readable: Path, samples: int, path: Path) -> Iterator[np.ndarray]:
-    """Blocks of a file that soundfile reads; `path` is the name it is known by."""
-    with soundfile.SoundFile(readable) as file:
-        for start in range(0, samples, _BLOCK):
-            expected = min(_BLOCK, samples - start)
-            try:
-                block = file.read(expected, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise truncated(path) from error
-            yield whole(block, expected, file, path).T
+    A second one is tried if the first gives less than the header promises.
+    """
+    counted: list[tuple[int, Decoder]] = []
+    for decoder in decoders(path):
+        samples = 0
+        for block in decoder.blocks():
+            if not is_finite(block):
+                raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
+            samples += block.shape[1]
+        counted.append((samples, decoder))
+        if samples >= max(1, decoder.samples or 0):
+            break
+    samples, best = max(counted, key=lambda pair: pair[0])
+    if samples - counted[0][0] > counted[0][1].slack:
+        notes.append(f"one reader finds {counted[0][0]} samples and another {samples}: the longer is taken")
+    return best, samples

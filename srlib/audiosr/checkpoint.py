@@ -85,23 +85,21 @@ _RULES: dict[str, list[tuple[str, str | Callable[[re.Match], str]]]] = {
 _BUILDERS = {"vae": vae.build_vae, "unet": diffusion.build_unet, "vocoder": build_vocoder}
 
 
-def audiosr_key(part: str, key: str, ema: bool = False) -> str:
-    """AudioSR's name of the parameter `key` of our `vae`, `unet` or `vocoder`; averaged ones are without dots."""
+def audiosr_key(part: str, key: str) -> str:
+    """AudioSR's name of the parameter `key` of our `vae`, `unet` or `vocoder`."""
     for pattern, name in _RULES[part]:
         key = re.sub(pattern, name, key)
-    averaged = ema and part == "unet"
-    return "model_ema." + f"diffusion_model.{key}".replace(".", "") if averaged else PREFIXES[part] + key
+    return PREFIXES[part] + key
 
 
 def from_audiosr(
-    state_dict: Mapping[str, torch.Tensor], size: str = "audiosr", ema: bool = False
+    state_dict: Mapping[str, torch.Tensor], size: str = "audiosr"
 ) -> dict[str, nn.Module | SchedulerMixin]:
     """The parts of a pipeline from AudioSR's tensors, by AudioSR's names: `vae`, `unet`, `vocoder`, `scheduler`.
 
     Args:
         state_dict: name to tensor. The parts share its memory and its dtype.
         size: `audiosr`, or `tiny`, the width of the parity fixture (`config.AUDIOSR_NARROW`).
-        ema: take the U-Net's averaged weights (`model_ema.*`), which AudioSR stores but does not sample with.
 
     Raises:
         SrlibError: for keys that miss, are unexpected or have another shape, and for a scale_factor that is none.
@@ -109,18 +107,18 @@ def from_audiosr(
     if size not in WIDTHS:
         raise SrlibError(f"AudioSR has no size {size!r}: choose one of {', '.join(WIDTHS)}.")
     model = WIDTHS[size]
-    _check_keys(state_dict, model, ema)
+    _check_keys(state_dict, model)
     factor = float(state_dict["scale_factor"])
     if not (math.isfinite(factor) and factor > 0):
         raise SrlibError(f"The checkpoint's scale_factor is {factor}: it should be a positive number.")
     model = replace(model, vae=model.vae | {"scaling_factor": factor})
-    parts = {part: _converted(part, model, state_dict, ema) for part in PREFIXES}
+    parts = {part: _converted(part, model, state_dict) for part in PREFIXES}
     return {**parts, "scheduler": diffusion.build_scheduler(model)}
 
 
-def _converted(part: str, model: ModelSize, state_dict: Mapping[str, torch.Tensor], ema: bool) -> nn.Module:
+def _converted(part: str, model: ModelSize, state_dict: Mapping[str, torch.Tensor]) -> nn.Module:
     module = _skeleton(part, model)
-    weights = {key: state_dict[audiosr_key(part, key, ema)].reshape(p.shape) for key, p in module.named_parameters()}
+    weights = {key: state_dict[audiosr_key(part, key)].reshape(p.shape) for key, p in module.named_parameters()}
     if part == "vocoder":  # buffers of transformers' class, for a normalisation that AudioSR does not use
         weights |= {"mean": torch.zeros(N_MELS), "scale": torch.ones(N_MELS)}
     module.load_state_dict(weights, assign=True)
@@ -132,21 +130,21 @@ def _skeleton(part: str, model: ModelSize) -> nn.Module:
         return _BUILDERS[part](model)
 
 
-def wanted_shapes(model: ModelSize, ema: bool = False) -> dict[str, tuple[int, ...]]:
+def wanted_shapes(model: ModelSize) -> dict[str, tuple[int, ...]]:
     """Every key that a checkpoint of a size has to have, and its tensor's shape."""
     wanted: dict[str, tuple[int, ...]] = {"scale_factor": ()}
     for part in PREFIXES:
         for key, parameter in _skeleton(part, model).named_parameters():
             linear = part == "vae" and re.search(r"attentions.*\.to_.*weight$", key)  # 1 x 1 convolutions in AudioSR
-            wanted[audiosr_key(part, key, ema)] = (*parameter.shape, 1, 1) if linear else tuple(parameter.shape)
+            wanted[audiosr_key(part, key)] = (*parameter.shape, 1, 1) if linear else tuple(parameter.shape)
     return wanted
 
 
-def _check_keys(state_dict: Mapping[str, torch.Tensor], model: ModelSize, ema: bool) -> None:
+def _check_keys(state_dict: Mapping[str, torch.Tensor], model: ModelSize) -> None:
     """Raise SrlibError that lists what a checkpoint misses, has too many, or has in another shape."""
-    wanted = wanted_shapes(model, ema)
-    unused = {key for key in state_dict if _UNUSED.match(key) or (ema and key.startswith(PREFIXES["unet"]))}
-    missing, unexpected = sorted(wanted.keys() - state_dict), sorted(state_dict.keys() - wanted.keys() - unused)
+    wanted = wanted_shapes(model)
+    missing = sorted(wanted.keys() - state_dict)
+    unexpected = sorted(key for key in state_dict if key not in wanted and not _UNUSED.match(key))
     if len(missing) > len(wanted) // 2:
         raise SrlibError(f"This is not an AudioSR checkpoint: it lacks {_listed(missing)}.")
     misshaped = sorted(
@@ -168,14 +166,13 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def import_audiosr(checkpoint: str | Path, out: str | Path, dtype: str = "fp32", ema: bool = False) -> Path:
+def import_audiosr(checkpoint: str | Path, out: str | Path, dtype: str = "fp32") -> Path:
     """Write AudioSR's checkpoint (`pytorch_model.bin`, or a .safetensors of it) as the pipeline folder `out`.
 
     The folder appears when it is complete.
 
     Args:
         dtype: of the stored weights: `fp32`, `bf16` or `fp16`.
-        ema: see `from_audiosr`.
 
     Raises:
         SrlibError: for a file that is no such checkpoint or would run code, or a folder that exists.
@@ -189,7 +186,7 @@ def import_audiosr(checkpoint: str | Path, out: str | Path, dtype: str = "fp32",
     narrow = AUDIOSR_NARROW.unet["block_out_channels"][0]
     size = "tiny" if _FIRST_CONV in state and len(state[_FIRST_CONV]) == narrow else "audiosr"
     try:
-        parts: dict[str, Any] = from_audiosr(state, size, ema)
+        parts: dict[str, Any] = from_audiosr(state, size)
     except SrlibError as error:
         raise SrlibError(f"{checkpoint}: {error}") from error
     model = WIDTHS[size]

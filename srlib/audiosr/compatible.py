@@ -80,12 +80,6 @@ def replace_waveform(generated: np.ndarray, degraded: np.ndarray) -> np.ndarray:
     return librosa.istft(joined, hop_length=_HOP_LENGTH, length=len(generated))
 
 
-def normalise(wav: np.ndarray) -> np.ndarray:
-    """`[samples]` without its mean, its peak at one half: AudioSR's input level."""
-    centred = wav - wav.mean()
-    return centred / (np.abs(centred).max() + 1e-8) * _PEAK
-
-
 @torch.no_grad()
 def restore_as_audiosr(
     pipe: LogMelPipeline,
@@ -114,12 +108,12 @@ def restore_as_audiosr(
         raise SrlibError("This model is not of AudioSR's kind: give one that srlib import-audiosr wrote.")
     first = as_channels(wav, sample_rate)[0]
     audio = torchaudio.functional.resample(torch.from_numpy(first).float(), sample_rate, SAMPLE_RATE).numpy()
-    padded = np.pad(normalise(audio), (0, -len(audio) % _UNIT))
+    centred = audio - audio.mean()
+    padded = np.pad(centred / (np.abs(centred).max() + 1e-8) * _PEAK, (0, -len(audio) % _UNIT))
     cutoff_hz = detect_cutoff_hz(torch.from_numpy(padded))
     if cutoff_hz < _LOWEST_CUTOFF_HZ:
         raise SrlibError(f"AudioSR gives up on this audio: 98.5 % of it lies below {cutoff_hz:.0f} Hz, under 1000 Hz.")
-    filter_type = filter_type or str(np.random.RandomState(seed).choice(FILTERS))
-    degraded = simulate_lowpass(padded, cutoff_hz, filter_type)
+    degraded = simulate_lowpass(padded, cutoff_hz, filter_type or np.random.RandomState(seed).choice(FILTERS))
     mel = log_mel(torch.from_numpy(degraded).to(pipe.device))
     restored = _generate(pipe, mel, num_inference_steps, guidance_scale, eta, seed)
     generated = vocode(pipe.vocoder, replace_mel(restored, mel))[0].cpu().numpy()
@@ -139,7 +133,5 @@ def _generate(
     noise = torch.randn(shape, generator=generator).to(condition)
     added = (torch.randn(shape, generator=generator) for _ in range(steps))
     factor = pipe.vae.config.scaling_factor
-    latent = diffusion.denoise(
-        pipe.unet, pipe.scheduler, noise, condition, steps, guidance_scale, factor, eta, step_noise=added
-    )
+    latent = diffusion.denoise(pipe.unet, pipe.scheduler, noise, condition, steps, guidance_scale, factor, eta, added)
     return vae.decode(pipe.vae, latent)

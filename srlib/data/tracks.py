@@ -249,7 +249,7 @@ def _listed(root: Path, faults: list[str]) -> dict[str, _Row]:
             rows[name] = _Row.model_validate(row)
         except ValidationError as error:
             rows[name] = _Row()
-            wrong += [f"{one['loc'][0]} is {one['input']!r} ({one['msg']})" for one in error.errors()]
+            wrong += [f"{one['loc'][0]} is {one['input']!r}: {one['msg'].replace('Input', 'it')}" for one in error.errors()]
         faults += [f"manifest.csv, line {number}: {fault}" for fault in wrong]
     return rows
 

@@ -6,11 +6,11 @@ All audio is [samples] float32 at 48 kHz.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import signal
-from sklearn.linear_model import Ridge
 
 from srlib.audio.stft import BINS_HZ
 from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, SAMPLE_RATE
@@ -19,7 +19,7 @@ from srlib.measure import limits
 from srlib.measure.limits import TINY, spectrum_of, to_wav
 from srlib.restore.merge import Band
 from srlib.restore.noise import QUIET, level_above, smoothed_power
-from srlib.restore.tones import ToneFinder, fit_tone
+from srlib.restore.tones import ToneFinder, fit_tones
 
 # dB per octave above the cutoff, by cutoff in Hz: each the best of a grid by plain LSD up to 19 kHz on the train split
 # of the demo set, low-passed by cheby1 of order 8.
@@ -75,8 +75,7 @@ def notch(degraded: np.ndarray) -> np.ndarray:
     finder = ToneFinder(SAMPLE_RATE)
     finder.add(degraded)
     restored = degraded.copy()
-    for found_hz in finder.result():
-        tone_hz = fit_tone(degraded, found_hz, SAMPLE_RATE).frequency_hz
+    for tone_hz in (tone.frequency_hz for tone in fit_tones(degraded, finder.result(), SAMPLE_RATE)):
         b, a = signal.iirnotch(tone_hz, tone_hz / NOTCH_WIDTH_HZ, fs=SAMPLE_RATE)
         restored = signal.filtfilt(b, a, restored.astype(np.float64), padlen=SAMPLE_RATE // 2).astype(np.float32)
     return restored
@@ -108,13 +107,15 @@ def _gap_samples(degradation: Degradation) -> Iterator[tuple[int, int]]:
     return ((round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in degradation.gaps)
 
 
-def fit_ridge(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Ridge:
+def fit_ridge(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Any:
     """Linear regression of single log-mel frames, from (degraded, reference) pairs at one cutoff and noise."""
+    from sklearn.linear_model import Ridge  # of the extra `report`: training does without
+
     features, targets = zip(*((_log_mel(degraded), _log_mel(reference)) for degraded, reference in pairs), strict=True)
     return Ridge(PENALTY).fit(np.concatenate(features), np.concatenate(targets))
 
 
-def ridge(model: Ridge, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
+def ridge(model: Any, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
     """The predicted envelope times noise in the stop band, the input below passband_hz.
 
     Where the degradation added noise, the input is scaled by the predicted mel ratio, clipped to 0..1.

@@ -79,6 +79,22 @@ def level_high_db(reference: Sound, estimate: Sound, f_low: float, sample_rate: 
     return _ratio_db(est.power(f_low), ref.power(f_low))
 
 
+def stereo_high(wav: Sound, f_low: float, sample_rate: int = SAMPLE_RATE) -> dict[str, float]:
+    """Width above f_low Hz of `[channels, samples]`, from summed power: `correlation` and `mono_sum_db`.
+
+    The correlation is Pearson's for two channels, and a mean of all pairs, weighed by level, for more. The mono sum is
+    the power of the channels' mean over their mean power: 0 dB for equal channels, -3 dB for two unrelated ones, and
+    -inf for a channel and its inverse.
+    """
+    sound = wav if isinstance(wav, Spectra) else Spectra(np.asarray(wav), sample_rate)
+    wide = sound.wav.astype(np.float64)
+    powers = np.array([Spectra(row[None], sound.sample_rate).power(f_low) for row in wide])
+    mean = Spectra(wide.mean(axis=0)[None], sound.sample_rate).power(f_low)
+    crossed = len(wide) ** 2 * mean - powers.sum()  # twice the covariance of every pair
+    correlation = float(crossed / (np.sqrt(powers).sum() ** 2 - powers.sum()))
+    return {"correlation": correlation, "mono_sum_db": _ratio_db(mean, float(powers.mean()))}
+
+
 def texture_high(reference: Sound, estimate: Sound, f_low: float, sample_rate: int = SAMPLE_RATE) -> float:
     """How rough the estimate is between f_low and 19 kHz, over how rough the reference is: 1 is right, blur is below.
 

@@ -18,12 +18,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from srlib.config import SAMPLE_RATE, Profile
-from srlib.data import tracks
+from srlib.config import SAMPLE_RATE
 from srlib.measure import baselines
 from srlib.measure.conditions import Case, Recipe, draw
-from srlib.measure.measures import Measure, Perceptual, Trial, scores
-from srlib.measure.systems import System, named
+from srlib.measure.measures import Measure, Trial
+from srlib.measure.systems import System
 
 T, R = TypeVar("T"), TypeVar("R")
 _WORTH = 4  # tasks a worker, under which processes take longer to start than to work
@@ -66,20 +65,6 @@ def sweep(
     )
 
 
-def evaluate_system(
-    name: str, given: Any, conditions: Mapping[str, Recipe], profile: Profile, store: str | Path | None = None
-) -> pd.DataFrame:
-    """Rows of anyone's restorer on the profile's test tracks, as the main table has them.
-
-    Args:
-        given: a command with `{in}` and `{out}`, a model folder, or a callable, as `systems.named` takes it.
-        store: as `sweep` takes it.
-    """
-    clips = {track.name: tracks.excerpt(track, profile) for track in tracks.for_profile(profile, "test")}
-    measures = [scores, Perceptual()]
-    return sweep(named({name: given}, profile), conditions, clips, measures, store=store).drop(columns="amplitude")
-
-
 def _rows(task: tuple) -> list[dict[str, Any]]:
     """Those of one case."""
     arguments, systems, measures, seed, store = task
@@ -115,12 +100,17 @@ def parallel(function: Callable[[T], R], tasks: Sequence[T], workers: int | None
         return (_on_one_thread(function, task) for task in tasks)
     backend: dict[str, Any] = {"backend": "loky", "n_jobs": workers, "inner_max_num_threads": 1}
     if address:
-        from distributed import Client
-
-        backend = {"backend": "dask", "n_jobs": -1, "client": Client(address)}
+        backend = {"backend": "dask", "n_jobs": -1, "client": _client(address)}
     with joblib.parallel_config(**backend):
         pool = joblib.Parallel(return_as="generator", max_nbytes=None, batch_size=1)
         return pool(joblib.delayed(_on_one_thread)(function, task) for task in tasks)
+
+
+@cache
+def _client(address: str) -> Any:
+    from distributed import Client
+
+    return Client(address)
 
 
 def _on_one_thread(function: Callable[[T], R], task: T) -> R:

@@ -34,17 +34,21 @@ def _loop() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).standard_normal(_LOOP_SAMPLES).astype(np.float32))
 
 
-def copied(known: torch.Tensor, edge_hz: float, first_sample: int = 0) -> torch.Tensor:
+def copied(
+    known: torch.Tensor, edge_hz: float, first_sample: int = 0, delays_s: torch.Tensor | float = 0.0
+) -> torch.Tensor:
     """The top octave below `edge_hz` of `[..., samples]`, repeated upwards to 24 kHz; noise where it is silent.
 
-    `first_sample` is the position in the recording that the modulation is counted from: chunks agree where they
-    overlap.
+    Args:
+        first_sample: position in the recording that the modulation is counted from: chunks agree where they overlap.
+        delays_s: by how much later, s `[...]`, it is counted in each row: copies of a delayed sound are as delayed.
     """
     samples, width_hz = known.shape[-1], edge_hz / 2
     freqs_hz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE, device=known.device)
     octave = torch.fft.rfft(known) * ((freqs_hz >= edge_hz - width_hz) & (freqs_hz < edge_hz))
     analytic = torch.fft.ifft(2 * octave, samples)  # negative frequencies are zero
     seconds = (torch.arange(samples, dtype=torch.float64) + first_sample) / SAMPLE_RATE
+    seconds = seconds - torch.as_tensor(delays_s, dtype=torch.float64)[..., None]
     total = torch.zeros_like(analytic)
     for shift_hz in shifts_hz(edge_hz):
         carrier = torch.polar(torch.ones_like(seconds), 2 * math.pi * (shift_hz * seconds % 1))

@@ -170,9 +170,8 @@ class LogMelPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Restored log-mel of a degraded one `[1, 1, frames, 256]` and its posterior, frames a multiple of 64.
 
-        `noise` `[samples, channels, frames / 8, 32]` starts the sampler, and `step_noise`, of the same shape, is what
-        each step adds, if `eta` asks for any; the samples are averaged. `trajectory` collects the log-mel that is
-        predicted after each step.
+        `noise` `[samples, channels, frames / 8, 32]` starts the sampler, each step adds one of `step_noise` if `eta`
+        asks for it, and the samples are averaged. `trajectory` collects the predicted log-mel of every step.
         """
         if posterior is not None and not sampling.steps:
             return posterior.mean

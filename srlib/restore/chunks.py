@@ -18,7 +18,7 @@ from srlib.settings import Gap
 
 CHUNK_FRAMES = 1024  # frames that the model restores at once, 10.24 s: the length that AudioSR was trained on
 CONTEXT_FRAMES = 64  # frames at either end of a chunk, whose result is dropped
-_FADE = 16 * HOP_LENGTH  # samples, 0.16 s around an edge
+FADE = 16 * HOP_LENGTH  # samples, 0.16 s around an edge
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,19 @@ def cut(blocks: Iterable[np.ndarray], chunks: Iterable[Chunk]) -> Iterator[np.nd
 
 def join(chunks: Sequence[Chunk], pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Turn the `[..., samples]` of every chunk into consecutive parts of the recording, cross-faded at the edges."""
-    share = (np.arange(_FADE, dtype=np.float32) + 0.5) / _FADE
+    share = (np.arange(FADE, dtype=np.float32) + 0.5) / FADE
     tail = None
     for (chunk, following), piece in zip(itertools.pairwise((*chunks, None)), pieces, strict=True):
         first, last = 0, piece.shape[-1]
         if tail is not None:
-            first = (chunk.keep_from - chunk.start) * HOP_LENGTH - _FADE // 2
-            faded = piece[..., first : first + _FADE]
+            first = (chunk.keep_from - chunk.start) * HOP_LENGTH - FADE // 2
+            faded = piece[..., first : first + FADE]
             # Both sides are coherent, so they fade in amplitude; what they agree on stays as it is, to the bit.
-            piece = np.concatenate([tail + share * (faded - tail), piece[..., first + _FADE :]], axis=-1)
+            piece = np.concatenate([tail + share * (faded - tail), piece[..., first + FADE :]], axis=-1)
             last -= first
         if following is not None:
-            last = (following.keep_from - chunk.start) * HOP_LENGTH - _FADE // 2 - first
-            tail = piece[..., last : last + _FADE]
+            last = (following.keep_from - chunk.start) * HOP_LENGTH - FADE // 2 - first
+            tail = piece[..., last : last + FADE]
         yield piece[..., :last]
 
 

@@ -24,7 +24,8 @@ _FEWEST_BINS = 40  # that tell a level
 # decile of that over frequency. The biases are the mean power of white noise over each of the two, as measured.
 _SMOOTHED_FRAMES, QUIET = 9, 0.1
 _QUIET_BIAS, _LOWEST_BIAS = 2.05, 2.29
-_LEVEL_STEP_DB, _LOWEST_DB, _LEVELS = 0.5, -140.0, 400  # cells of the histogram of levels
+_QUIET_CHUNKS = 0.25  # of the quiet moments of all chunks, those of the quieter ones count
+_SILENT = 1e-14  # power of frames that say nothing
 _CLEAR = 1.05  # only noise is left above this multiple of the edge of the missing band
 
 # In-band noise is looked for in the highest fifth of the band below 95 % of its edge, in 48 bins at least.
@@ -50,7 +51,7 @@ _POWER_OF_LOG = 1.7
 def smoothed_power(wav: torch.Tensor) -> np.ndarray:
     """Power `[frames, 1025]` of an STFT of `[samples]` at 48 kHz, smoothed over time, without digital silence."""
     power = aligned_stft(wav, max(len(wav) // HOP_LENGTH, 1)).abs().square().cpu().double().numpy()
-    power = power[power.max(1) > 10 ** (_LOWEST_DB / 10)]
+    power = power[power.max(1) > _SILENT]
     smooth = ndimage.uniform_filter1d(power, _SMOOTHED_FRAMES, axis=0, mode="nearest")
     return np.maximum(smooth, 1e-30)  # after a loud moment rounding errors of the running sums may be negative
 
@@ -70,59 +71,48 @@ class NoiseFloor:
     """Power of white noise in every bin of the STFT, from a recording that comes in chunks."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros((len(BINS_HZ), _LEVELS), np.int64)  # frames by level: an hour takes no more than this
-        self._in_band = InBandNoise()
+        self._quiet: list[np.ndarray] = []  # two quantiles over time, [2, 1025], of each chunk
+        self._judged: list[bool] = []  # whether a chunk is long enough to tell whether it is noise
 
     def add(self, wav: torch.Tensor) -> None:
         """Take the next chunk of the recording, `[samples]` at 48 kHz."""
         power = smoothed_power(wav)
-        self._in_band.add(power)
-        level = (10 * np.log10(power) - _LOWEST_DB) / _LEVEL_STEP_DB
-        cell = np.arange(len(BINS_HZ)) * _LEVELS + level.clip(0, _LEVELS - 1).astype(np.int64)
-        self._counts += np.bincount(cell.ravel(), minlength=self._counts.size).reshape(self._counts.shape)
+        if len(power):
+            self._quiet.append(np.quantile(power, (QUIET, _QUIETEST), axis=0).astype(np.float32))
+            self._judged.append(len(power) >= FEWEST_FRAMES)
 
-    def result(self, band: Band, sampled: Band | None = None) -> np.ndarray:
+    def result(self, band: Band, sampled: Band | None = None, forced: bool = False) -> np.ndarray:
         """Expected noise power of every bin, `[1025]`; zero where no noise can be heard.
 
-        `sampled` is what the recording's own sample rate leaves of the band, if that is less.
+        `sampled` is what the recording's own sample rate leaves of the band, if that is less. `forced` takes the quiet
+        moments at the upper end of the band for noise, although nothing shows that they are.
         """
-        quiet = self._quiet_moments()
-        noise = np.maximum(level_above(quiet, band), self._in_band.result(sampled or band))
+        if not self._quiet:
+            return np.zeros(len(BINS_HZ))
+        quiet = np.quantile([chunk[0] for chunk in self._quiet], _QUIET_CHUNKS, axis=0)
+        noise = np.maximum(level_above(quiet, band), self.in_band(sampled or band))
+        if forced and not noise.any():
+            noise = noise + _white_level(quiet[_highest(sampled or band)])
         floor = np.minimum(noise, _QUIET_BIAS * quiet)
         return np.where(floor > _INAUDIBLE, floor, 0.0)
 
-    def _quiet_moments(self) -> np.ndarray:
-        """First decile over time of each bin's power, `[1025]`; zero before the first frame."""
-        frames = self._counts.cumsum(1)
-        cell = (frames <= QUIET * frames[:, -1:]).sum(1)
-        return np.where(frames[:, -1] > 0, 10 ** ((_LOWEST_DB + _LEVEL_STEP_DB * (cell + 0.5)) / 10), 0.0)
+    def in_band(self, band: Band) -> np.ndarray:
+        """Expected power `[1025]` of noise that ends with the band, or lies on a full band; zero if there is none.
 
-
-class InBandNoise:
-    """White noise that ends with the band, or lies on a full band: found where music leaves the band's end to it."""
-
-    def __init__(self) -> None:
-        self._quiet: list[np.ndarray] = []  # two quantiles over time, [2, 1025], of each chunk
-
-    def add(self, power: np.ndarray) -> None:
-        """Take the `smoothed_power` of the next chunk; less than two seconds say nothing."""
-        if len(power) >= FEWEST_FRAMES:
-            self._quiet.append(np.quantile(power, (QUIET, _QUIETEST), axis=0).astype(np.float32))
-
-    def result(self, band: Band) -> np.ndarray:
-        """Its expected power in every bin, `[1025]`; zero where it does not reach, and everywhere if there is none."""
+        It is found where music leaves the band's end to it.
+        """
+        chunks = [quiet for quiet, judged in zip(self._quiet, self._judged, strict=True) if judged]
         response = band.response(torch.from_numpy(BINS_HZ)).square().numpy()
         highest = _highest(band)
-        if not self._quiet or highest.sum() < _FEWEST_BINS:
+        if not chunks or highest.sum() < _FEWEST_BINS:
             return np.zeros(len(BINS_HZ))
-        powers = np.array([quiet[0, highest] / np.maximum(response[highest], 1e-9) for quiet in self._quiet])
-        levels = _white_level(powers)
-        noisy = np.array([_is_noise(quiet, response, highest, band) for quiet in self._quiet])
+        levels = _white_level(np.array([quiet[0, highest] / np.maximum(response[highest], 1e-9) for quiet in chunks]))
+        noisy = np.array([_is_noise(quiet, response, highest, band) for quiet in chunks])
         level = np.median(levels[noisy]) if noisy.any() else 0.0
         quieter = levels < 10 ** (-_QUIETER_DB / 10) * level
         if noisy.sum() < max(LEAST_SHARE * len(noisy), quieter.sum() + 1):
             return np.zeros(len(BINS_HZ))
-        quiet = np.mean([quiet[0] for quiet, chosen in zip(self._quiet, noisy, strict=True) if chosen], axis=0)
+        quiet = np.mean([quiet[0] for quiet, chosen in zip(chunks, noisy, strict=True) if chosen], axis=0)
         reached = ndimage.median_filter(quiet, _NEIGHBOURS, mode="nearest") > 0.5 / _QUIET_BIAS * level * response
         return np.where(reached, level * response, 0.0)
 

@@ -17,7 +17,7 @@ from srlib.audio.stft import band_edges_hz, mel_filters
 from srlib.config import N_FFT, N_MELS, SAMPLE_RATE
 from srlib.models.prior import MISSING
 from srlib.restore.gaps import gap_frames
-from srlib.restore.merge import Band
+from srlib.restore.merge import LOST, Band
 from srlib.settings import Gap
 
 GAP_VARIANCE = 1.0  # nat^2, of a gap that is bridged from its two sides
@@ -48,7 +48,7 @@ def observe(
         log_mel: nat, with gaps bridged (`srlib.restore.gaps.interpolate_gaps`).
         noise_floors: expected powers of STFT bins `[1025]`, or None.
 
-    The fall of the filter is taken back where it is less than 6 dB.
+    The fall of the filter is taken back.
     """
     rows = []
     tones_hz = tones_hz or [()] * len(log_mel)
@@ -57,7 +57,7 @@ def observe(
         if floor is not None and floor.any():
             value, variance = _under_noise(value, torch.from_numpy(floor).to(value))
         centres_hz = torch.from_numpy(band_edges_hz()[1:-1]).to(value)
-        value = value - torch.log(band.response(centres_hz).clamp(min=0.5))
+        value = value - torch.log(band.response(centres_hz).clamp(min=LOST))
         variance[:, gap_frames(spans, variance.shape[1])] += GAP_VARIANCE
         variance[..., (centres_hz > band.passband_hz) | _touched(tones).to(value.device)] = MISSING
         rows.append((value, variance))

@@ -6,14 +6,15 @@ from typing import Annotated, Literal
 
 import torch
 from diffusers import DDIMScheduler
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from srlib.audio.recording import Recording
 from srlib.config import SAMPLE_RATE, Excitation, Merge, Scheduler
 from srlib.errors import SrlibError
 from srlib.models.diffusion import use_scheduler
 from srlib.models.pipeline import LogMelPipeline, Sampling
-from srlib.settings import Flag, Gap, Number, Positive, Whole, settings
+from srlib.restore.merge import FULL_BAND, Band
+from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Whole, settings
 
 MAX_CHANNELS = 8
 _MOST_GUIDANCE = 100  # far more than is of use, and far less than what overflows float32
@@ -23,6 +24,10 @@ def _of_64_bits(generator: torch.Generator | int | None) -> torch.Generator | in
     if isinstance(generator, int) and not -(2**63) <= generator < 2**64:  # what torch takes
         raise ValueError("be a seed of 64 bits, or a torch.Generator")
     return generator
+
+
+def _as_word(value: object) -> object:
+    return {True: "auto", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 @settings
@@ -41,7 +46,11 @@ class Options:
         merge: `gain` (tones are subtracted, noise is removed from the known band), `replace` (the known band is kept,
             as in AudioSR) or `none`.
         gaps: (start, end) in seconds, to be filled; `auto` finds runs of digital silence.
-        denoise: find stationary noise and tones; False takes the recording for noiseless, as AudioSR does.
+        denoise: `auto` (or True) removes stationary noise and tones that are found, `on` also takes the quiet moments
+            for noise where nothing is found, `off` (or False) takes the recording for noiseless, as AudioSR does.
+        keep_tones: constant tones are music; none is subtracted.
+        blend: factor of the generated audio, 0 (none of it) to 1.
+        band_from_hz: nothing that is generated lies below this frequency, Hz.
         excitation: `copied` (the music's own fine structure moved up), `noise` or `vocoder` (the trained network); None
             is copied, or the vocoder for models without a prior.
     """
@@ -56,8 +65,11 @@ class Options:
     stopband_hz: Positive | None = None
     merge: Merge = "gain"
     gaps: tuple[Gap, ...] | Literal["auto"] = ()
-    denoise: Flag = True
+    denoise: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_word)] = "auto"
     excitation: Excitation | None = None
+    blend: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    keep_tones: Flag = False
+    band_from_hz: Annotated[NotNegative, Field(lt=SAMPLE_RATE / 2)] = 0.0
 
     def __post_init__(self) -> None:
         given = isinstance(self.cutoff_hz, float)
@@ -79,6 +91,14 @@ class Options:
         for start, end in () if self.gaps == "auto" else self.gaps:
             if end > seconds:
                 raise SrlibError(f"The gap {start:g}:{end:g} s is not inside the audio, which lasts {seconds:.3f} s.")
+
+    def band(self) -> Band | float | None:
+        """What is known of the band: all of it, its cutoff (Hz), or nothing."""
+        if self.cutoff_hz is None:
+            return FULL_BAND
+        if self.cutoff_hz == "auto":
+            return None
+        return Band(self.cutoff_hz, self.stopband_hz) if self.stopband_hz else self.cutoff_hz
 
     def sampling(self, pipe: LogMelPipeline) -> Sampling:
         """How to sample this model, with its defaults for what is None; raise SrlibError for what it cannot do."""

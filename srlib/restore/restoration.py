@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,18 +14,18 @@ from srlib.audio.stft import band_of_hz, frames_of, log_mel
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.models.emphasis import emphasised
 from srlib.models.excitation import copied, noise, synthesise
-from srlib.models.pipeline import LogMelPipeline, pad_to_units
+from srlib.models.pipeline import LogMelPipeline, Sampling, pad_to_units
 from srlib.models.prior import Posterior
 from srlib.models.vocoder import vocode
-from srlib.restore.analysis import Measured, Prepared, measure, prepare, survey, with_downmix
-from srlib.restore.chunks import Chunk, PositionalNoise
-from srlib.restore.gaps import interpolate_gaps
-from srlib.restore.merge import FULL_BAND, Band, merge, replace_mel, scaled
+from srlib.restore.analysis import Part, Prepared, find_gaps, find_parts, prepare, survey, with_downmix, with_noise
+from srlib.restore.chunks import Chunk, PositionalNoise, join, plan
+from srlib.restore.findings import Findings, Segment
+from srlib.restore.gaps import interpolate_gaps, without_pre_echo
+from srlib.restore.merge import FULL_BAND, above, merge, replace_mel, scaled
 from srlib.restore.noise import noise_gain
 from srlib.restore.observation import observe
 from srlib.restore.options import Options
 from srlib.restore.stereo import level_differences, upmix
-from srlib.restore.tones import Tone
 from srlib.settings import Gap
 
 
@@ -40,10 +40,11 @@ class RestoredChunk:
 
 
 class Restoration:
-    """Measures a whole recording when it is made; `chunks` then restores one chunk after the other.
+    """Measures a whole recording when it is made; `pieces` then restores it from its beginning to its end.
 
     Args:
         trajectory: collects the predicted log-mel after each step of the first chunk, if given.
+        log_mels: collects the restored log-mel of the longest part, if given.
     """
 
     def __init__(
@@ -52,59 +53,134 @@ class Restoration:
         recording: Recording,
         options: Options,
         trajectory: list[torch.Tensor] | None = None,
+        log_mels: list[torch.Tensor] | None = None,
     ) -> None:
         options.check(recording)
-        self.sampling = options.sampling(pipe)
-        self.tones: list[Tone] = []  # of the first chunk
-        self._pipe, self._recording, self._merge, self._trajectory = pipe, recording, options.merge, trajectory
+        sampling = options.sampling(pipe)
+        self._recording = recording
+        self.gaps = find_gaps(recording, options.gaps)
+        chunks = plan(recording.samples_at(SAMPLE_RATE), self.gaps)
+        self.parts: list[PartRestoration] = []
+        for part in find_parts(recording, options.band()):
+            start = replace(sampling, generator=sampling.generator.clone_state()) if self.parts else sampling
+            kept = (None, None) if self.parts else (trajectory, log_mels)
+            self.parts.append(PartRestoration(pipe, recording, part, chunks, self.gaps, options, start, *kept))
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Consecutive stretches of the restored audio and of what was generated for it, `[2, channels, samples]`."""
+        first = 0
+        for pieces in zip(*(one.pieces() for one in self.parts), strict=True):
+            last = first + pieces[0].shape[-1]
+            if len(pieces) == 1:
+                yield pieces[0]
+            else:
+                mixed = np.zeros((2, self._recording.channels, last - first), np.float32)
+                for one, piece in zip(self.parts, pieces, strict=True):
+                    mixed[:, list(one.part.channels)] += one.part.share(first, last) * piece
+                yield mixed
+            first = last
+
+    def findings(self) -> Findings:
+        """What was found and done so far."""
+        seconds = self._recording.samples / self._recording.sample_rate
+        segments: dict[tuple[float, float, float | None], list[int]] = {}
+        for one in self.parts:
+            for channel, spans in zip(one.part.channels, one.part.spans, strict=True):
+                for start, end in spans:
+                    segments.setdefault((start, min(end, seconds), one.cutoff_hz), []).append(channel)
+        rows = sorted(segments.items(), key=lambda row: (row[0][0], row[1]))
+        found = tuple(Segment(*where[:2], tuple(sorted(channels)), where[2]) for where, channels in rows)
+        noise_db = [one.noise_db for one in self.parts if one.noise_found and one.noise_db is not None]
+        tones = sorted({hz for one in self.parts for hz in one.subtracted_hz})
+        return Findings(seconds, found, max(noise_db, default=None), tuple(tones), self.gaps)
+
+
+class PartRestoration:
+    """Restores the channels of one part, in those chunks in which any of them has its band."""
+
+    def __init__(
+        self,
+        pipe: LogMelPipeline,
+        recording: Recording,
+        part: Part,
+        chunks: Sequence[Chunk],
+        gaps: tuple[Gap, ...],
+        options: Options,
+        sampling: Sampling,
+        trajectory: list[torch.Tensor] | None = None,
+        log_mels: list[torch.Tensor] | None = None,
+    ) -> None:
+        self.part, self.band, self.tones = part, part.band, []  # the tones are those of the first chunk
+        self._recording, self._chunks, self._gaps = part.of(recording), chunks, gaps
+        self._pipe, self._options, self.sampling = pipe, options, sampling
+        self._trajectory, self._log_mels = trajectory, log_mels
         self._excitation = options.excitation or ("vocoder" if pipe.prior is None else "copied")
         gain = options.merge == "gain"
-        self._find_noise = options.denoise and (gain or pipe.prior is not None)
-        self.analysis = survey(recording, options.gaps, find_tones=self._find_noise, subtract_tones=gain)
-        self._measured = self._measure(options)
-
-    @property
-    def band(self) -> Band:
-        """Where the known band ends and the missing one starts."""
-        return self._measured.band
+        find_noise = options.denoise != "off" and (gain or pipe.prior is not None)
+        self.analysis = survey(self._recording, find_noise and not options.keep_tones, subtract_tones=gain)
+        if find_noise and self.analysis.layout.unique:
+            forced = options.denoise == "on"
+            self.analysis = with_noise(self._recording, self.analysis, part, chunks, forced)
+        self._noise_power = [0.0, 0.0]  # before and after its removal
 
     @property
     def noise_found(self) -> bool:
         """Whether there is stationary noise in the known band, in any channel."""
-        return bool(self._measured.floors.any())
+        return bool(self.analysis.floors.any())
+
+    @property
+    def noise_db(self) -> float | None:
+        """By how much the noise was reduced so far, dB."""
+        before, after = self._noise_power
+        return float(10 * np.log10(before / max(after, 1e-12 * before))) if before else None
+
+    @property
+    def subtracted_hz(self) -> list[float]:
+        """Frequencies of the tones that are subtracted, and of the mains whose hum and harmonics are."""
+        found = itertools.chain(*self.analysis.tones) if self.analysis.subtract_tones else ()
+        return [comb.fundamental_hz for comb in found]
 
     @property
     def cutoff_hz(self) -> float | None:
         """Where the known band ends, Hz; None for full band and for silence."""
-        return None if self.band == FULL_BAND else self.band.passband_hz
+        silent = not self.analysis.layout.unique
+        return None if silent or self.band == FULL_BAND else self.band.passband_hz
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Consecutive stretches of the audio and of what was generated, `[2, channels of the part, samples]`."""
+        parts = (np.stack([one.audio, one.generated]) for one in self._kept(self.chunks()))
+        for piece in join(self._chunks, parts):
+            yield np.stack([self.analysis.layout.expand(wav) for wav in piece])
+
+    def _kept(self, restored: Iterator[RestoredChunk]) -> Iterator[RestoredChunk]:
+        """The same, while the log-mels are collected."""
+        ends = [*(following.keep_from for following in self._chunks[1:]), self._chunks[-1].stop]
+        for one, end in zip(restored, ends, strict=True):
+            if self._log_mels is not None:
+                start = one.chunk.start
+                self._log_mels.append(one.log_mel[:, :, one.chunk.keep_from - start : end - start])
+            yield one
 
     def chunks(self) -> Iterator[RestoredChunk]:
-        """The chunks of `analysis.chunks`, in order."""
+        """The restored chunks, in order; those that the part does not use as they are."""
         if not self.analysis.layout.unique:
-            yield from map(self._silence, self.analysis.chunks)
+            yield from map(self._silence, self._chunks)
             return
         noises = self._noises()
-        for prepared in prepare(self._recording, self.analysis):
+        for prepared in prepare(self._recording, self.analysis, self._chunks):
             if prepared.chunk.start == 0:
                 self.tones.extend(prepared.tones)
-            yield self._restore(prepared, [noise.of(prepared.chunk) for noise in noises])
+            if self.part.uses(prepared.chunk):
+                yield self._restore(prepared, [noise.of(prepared.chunk) for noise in noises])
+            else:
+                downmix = torch.from_numpy(pad_to_units(prepared.wav))[:1]
+                yield RestoredChunk(prepared.chunk, prepared.wav, 0 * prepared.wav, log_mel(downmix))
 
     def _noises(self) -> list[PositionalNoise]:
         """What starts the sampler and, if it is stochastic, what each of its steps adds."""
         shape = self.sampling.samples, self._pipe.vae.config.latent_channels
         generators = [self.sampling.generator, *self.sampling.step_generators()]
         return [PositionalNoise(*shape, generator) for generator in generators]
-
-    def _measure(self, options: Options) -> Measured:
-        """The band, and the noise that the prior is told of and the gain merge takes out."""
-        band, channels = None, len(self.analysis.layout.unique)
-        if options.cutoff_hz is None or not channels:
-            band = FULL_BAND
-        elif options.cutoff_hz != "auto":
-            band = Band(options.cutoff_hz, options.stopband_hz) if options.stopband_hz else Band.at(options.cutoff_hz)
-        if not channels or (band is not None and not self._find_noise):
-            return Measured.noiseless(band, channels)
-        return measure(self._recording, self.analysis, band, self._find_noise)
 
     def _silence(self, chunk: Chunk) -> RestoredChunk:
         last = min(chunk.stop * HOP_LENGTH, self._recording.samples_at(SAMPLE_RATE))
@@ -113,7 +189,7 @@ class Restoration:
 
     def _restore(self, prepared: Prepared, noises: Sequence[torch.Tensor]) -> RestoredChunk:
         chunk, samples = prepared.chunk, prepared.wav.shape[1]
-        level, band, gaps = np.float32(self.analysis.level), self.band, prepared.chunk.local(self.analysis.gaps)
+        level, band, gaps = np.float32(self.analysis.level), self.band, prepared.chunk.local(self._gaps)
         wav = torch.from_numpy(pad_to_units(prepared.wav * level)).to(self._pipe.device)
         # 1. Log-mels of the downmix that the model runs on and, if there are several, of every unique channel
         rows = with_downmix(self.analysis.layout.downmix(wav), wav)
@@ -129,28 +205,42 @@ class Restoration:
         clean = torch.cat([restored, (degraded if posterior is None else posterior.mean)[1:]])[:, 0]
         # 3. The gain that takes noise out of each channel, and the waveforms that are generated for it
         own = slice(-len(wav), None)  # the rows of the channels; a downmix of several is not merged
-        gains = [noise_gain(*row, band) for row in zip(rows[own], clean[own], self._measured.floors[own], strict=True)]
+        gains = [noise_gain(*row, band) for row in zip(rows[own], clean[own], self.analysis.floors[own], strict=True)]
+        self._count_noise(gains)
         denoised = torch.stack([scaled(row, gain) for row, gain in zip(rows[own], gains, strict=True)])
         known = degraded if posterior is None else torch.minimum(degraded, posterior.mean)
-        voiced = replace_mel(restored, degraded[:1], band) if self._merge == "replace" else restored
+        voiced = replace_mel(restored, degraded[:1], band) if self._options.merge == "replace" else restored
         generated = self._generate(chunk, denoised, voiced, known[:, 0], gaps)[:, :samples]
         # 4. Merge what is generated for each channel with its degraded waveform
         wav = wav[:, :samples]
+        generated = torch.stack([without_pre_echo(*pair, gaps) for pair in zip(generated, wav, strict=True)])
         gains = [None if gain is None else gain[: frames_of(wav)] for gain in gains]
+        if self._options.band_from_hz:
+            generated = above(generated, self._options.band_from_hz)
+        how = {"mode": self._options.merge, "gaps": gaps, "blend": self._options.blend}
         merged = torch.stack(
-            [merge(*pair, band, self._merge, gain, gaps) for *pair, gain in zip(generated, wav, gains, strict=True)]
+            [merge(*pair, band, gain=gain, **how) for *pair, gain in zip(generated, wav, gains, strict=True)]
         )
+        merged = torch.stack([without_pre_echo(*pair, gaps) for pair in zip(merged, wav, strict=True)])
         # 5. Back to the level of the input; samples that nothing changed come back to the bit
         audio = np.where((merged == wav).cpu().numpy(), prepared.wav, merged.float().cpu().numpy() / level)
         return RestoredChunk(chunk, audio, generated.float().cpu().numpy() / level, restored.cpu())
+
+    def _count_noise(self, gains: Sequence[torch.Tensor | None]) -> None:
+        """Add up the noise before and after its removal, for the findings."""
+        for floor, gain in zip(self.analysis.floors[-len(gains) :], gains, strict=True):
+            if gain is not None and self._options.merge == "gain":
+                self._noise_power[0] += float(floor.sum()) * len(gain)
+                self._noise_power[1] += float((gain.square().double().cpu().numpy() * floor).sum())
 
     def _posterior(self, degraded: torch.Tensor, gaps: list[Gap]) -> Posterior | None:
         """The prior's posterior of log-mels `[rows, 1, frames, 256]`; None without a prior."""
         if self._pipe.prior is None:
             return None
-        tones = () if self.analysis.subtract_tones else tuple(itertools.chain(*self.analysis.tones_hz))
+        found = () if self.analysis.subtract_tones else itertools.chain(*self.analysis.tones)
+        tones = [hz for comb in found for hz in comb.frequencies_hz]
         count = len(degraded)
-        observed = observe(degraded, [self.band] * count, self._measured.floors, [gaps] * count, [tones] * count)
+        observed = observe(degraded, [self.band] * count, self.analysis.floors, [gaps] * count, [tones] * count)
         return self._pipe.prior(observed.log_mel, observed.variance)
 
     def _generate(
@@ -161,15 +251,16 @@ class Restoration:
         `denoised` `[unique, samples]` are the channels, of which each copies its own fine structure; `known`
         `[rows, frames, 256]` are the log-mels of downmix and channels, which tell their differences in level.
         """
-        weights, first_sample = self.analysis.layout.weights, chunk.start * HOP_LENGTH
+        layout, first_sample = self.analysis.layout, chunk.start * HOP_LENGTH
         alone = len(denoised) == 1
         differences = None if alone else level_differences(known[1:], known[0], self.band.passband_hz, gaps)
         if self._excitation == "copied":
-            signs = torch.from_numpy(np.where(weights < 0, -1, 1)).to(denoised)[:, None]  # of the noise in the copies
-            fine = signs * copied(signs * denoised, self.band.passband_hz, first_sample)
+            signs = torch.from_numpy(np.sign(layout.weights)).to(denoised)[:, None]  # of the noise in the copies
+            delays_s = torch.from_numpy(layout.delays_s)
+            fine = signs * copied(signs * denoised, self.band.passband_hz, first_sample, delays_s)
             return synthesise(restored if alone else restored + differences[:, None].to(restored), fine)
         if self._excitation == "noise":
             generated = synthesise(restored, noise(denoised.shape[1], first_sample)[None].to(denoised))
         else:
             generated = vocode(self._pipe.vocoder, restored, chunk.start)[:1]
-        return generated if alone else upmix(generated[0], differences, weights)
+        return generated if alone else upmix(generated[0], differences, layout)

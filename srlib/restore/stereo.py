@@ -10,16 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
+import torch.nn.functional as F
+from scipy import ndimage, signal
 
-from srlib.audio.stft import aligned_stft, band_of_hz, frames_of, istft_same, mel_to_bins
-from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, SAMPLE_RATE
+from srlib.audio.stft import BINS_HZ, aligned_stft, band_of_hz, frames_of, istft_same, mel_to_bins
+from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, N_MELS, SAMPLE_RATE
+from srlib.restore.gaps import sounding
 from srlib.settings import Gap
 
 _QUIETEST = 1e-20  # linear peak; float32 arithmetic restores nothing below it
-_TIE = 0.05  # weight of the mean of all channels against their covariance: it decides between equal components
+_FRAME_S, _LONGEST_DELAY_S = 0.085, 0.01  # s, of the cross-spectra, and of sound that passes 3.4 m
+_FAINT = 1e-16  # product of the powers of two channels, over that of their loudest bin: below are leakage and rounding
+_CLEAR = 0.5  # least peak of a correlation, over that of a pure delay, that tells how two channels are related
 _SMOOTH_FRAMES, _SMOOTH_BANDS = 10.0, 4.0  # standard deviations of the Gaussians that smooth energies
 _BELOW_CUTOFF_BANDS = 24  # their mean energy is continued above the cutoff
+_SPREADS = np.linspace(0, 1, 101)  # of random phases, over pi
+_INTERPOLATED = 1.22  # interpolation between bands takes a third of the phases' variance, and this gives it back
 _MOST_GAIN = 10.0  # of a channel over the downmix, which may cancel for a moment
 
 
@@ -30,16 +36,24 @@ class Layout:
     Args:
         unique: indices of the channels that sound and repeat no other.
         copies: for each channel its place among the unique ones, or None if it is silent.
-        weights: of the downmix, `[len(unique)]`; their magnitudes add up to one.
+        weights: of the downmix, `[len(unique)]`; negative for inverted channels; their magnitudes add up to one.
+        delays_s: seconds by which each unique channel comes after the first of them, `[len(unique)]`.
+        alike: correlation, 0 to 1, of each unique channel with the loudest, delays taken back, `[len(unique)]`.
     """
 
     unique: tuple[int, ...]
     copies: tuple[int | None, ...]
     weights: np.ndarray
+    delays_s: np.ndarray
+    alike: np.ndarray
 
     def downmix(self, wav: torch.Tensor) -> torch.Tensor:
-        """The downmix `[samples]` of the unique channels `[unique, samples]`."""
-        return wav[0] if len(wav) == 1 else torch.from_numpy(self.weights).to(wav) @ wav
+        """The downmix `[samples]` of the unique channels `[unique, samples]` at 48 kHz, delays taken back."""
+        if len(wav) == 1:
+            return wav[0]
+        shifts, samples = np.round(self.delays_s * SAMPLE_RATE).astype(int), wav.shape[1]
+        aligned = [F.pad(row[shift:samples], (0, min(shift, samples))) for row, shift in zip(wav, shifts, strict=True)]
+        return torch.from_numpy(self.weights).to(wav) @ torch.stack(aligned)
 
     def expand(self, wav: np.ndarray) -> np.ndarray:
         """All channels `[channels, samples]` from the unique ones, `[unique, samples]`."""
@@ -48,23 +62,26 @@ class Layout:
 
 
 class ChannelSurvey:
-    """Levels and covariance of the channels of a recording that comes block by block."""
+    """Levels and cross-spectra of the channels of a recording that comes block by block."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, sample_rate: int) -> None:
         self.peaks = np.zeros(channels)
-        self._covariance = np.zeros((channels, channels))
+        self._rate, self._frame = sample_rate, 2 * round(_FRAME_S * sample_rate / 2)
         self._equal = {(i, j) for j in range(channels) for i in range(j)}
-        self._last = np.zeros((channels, 1))
+        self._held = np.empty((channels, 0), np.float32)
+        self._spectra = np.zeros((channels, channels, self._frame // 2 + 1), np.complex128)
 
     def add(self, block: np.ndarray) -> None:
         """Take the next `[channels, samples]`."""
         self.peaks = np.maximum(self.peaks, np.abs(block).max(axis=1))
         self._equal = {(i, j) for i, j in self._equal if np.array_equal(block[i], block[j])}
         if len(block) > 1:
-            # Differences of samples weigh high frequencies: a channel of bass says little about what is generated.
-            steps = np.diff(block, axis=1, prepend=self._last).astype(np.float64)
-            self._covariance += steps @ steps.T
-            self._last = block[:, -1:]
+            held = np.concatenate([self._held, block], axis=1)
+            whole = held.shape[1] // self._frame * self._frame
+            self._held = held[:, whole:]
+            # A cut is a click, which all channels share.
+            uncut = sounding(np.abs(held[:, :whole]).max(0), self._rate).reshape(-1, self._frame).all(1)
+            self._spectra += self._cross_spectra(held[:, :whole][:, np.repeat(uncut, self._frame)])
 
     def layout(self) -> Layout:
         """How the channels seen so far are restored."""
@@ -73,17 +90,49 @@ class ChannelSurvey:
         sounding = [peak > _QUIETEST for peak in self.peaks]
         unique = tuple(c for c, first in enumerate(original) if first == c and sounding[c])
         copies = tuple(unique.index(first) if sounding[first] else None for first in original)
-        return Layout(unique, copies, self._weights(unique))
-
-    def _weights(self, unique: tuple[int, ...]) -> np.ndarray:
-        """The principal component of the unique channels, scaled."""
         if len(unique) < 2:
-            return np.ones(len(unique), np.float32)
-        covariance = self._covariance[np.ix_(unique, unique)]
-        tie = _TIE * np.trace(covariance) / len(unique) ** 2
-        principal = np.linalg.eigh(covariance + tie)[1][:, -1]
-        principal *= np.sign(principal[np.argmax(np.abs(principal))])
-        return (principal / np.abs(principal).sum()).astype(np.float32)
+            one = np.ones(len(unique), np.float32)
+            return Layout(unique, copies, one, 0 * one, one)
+        spectra = self._spectra
+        if not spectra.any():  # shorter than a frame, or cut everywhere
+            spectra = self._cross_spectra(np.pad(self._held, ((0, 0), (0, self._frame - self._held.shape[1]))))
+        return Layout(unique, copies, *self._mixed(spectra[np.ix_(unique, unique)]))
+
+    def _cross_spectra(self, wav: np.ndarray) -> np.ndarray:
+        """Sum over frames of the spectrum of each channel times the conjugate of each, `[channels, channels, bins]`."""
+        frames = wav.reshape(len(wav), -1, self._frame) * signal.windows.hann(self._frame, sym=False)
+        spectrum = np.fft.rfft(frames).transpose(2, 0, 1)  # [bins, channels, frames]
+        return (spectrum @ spectrum.conj().transpose(0, 2, 1)).transpose(1, 2, 0)
+
+    def _mixed(self, spectra: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights, delays and likeness of channels with these cross-spectra."""
+        # Differences of samples weigh high frequencies: a channel of bass says little about what is generated.
+        steps = np.square(2 * np.sin(np.linspace(0, np.pi / 2, spectra.shape[2])))
+        powers = np.einsum("ccf->cf", spectra).real
+        weights = np.sqrt(powers @ steps)
+        loudest = int(np.argmax(weights))
+        found = [self._relation(spectra[row, loudest], powers[row] * powers[loudest]) for row in range(len(spectra))]
+        signs, delays_s, alike = np.array(found).T
+        return (signs * weights / weights.sum()).astype(np.float32), delays_s - delays_s.min(), alike
+
+    def _relation(self, spectrum: np.ndarray, powers: np.ndarray) -> tuple[float, float, float]:
+        """Sign and delay (s) of a channel after another, 1 and 0 where they share too little to tell; their likeness.
+
+        They are those of the highest peak of the correlation whose bins weigh by their coherence alone (Carter 1973).
+        """
+        sounds = powers > _FAINT * powers.max()
+        coherence = sounds * spectrum * np.abs(spectrum) / np.where(sounds, powers, 1)
+        correlation = np.fft.irfft(coherence, self._frame) * self._frame / 2
+        reach = round(_LONGEST_DELAY_S * self._rate)
+        lags = np.arange(-reach, reach + 1)
+        near = correlation[lags]
+        peak = int(np.argmax(np.abs(near)))
+        alike = float(np.sqrt(min(np.abs(near[peak]) / max(sounds.sum(), 1), 1)))
+        if np.abs(near[peak]) < _CLEAR * np.abs(coherence).sum():
+            return 1.0, 0.0, alike
+        before, top, after = (np.abs(correlation[lags[peak] + step]) for step in (-1, 0, 1))
+        offset = 0.5 * (before - after) / min(before - 2 * top + after, -1e-12)
+        return float(np.sign(near[peak])), float((lags[peak] + np.clip(offset, -0.5, 0.5)) / self._rate), alike
 
 
 def level_differences(known: torch.Tensor, downmix: torch.Tensor, cutoff_hz: float, gaps: list[Gap]) -> torch.Tensor:
@@ -102,15 +151,21 @@ def level_differences(known: torch.Tensor, downmix: torch.Tensor, cutoff_hz: flo
     return torch.from_numpy(np.log(np.clip(gains, LOG_MEL_FLOOR, _MOST_GAIN))).float()
 
 
-def upmix(generated: torch.Tensor, differences: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
+def upmix(generated: torch.Tensor, differences: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Each unique channel's share `[unique, samples]` of what was generated for the downmix, `[samples]`.
 
-    `differences` are those of `level_differences`. A channel of negative weight in the downmix takes it inverted.
+    `differences` are those of `level_differences`. Channels take it as late as they are, and inverted if they are.
+    Random phases make them as unlike as they are: uniform ones within +-pi x leave a correlation of sinc(x).
     """
-    gains = torch.exp(differences) * torch.from_numpy(np.sign(weights)).to(differences)[:, None, None]
+    gains = torch.exp(differences).to(generated)
     frames = frames_of(generated)
     index = torch.arange(frames, device=generated.device).clamp(max=gains.shape[1] - 1)
-    in_bins = mel_to_bins(gains.to(generated)[:, index])
+    spread = np.interp(-layout.alike, -np.sinc(_SPREADS), _SPREADS)
+    random = np.random.default_rng(0).uniform(-1, 1, (len(gains), N_MELS)) * _INTERPOLATED * spread[:, None] / 2
+    turns = mel_to_bins(torch.from_numpy(random)) - torch.from_numpy(layout.delays_s[:, None] * BINS_HZ)
+    signs = torch.from_numpy(np.sign(layout.weights)).double()[:, None]
+    turned = torch.polar(signs.expand_as(turns).abs(), 2 * torch.pi * turns) * signs
+    in_bins = mel_to_bins(gains[:, index]) * turned.to(generated.device, torch.complex64)[:, None]
     return istft_same(aligned_stft(generated, frames) * in_bins)[:, : len(generated)]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from srlib.audio.folders import audio_files, check_output, matched, outputs, record
+from srlib.audio.folders import audio_files, check_output, collisions, matched, outputs, record
 from srlib.errors import SrlibError
 
 
@@ -22,36 +22,37 @@ def album(tmp_path) -> Path:
 def test_audio_is_found_by_its_place_in_a_folder(album):
     assert list(audio_files(album)) == ["disc 1/song", "disc 2/song", "talk.1"]
     (album / "talk.1.mp3").touch()
-    with pytest.raises(SrlibError, match="differ only in their suffix"):
-        audio_files(album)
+    assert list(audio_files(album)) == ["disc 1/song", "disc 2/song", "talk.1.mp3", "talk.1.wav"]
 
 
 def test_outputs_keep_their_places(album, tmp_path):
-    found = outputs([album], str(tmp_path / "out"), overwrite=False)
-    assert [path.relative_to(tmp_path / "out").as_posix() for path in found.values()] == [
-        "disc 1/song.wav",
-        "disc 2/song.wav",
-        "talk.1.wav",
-    ]
-    single = outputs([album / "talk.1.wav"], str(tmp_path / "new.flac"), overwrite=False)
-    assert single == {album / "talk.1.wav": tmp_path / "new.flac"}
-    above = outputs([album / "disc 1"], str(album), overwrite=False)  # into the folder above
+    out = tmp_path / "Vol. 2"
+    found = outputs([album], str(out))
+    names = ["disc 1/song.wav", "disc 2/song.wav", "talk.1.wav"]
+    assert [path.relative_to(out).as_posix() for path in found.values()] == names
+    found = outputs([album], str(out), "_restored.flac")
+    assert out / "disc 1" / "song_restored.flac" in found.values()
+    talk = album / "talk.1.wav"
+    assert outputs([talk], str(tmp_path / "new.flac")) == {talk: tmp_path / "new.flac"}
+    assert outputs([talk], str(out)) == {talk: out / "talk.1.wav"}
+    assert outputs([Path("-")], str(out)) == {Path("-"): out / "restored.wav"}
+    above = outputs([album / "disc 1"], str(album))  # into the folder above
     assert above == {album / "disc 1" / "song.flac": album / "song.wav"}
+    both = outputs([album / "disc 1", album / "disc 2", talk], str(out))
+    assert set(collisions(both)) == {album / "disc 1" / "song.flac", album / "disc 2" / "song.flac"}
 
 
 @pytest.mark.parametrize(
-    ("given", "out", "words"),
+    ("given", "out", "suffix", "words"),
     [
-        (["album/disc 1", "album/disc 2"], "out", "two inputs"),
-        (["album"], "out.wav", "a folder, since"),
-        (["album/talk.1.wav"], "out.mp3", "one of .wav"),
-        (["album/side.wav"], "out", "holds no audio"),
-        (["album/talk.1.wav"], "album", "never overwritten"),
+        (["album"], "out.wav", ".wav", "a folder, since"),
+        (["album"], "out", "_new", "end it with one of"),
+        (["album/side.wav"], "out", ".wav", "holds no audio"),
     ],
 )
-def test_outputs_are_refused(album, given, out, words):
+def test_outputs_are_refused(album, given, out, suffix, words):
     with pytest.raises(SrlibError, match=words):
-        outputs([album.parent / path for path in given], str(album.parent / out), overwrite=True)
+        outputs([album.parent / path for path in given], str(album.parent / out), suffix)
 
 
 def test_an_existing_output_is_kept(tmp_path):
@@ -59,6 +60,10 @@ def test_an_existing_output_is_kept(tmp_path):
     with pytest.raises(SrlibError, match="--overwrite"):
         check_output(tmp_path / "old.wav", [], overwrite=False)
     check_output(tmp_path / "old.wav", [], overwrite=True)
+    with pytest.raises(SrlibError, match="never overwritten"):
+        check_output(tmp_path / "old.wav", [tmp_path / "old.wav"], overwrite=True)
+    with pytest.raises(SrlibError, match=r"one of \.wav"):
+        check_output(tmp_path / "old.xyz", [], overwrite=True)
 
 
 def test_folders_are_matched_by_name(album, tmp_path):

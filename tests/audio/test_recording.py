@@ -15,14 +15,11 @@ def noise(samples: int, channels: int = 2) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).standard_normal((channels, samples))).astype(np.float32)
 
 
-def test_every_pass_over_a_file_gives_its_samples_and_its_tags(tmp_path):
+def test_every_pass_over_a_file_gives_its_samples(tmp_path):
     wav = noise(300_001)
-    with soundfile.SoundFile(tmp_path / "a.flac", "w", 44_100, 2, "PCM_24") as file:
-        file.title, file.software = "Ä song", "an encoder"
-        file.write(wav.T)
+    soundfile.write(tmp_path / "a.flac", wav.T, 44_100, "PCM_24")
     with open_recording(tmp_path / "a.flac") as recording:
         assert (recording.sample_rate, recording.channels, recording.samples) == (44_100, 2, 300_001)
-        assert recording.tags["title"] == "Ä song" and "software" not in recording.tags
         for _ in range(2):
             blocks = list(recording.blocks())
             assert len(blocks) > 1 and all(block.dtype == np.float32 for block in blocks)
@@ -33,7 +30,7 @@ def test_every_pass_over_a_file_gives_its_samples_and_its_tags(tmp_path):
 def test_an_array_gives_its_rows(shape):
     wav = np.random.default_rng(0).standard_normal(shape)  # float64
     recording = Recording.from_array(wav, 8000)
-    assert (recording.channels, recording.samples) == np.atleast_2d(wav).shape and recording.tags == {}
+    assert (recording.channels, recording.samples) == np.atleast_2d(wav).shape
     for _ in range(2):
         np.testing.assert_array_equal(np.concatenate(list(recording.blocks()), 1), np.float32(np.atleast_2d(wav)))
 
@@ -46,7 +43,7 @@ def test_an_array_gives_its_rows(shape):
         (np.ones((2, 0)), 8000, "no samples"),
         (np.ones(10), 0, "sample rate is 0"),
         (np.array([0.1, np.nan]), 8000, "NaN"),
-        (np.array([0.1, np.inf]), 8000, "infinite"),
+        (np.array([0.1, np.inf]), 8000, "Inf"),
     ],
 )
 def test_what_is_no_audio_is_refused(wav, sample_rate, words):

@@ -81,15 +81,15 @@ def test_an_imported_model_trains_on(model_folder, music, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_precision_ema_and_safetensors(checkpoint, music, tmp_path, dtype, stored):
+def test_half_precision_and_safetensors(checkpoint, music, tmp_path, dtype, stored):
     save_file(checkpoint, tmp_path / "audiosr.safetensors")
-    out = convert.import_audiosr(tmp_path / "audiosr.safetensors", tmp_path / "model", dtype=dtype, ema=True)
+    out = convert.import_audiosr(tmp_path / "audiosr.safetensors", tmp_path / "model", dtype=dtype)
     files = [file for part in convert.PREFIXES for file in (out / part).glob("*.safetensors")]
     assert len(files) == 3
     for file in files:
         assert {tensor.dtype for tensor in load_file(file).values()} == {stored}
     unet = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
-    assert torch.equal(unet["conv_out.weight"], (0.5 * checkpoint[UNET]).to(stored))
+    assert torch.equal(unet["conv_out.weight"], checkpoint[UNET].to(stored))
     restored = RestorationPipeline.from_pretrained(out)(music[:4800], 48_000, num_inference_steps=1, cutoff_hz=4000)
     assert restored.audio.dtype == np.float32 and np.isfinite(restored.audio).all()
 

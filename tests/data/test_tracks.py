@@ -13,6 +13,7 @@ import soundfile
 
 from srlib import config
 from srlib.audio import files
+from srlib.audio.decoding import find_ffmpeg
 from srlib.data.tracks import DEMO_ASSETS, SPLITS, _musdb_sources, bandwidth_hz, excerpt, for_profile, load_dataset
 from srlib.errors import SrlibError
 
@@ -151,7 +152,7 @@ def write_stems(path: Path, seconds: float) -> np.ndarray:
         soundfile.write(path.parent / f"{index}.wav", np.stack([stem, 0.5 * stem], axis=1), 44_100)
         inputs += ["-i", str(path.parent / f"{index}.wav")]
         maps += ["-map", str(index)]
-    files.find_ffmpeg()
+    find_ffmpeg()
     command = ["ffmpeg", "-v", "error", *inputs, *maps, "-c:a", "aac", "-b:a", "256k", str(path)]
     subprocess.run(command, check=True)
     return np.stack([sum(stems), 0.5 * sum(stems)], axis=1)
@@ -287,7 +288,7 @@ def test_everything_that_is_wrong_with_a_folder_is_told_at_once(tmp_path):
         "line 2: bandwidth_hz is '16.0'", "line 3: 'a.wav' is listed twice", "line 4: split is 'dev'",
         "line 4: bandwidth_hz is 'nan'", "line 4: weight is '0'", "line 5: bandwidth_hz is 'wide'",
         "line 5: weight is 'inf'", "line 6: there is no file 'd.wav'", "line 6: bandwidth_hz is '-5'",
-        "line 6: weight is 'heavy'", "line 7: there is no file ''", "empty.wav is", "text.flac is not",
+        "line 6: weight is 'heavy'", "line 7: there is no file ''", "empty.wav", "text.flac",
     ]  # fmt: skip
     assert [one for one in expected if one not in told] == [] and "\n" not in told
 

@@ -119,3 +119,15 @@ def test_evaluate_with_records(music):
                   {"degradation": both, "sample_rate": 44_100, **known}):  # fmt: skip
         with pytest.raises(SrlibError, match=r"4000 Hz|24000 Hz|44100 Hz"):
             metrics.evaluate(stereo, stereo, **wrong)
+
+
+def test_stereo_width_of_noise_has_a_closed_form():
+    left, right = np.random.default_rng(0).standard_normal((2, 48_000))
+    for share, correlation in ((0.0, 0.0), (0.6, 0.6), (-1.0, -1.0), (1.0, 1.0)):
+        pair = np.stack([left, share * left + np.sqrt(1 - share**2) * right])
+        found = metrics.stereo_high(pair, 8000.0)
+        assert found["correlation"] == pytest.approx(correlation, abs=0.02)
+        expected_db = 10 * np.log10((1 + correlation) / 2) if correlation > -1 else -np.inf
+        assert found["mono_sum_db"] == pytest.approx(expected_db, abs=0.1)
+        louder = metrics.stereo_high(pair * [[3], [0.1]], 8000.0)
+        assert louder["correlation"] == pytest.approx(found["correlation"], abs=1e-6)

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy import signal
 
 from srlib.audio.stft import log_mel
 from srlib.degrade import Degradation
 from srlib.measure.metrics import tone_suppression_db
-from srlib.restore.gaps import GapFinder, fill_gaps, interpolate_gaps
+from srlib.restore.gaps import GapFinder, fill_gaps, interpolate_gaps, without_pre_echo
 
 SAMPLE_RATE = 48000
 
@@ -134,3 +135,33 @@ def test_gap_low_pass_and_tone_together(tiny_pipeline, music):
     assert np.abs(output.audio[48_000:60_000]).max() > 0
     outside = np.r_[:47_000, 61_000 : len(music)]
     assert tone_suppression_db(0.3 * music[outside], output.audio[outside], 3000.0, 0.2) > 30
+
+
+ONSET = SAMPLE_RATE + 137
+ONSETS = {  # [samples] from the onset on
+    "click": lambda rng, seconds: rng.standard_normal(len(seconds)) * (seconds < 0.0005),
+    "drum": lambda rng, seconds: rng.standard_normal(len(seconds)) * np.exp(-seconds / 0.06),
+    "string": lambda rng, seconds: signal.sawtooth(2 * np.pi * 220 * seconds) * np.exp(-seconds / 0.3),
+}
+
+
+@pytest.mark.parametrize("before", [0.0, 1e-5])
+@pytest.mark.parametrize("kind", ONSETS)
+def test_nothing_rings_before_a_hard_onset(tiny_pipeline, kind, before):
+    rng, wav = np.random.default_rng(0), np.zeros(2 * SAMPLE_RATE)
+    wav[ONSET:] = 0.3 * ONSETS[kind](rng, np.arange(len(wav) - ONSET) / SAMPLE_RATE)
+    degraded = signal.sosfilt(signal.ellip(8, 0.1, 60, 6000, output="sos", fs=SAMPLE_RATE), wav)
+    degraded += before * rng.standard_normal(len(wav))
+    output = tiny_pipeline(degraded.astype(np.float32), SAMPLE_RATE, num_inference_steps=0, cutoff_hz=6000.0)
+    for made in (output.audio, output.generated):
+        energy = [np.square(part).mean() + 1e-20 for part in (made[ONSET - 240 : ONSET], made[ONSET : ONSET + 240])]
+        assert 10 * np.log10(energy[0] / energy[1]) < -45
+
+
+def test_what_is_not_silent_before_an_onset_or_lies_in_a_gap_stays_as_it_was_made(music):
+    made, gap = torch.full((len(music),), 0.1), (1.0, 1.25)
+    cut = torch.from_numpy(music).clone()
+    cut[48_000:60_000] = 0
+    assert torch.equal(without_pre_echo(made, cut, [gap]), made)
+    changed = without_pre_echo(made, cut, []) != made
+    assert changed[60_000 - 1400 : 60_000].all() and changed.sum() <= 1441

@@ -59,7 +59,7 @@ def test_full_band_without_noise_comes_back_to_the_bit(degraded, mode):
 def test_a_gain_scales_the_known_band_and_nothing_else(degraded):
     generated, frames = white(0.1, 0), frames_of(degraded)
     untouched = merge(generated, degraded, BAND, "gain", torch.ones(frames, 1025))
-    torch.testing.assert_close(untouched, merge(generated, degraded, BAND, "gain"), atol=1e-6, rtol=0)
+    assert band_snr_db(degraded, untouched, 0, BAND.passband_hz - 100) > 60
     halved = merge(generated, degraded, BAND, "gain", torch.full((frames, 1025), 0.5))
     assert band_snr_db(0.5 * degraded, halved, 0, BAND.passband_hz - 100) > 60
     assert band_snr_db(generated, halved, LOST_HZ + 100, 24000) > 40

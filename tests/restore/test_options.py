@@ -32,7 +32,9 @@ SAMPLE_RATE = 48000
         ({"generator": 0.5}, "generator is 0.5.*integer"),
         ({"num_inference_steps": 1001}, "1001 steps cannot be taken"),
         ({"num_samples": 0}, "num_samples is 0.*equal to 1"),
-        ({"steps": 3}, "There is no setting steps"),
+        ({"denoise": "much"}, "denoise is 'much'.*'auto', 'on' or 'off'"),
+        ({"blend": 1.5}, "blend is 1.5.*less than or equal to 1"),
+        ({"band_from_hz": 24000}, "band_from_hz is 24000.*less than 24000"),
     ],
 )
 def test_what_cannot_be_restored_is_refused_in_a_sentence(tiny_pipeline, change, sentence):

@@ -44,10 +44,10 @@ def test_a_file_gives_what_its_samples_give(tmp_path, tiny_pipeline):
     wav[:, 300_000:310_000] = 0
     audio.write(tmp_path / "a.wav", wav, 44_100)
     options = {"gaps": "auto", "cutoff_hz": 9000.0, "generator": 3, "num_inference_steps": 2}
-    seconds = tiny_pipeline.restore_file(tmp_path / "a.wav", tmp_path / "new" / "b.wav", **options)
+    findings = tiny_pipeline.restore_file(tmp_path / "a.wav", tmp_path / "new" / "b.wav", **options)
     expected = tiny_pipeline(wav, 44_100, **options)
     restored, sample_rate = audio.read(tmp_path / "new" / "b.wav")
-    assert seconds == pytest.approx(13.0) and sample_rate == SAMPLE_RATE
+    assert findings == expected.findings and findings.seconds == pytest.approx(13.0) and sample_rate == SAMPLE_RATE
     np.testing.assert_array_equal(restored, expected.audio)
     assert expected.audio.shape == (2, 13 * SAMPLE_RATE) and expected.log_mel.shape == (1, 1, 1344, 256)
     hole = expected.audio[:, 328_000:336_000]  # at 48 kHz
@@ -121,45 +121,6 @@ def test_silence_a_single_sample_and_a_constant(tmp_path, tiny, wav):
     assert restored.shape == (len(wav), round(wav.shape[1] * 48 / 44.1))
     assert np.isfinite(restored).all()
     assert wav.any() or not restored.any()
-
-
-@pytest.mark.parametrize("name", ["a.flac", "a.mp3"])
-def test_tags_are_kept(tmp_path, tiny_pipeline, encode, name):
-    tags = {"title": "Ä song", "artist": "Someone", "album": "data fmt"}
-    arguments = [part for key, value in tags.items() for part in ("-metadata", f"{key}={value}")]
-    encode(song(0.5, 1, SAMPLE_RATE), tmp_path / name, *arguments)
-    for out in ("b.wav", "b.flac"):
-        tiny_pipeline.restore_file(tmp_path / name, tmp_path / out, num_inference_steps=0)
-        with soundfile.SoundFile(tmp_path / out) as file:
-            assert {key: getattr(file, key) for key in tags} == tags
-    first = (tmp_path / "b.wav").read_bytes()
-    time.sleep(1.1)  # libsndfile would store the time of day
-    tiny_pipeline.restore_file(tmp_path / name, tmp_path / "b.wav", num_inference_steps=0)
-    assert (tmp_path / "b.wav").read_bytes() == first
-
-
-def test_a_broken_file_does_not_stop_the_others(tmp_path, tiny, capsys):
-    folder = tmp_path / "album"
-    folder.mkdir()
-    for name in ("1.flac", "3.wav", "5.wav"):
-        audio.write(folder / name, song(0.5, 1, SAMPLE_RATE), SAMPLE_RATE)
-    (folder / "2.wav").write_bytes(b"This is not audio. " * 100)
-    (folder / "4.wav").write_bytes((folder / "3.wav").read_bytes()[:-5000])
-    (folder / "cover.jpg").write_bytes(b"not looked at")
-    soundfile.write(folder / "5.wav", np.full(1000, np.nan), SAMPLE_RATE, subtype="FLOAT")
-    assert main(["restore", str(folder), "-o", str(tmp_path / "new")]) == 2
-    printed = capsys.readouterr()
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["1.wav", "3.wav"]
-    sentences = sorted(printed.err.splitlines())
-    assert len(sentences) == 3 and "Traceback" not in printed.err
-    for number, sentence in zip("245", sentences, strict=True):
-        assert f"{number}.wav" in sentence and sentence.startswith("srlib: ")
-    assert printed.out.count("restored in") == 2
-    assert main(["restore", str(folder), "-o", str(tmp_path / "new")]) == 2  # exists already: nothing was begun
-    assert "--overwrite" in capsys.readouterr().err
-    (tmp_path / "empty").mkdir()
-    assert main(["restore", str(tmp_path / "empty"), "-o", str(tmp_path / "new")]) == 2
-    assert "holds no audio" in capsys.readouterr().err
 
 
 def test_an_interrupted_call_leaves_nothing(tmp_path, tiny_pipeline):
@@ -269,3 +230,88 @@ def test_chunk_edges_are_heard_no_more_than_other_places(monkeypatch, fitted_pip
     assert len(levels) >= 4
     assert np.mean(scores[0]) < 1.05 * np.mean(scores[1])
     assert np.mean(levels) == pytest.approx(1, abs=0.05)
+
+
+SECOND = SAMPLE_RATE
+
+
+@pytest.fixture(scope="module")
+def two_tracks():
+    from srlib.data.tracks import load_dataset
+
+    return [load_dataset("demo", "valid")[index].mixture(0.0, 10.0) for index in (3, 5)]
+
+
+def narrowed(wav, cutoff_hz, family="ellip", order=8):
+    return Degradation(cutoff_hz, family, order).apply(wav, SAMPLE_RATE)
+
+
+def bands(output) -> list[tuple]:
+    """(start, channels, passband in kHz; None from 15 kHz on) of each segment."""
+    rows = [(s.start_s, s.channels, s.passband_hz) for s in output.findings.segments]
+    return [(start, channels, None if hz is None or hz > 15_000 else round(hz / 1000)) for start, channels, hz in rows]
+
+
+def test_a_steady_recording_has_one_band(two_tracks, tiny_pipeline):
+    for cutoff_hz in (4000, 8000, 12_000):
+        for wav in two_tracks:
+            output = tiny_pipeline(narrowed(wav, cutoff_hz, "butter"), SAMPLE_RATE)
+            ((start, _, khz),) = bands(output)
+            assert start == 0 and khz == pytest.approx(cutoff_hz / 1000, abs=1)
+
+
+def test_the_band_follows_time(two_tracks, compact_pipeline):
+    """4 kHz, 2 s of full band, 4 kHz, silence, 12 kHz: narrow parts are restored as alone, the full one is left."""
+    music, other = two_tracks
+    phone, silence = narrowed(music, 4000), np.zeros(2 * SECOND, np.float32)
+    wav = np.concatenate(
+        [phone[: 7 * SECOND], other[: 2 * SECOND], phone[: 3 * SECOND], silence, narrowed(other, 12_000)]
+    )
+    output = compact_pipeline(wav, SAMPLE_RATE)
+    assert bands(output) == [(0, (0,), 4), (7, (0,), None), (9, (0,), 4), (14, (0,), 12)]
+    full = slice(7 * SECOND + 4000, 9 * SECOND - 4000)
+    assert 10 * np.log10(np.mean((output.audio[full] - wav[full]) ** 2) / np.mean(wav[full] ** 2)) < -30
+    alone = compact_pipeline(phone, SAMPLE_RATE).audio
+    treble = [np.abs(np.fft.rfft(one[: 6 * SECOND])[6 * 6000 :]).std() for one in (output.audio, alone)]
+    assert 20 * np.log10(treble[0] / treble[1]) == pytest.approx(0, abs=2)
+
+
+def test_the_band_differs_between_channels(two_tracks, compact_pipeline):
+    phone, host = narrowed(two_tracks[0], 3400), narrowed(two_tracks[1], 12_000)
+    output = compact_pipeline(np.stack([phone, host, phone, np.zeros_like(phone)]), SAMPLE_RATE)
+    assert bands(output) == [(0, (0, 2, 3), 3), (0, (1,), 12)]
+    for channel, wav in ((0, phone), (1, host)):
+        np.testing.assert_array_equal(output.audio[channel], compact_pipeline(wav, SAMPLE_RATE).audio)
+
+
+SOFT = pytest.mark.xfail(
+    reason="order 2 at 12 kHz is equalised too far on one track; at 4 kHz its edge is found too high"
+)
+
+
+@pytest.mark.parametrize("family", ["cheby1", "ellip", "butter", "boxcar"])
+@pytest.mark.parametrize("order", [pytest.param(2, marks=SOFT), 6, 10])
+def test_what_is_below_the_edge_of_clean_music_is_not_harmed(two_tracks, compact_pipeline, family, order):
+    """Hardly farther from the truth than the input is, and above the edge no worse than replacement."""
+    for cutoff_hz in (4000, 12_000):
+        low_pass = Degradation(cutoff_hz, family, order)
+        edge_hz, reference = low_pass.passband_hz(SAMPLE_RATE), two_tracks[0]
+        degraded = low_pass.apply(reference, SAMPLE_RATE)
+        made = {merge: compact_pipeline(degraded, SAMPLE_RATE, merge=merge).audio for merge in ("gain", "replace")}
+        low = [lsd(reference, wav, convention="plain", f_high=edge_hz) for wav in (degraded, made["gain"])]
+        whole = {merge: lsd(reference, wav, convention="plain", f_high=19_000) for merge, wav in made.items()}
+        assert low[1] < low[0] + 0.01 and whole["gain"] < whole["replace"] + 0.02
+
+
+def test_blend_and_the_lowest_generated_frequency(two_tracks, compact_pipeline):
+    wav = narrowed(two_tracks[0], 8000)
+    dry, half, wet, high = (
+        compact_pipeline(wav, SAMPLE_RATE, cutoff_hz=8000.0, **options).audio
+        for options in ({"blend": 0.0}, {"blend": 0.5}, {}, {"band_from_hz": 12_000.0})
+    )
+    np.testing.assert_allclose(half, (dry + wet) / 2, atol=1e-5)
+    assert (
+        lsd(dry, high, convention="plain", f_low=9000, f_high=11_800)
+        < 0.1
+        < lsd(dry, wet, convention="plain", f_low=9000)
+    )

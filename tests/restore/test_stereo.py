@@ -1,5 +1,7 @@
 """Channels: which are restored, how they are mixed, and what each gets of the one generation."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,15 @@ from scipy import signal
 
 from srlib.audio.stft import band_of_hz, log_mel
 from srlib.config import LOG_MEL_FLOOR, SAMPLE_RATE
+from srlib.data.tracks import load_dataset
+from srlib.degrade import Degradation
+from srlib.measure.metrics import stereo_high
 from srlib.restore.stereo import ChannelSurvey, Layout, level_differences, upmix
 
 
 def survey(*channels: np.ndarray, block: int = 1000) -> Layout:
     wav = np.stack(channels).astype(np.float32)
-    survey = ChannelSurvey(len(wav))
+    survey = ChannelSurvey(len(wav), SAMPLE_RATE)
     for start in range(0, wav.shape[1], block):
         survey.add(wav[:, start : start + block])
     np.testing.assert_array_equal(survey.peaks, np.abs(wav).max(axis=1))
@@ -36,38 +41,95 @@ def test_silent_and_repeated_channels_are_not_restored():
     assert survey(a, late).unique == (0, 1)  # one sample is a difference
 
 
-def test_the_downmix_of_what_channels_share():
-    a = noise(0)
-    np.testing.assert_array_equal(survey(a).weights, [1])
-    np.testing.assert_allclose(survey(a, -a).weights, [0.5, -0.5], atol=1e-6)
-    np.testing.assert_allclose(survey(a, 0.5 * a).weights, [2 / 3, 1 / 3], atol=0.02)
-    np.testing.assert_allclose(survey(a + 0.1 * noise(1), a + 0.1 * noise(2)).weights, [0.5, 0.5], atol=0.02)
-    # Unrelated and equally loud: no direction is the principal one, so it is the mean.
-    np.testing.assert_allclose(survey(noise(1, 20), noise(2, 20)).weights, [0.5, 0.5], atol=0.1)
-    bass = signal.sosfilt(signal.butter(4, 100, fs=SAMPLE_RATE, output="sos"), noise(3))
-    loud_bass = survey(a, a + 0.01 * noise(1), 30 * bass)
-    assert abs(loud_bass.weights[2]) < 0.05
+BASS = 30 * signal.sosfilt(signal.butter(4, 100, fs=SAMPLE_RATE, output="sos"), noise(3))
+SHARED, RATE_S = noise(0, 2.0), 1 / SAMPLE_RATE
 
 
-def test_mixing_is_the_weighted_sum():
-    layout = Layout((0, 1), (0, 1), np.array([0.75, -0.25], np.float32))
-    wav = torch.tensor([[1.0, 2.0], [4.0, 0.0]])
-    torch.testing.assert_close(layout.downmix(wav), torch.tensor([-0.25, 1.5]))
+@pytest.mark.parametrize(
+    ("channels", "weights", "delays"),
+    [
+        ([noise(0)], [1], [0]),
+        ([noise(0), -noise(0)], [0.5, -0.5], [0, 0]),
+        ([noise(0), 0.5 * noise(0)], [2 / 3, 1 / 3], [0, 0]),
+        ([noise(0) + noise(1), noise(0) - noise(1)], [0.5, 0.5], [0, 0]),  # nothing is shared: a plain sum
+        ([noise(0) + 0.1 * noise(1), -noise(0), BASS], [0.5, -0.5, 0], [0, 0, 0]),
+        ([SHARED[100:], SHARED[:-100]], [0.5, 0.5], [0, 100]),
+        ([SHARED[:-240], -0.5 * SHARED[240:]], [2 / 3, -1 / 3], [240, 0]),
+        ([2 * SHARED[50:-10], SHARED[:-60], -SHARED[60:]], [1 / 2, 1 / 4, -1 / 4], [10, 60, 0]),
+    ],
+)
+def test_weights_signs_and_delays_of_what_channels_share(channels, weights, delays):
+    layout = survey(*channels)
+    np.testing.assert_allclose(layout.weights, weights, atol=0.02)
+    np.testing.assert_allclose(layout.delays_s * SAMPLE_RATE, delays, atol=0.02)
+
+
+def test_the_downmix_is_the_weighted_sum_without_delays():
+    layout = Layout((0, 1), (0, 1), np.array([0.75, -0.25], np.float32), np.array([0.0, RATE_S]), np.ones(2))
+    wav = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 8.0]])
+    torch.testing.assert_close(layout.downmix(wav), torch.tensor([0.75, -0.5, 2.25]))
     single = torch.randn(1, 5)
-    assert torch.equal(Layout((0,), (0,), np.ones(1, np.float32)).downmix(single), single[0])
+    assert torch.equal(survey(noise(0)).downmix(single), single[0])
 
 
-def shares_of(generated, known, downmix, weights, cutoff_hz, gaps=()) -> torch.Tensor:
+def clips() -> list[np.ndarray]:
+    music = [track.mixture(2.0, 3.1) for track in load_dataset("demo", "test")[:3]]
+    return [0.1 * wav / wav.std() for wav in music]
+
+
+def later(wav: np.ndarray, milliseconds: float) -> np.ndarray:
+    first = 4800 - round(milliseconds * SAMPLE_RATE / 1000)
+    return wav[first : first + 3 * SAMPLE_RATE]
+
+
+BASS_3S = np.tile(BASS, 3)
+STEREO = {
+    "0.02 ms": lambda a, b, c: [later(a, 0), later(a, 0.02)],
+    "0.2 ms": lambda a, b, c: [later(a, 0), later(a, 0.2)],
+    "1 ms": lambda a, b, c: [later(a, 0), later(a, 1)],
+    "5 ms": lambda a, b, c: [later(a, 0), later(a, 5)],
+    "delay and rooms": lambda a, b, c: [later(a + b / 2, 0), later(a, 0.4) + later(c, 0) / 2],
+    "two tracks panned": lambda a, b, c: [later(a + 0.2 * b, 0), later(0.3 * a + b, 0)],
+    "wide side": lambda a, b, c: [later(a / 2 + b, 0), later(a / 2 - b, 0)],
+    "inverted": lambda a, b, c: [later(a, 0), -later(a, 0)],
+    "inverted and delayed": lambda a, b, c: [later(a, 0), -later(a, 0.5)],
+    "mono": lambda a, b, c: [later(a, 0), later(a, 0)],
+    "quiet": lambda a, b, c: [later(a, 0), later(b, 0) / 100],
+    "six": lambda a, b, c: [*(later(x, ms) for x, ms in ((a, 0), (a, 1), (b, 0), (c, 0), (c + b / 3, 0))), BASS_3S],
+}
+OTHER_EXCITATIONS = [*itertools.product(["0.2 ms", "wide side", "inverted"], ["noise", "vocoder"])]
+
+
+@pytest.mark.parametrize(("kind", "excitation"), [*((kind, "copied") for kind in STEREO), *OTHER_EXCITATIONS])
+def test_made_treble_is_as_wide_as_the_music(compact_pipeline, kind, excitation):
+    stereo = np.stack(STEREO[kind](*clips())).astype(np.float32)
+    low_pass = Degradation(4000)
+    edges = {"cutoff_hz": low_pass.passband_hz(SAMPLE_RATE), "stopband_hz": low_pass.stopband_hz(SAMPLE_RATE)}
+    degraded = np.stack([low_pass.apply(wav, SAMPLE_RATE) for wav in stereo])
+    audio = compact_pipeline(degraded, SAMPLE_RATE, num_inference_steps=0, excitation=excitation, **edges).audio
+    true, made = (stereo_high(wav, 1.1 * edges["stopband_hz"]) for wav in (stereo, audio))
+    assert made["correlation"] == pytest.approx(true["correlation"], abs=0.4)
+    if true["mono_sum_db"] > -20:
+        assert made["mono_sum_db"] == pytest.approx(true["mono_sum_db"], abs=3)
+    else:  # what cancels in the music cancels in what is made
+        assert made["mono_sum_db"] < -20
+    if kind == "mono":
+        assert np.array_equal(*audio)
+
+
+def shares_of(generated, known, downmix, cutoff_hz, weights=(1.0,), delays_s=0.0, gaps=()) -> torch.Tensor:
     """What is generated, `[samples]`, for each channel: `[channels, samples]`."""
-    return upmix(generated, level_differences(known, downmix, cutoff_hz, list(gaps)), weights)
+    places = tuple(range(len(weights)))
+    layout = Layout(places, places, np.array(weights), np.zeros(len(weights)) + delays_s, np.ones(len(weights)))
+    return upmix(generated, level_differences(known, downmix, cutoff_hz, list(gaps)), layout)
 
 
-def test_each_channel_gets_its_level_and_sign():
+def test_each_channel_gets_its_level_its_sign_and_its_delay():
     generated = torch.from_numpy(noise(0)).float()
     known = torch.randn(100, 256, generator=torch.Generator().manual_seed(0)) - 4
     channels = torch.stack([known + np.log(0.5), known + np.log(2.0), torch.full_like(known, np.log(LOG_MEL_FLOOR))])
-    shares = shares_of(generated, channels, known, np.array([0.5, -0.4, 0.1]), 8000.0)
-    torch.testing.assert_close(shares[0], 0.5 * generated, atol=2e-3, rtol=0)
+    shares = shares_of(generated, channels, known, 8000.0, [0.5, -0.4, 0.1], [10 / SAMPLE_RATE, 0, 0])
+    torch.testing.assert_close(shares[0][10:], 0.5 * generated[:-10], atol=5e-3, rtol=0)
     torch.testing.assert_close(shares[1], -2.0 * generated, atol=8e-3, rtol=0)
     # Nothing below the cutoff, so 100 dB less above.
     assert shares[2].abs().max() < 1.1e-5 * generated.abs().max()
@@ -77,7 +139,7 @@ def test_a_channel_without_content_below_the_cutoff_gets_nothing_above():
     bass = signal.sosfilt(signal.butter(8, 120, fs=SAMPLE_RATE, output="sos"), noise(1))
     wavs = [torch.from_numpy(wav).float() for wav in (noise(0), noise(0) + bass, 3 * bass)]
     mix, *known = (log_mel(wav)[0, 0] for wav in wavs)
-    shares = shares_of(torch.from_numpy(noise(2)).float(), torch.stack(known), mix, np.array([0.9, 0.1]), 8000.0)
+    shares = shares_of(torch.from_numpy(noise(2)).float(), torch.stack(known), mix, 8000.0, [0.9, 0.1])
     above = signal.butter(8, 8000, "high", fs=SAMPLE_RATE, output="sos")
     levels = [10 * np.log10(np.mean(signal.sosfilt(above, share.numpy()) ** 2)) for share in shares]
     assert levels[0] - levels[1] > 60
@@ -90,7 +152,7 @@ def test_levels_are_bridged_across_a_gap(seconds):
     wavs[:, round(gap[0] * SAMPLE_RATE) : round(gap[1] * SAMPLE_RATE)] = 0
     mix, half = log_mel(wavs)[:, 0]
     generated = torch.from_numpy(noise(2, 2.0)).float()
-    share = shares_of(generated, half[None], mix, np.ones(1), 24_000.0, [gap])[0]
+    share = shares_of(generated, half[None], mix, 24_000.0, gaps=[gap])[0]
     torch.testing.assert_close(share, 0.5 * generated, atol=5e-3, rtol=0)
 
 

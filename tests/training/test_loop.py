@@ -291,19 +291,6 @@ def test_a_folder_in_which_a_process_trains_is_refused_and_the_lock_of_a_dead_on
     assert steps_of(runs / "locked")[-1] == step + 1 and not (runs / "locked" / "lock").exists()
 
 
-def test_few_fresh_examples_are_drawn_for_a_batch_and_the_others_come_again(runs, music_folder, monkeypatch):
-    seen, update = [], Run._update
-    monkeypatch.setattr(Run, "_update", lambda self, examples: seen.append(examples) or update(self, examples))
-    config = CONFIG | {"batch_size": 4, "fresh_examples": 1, "max_steps": 5, "validate_every": 1000}
-    train("vocoder", config, music_folder, runs / "few-fresh")
-    assert all(len(batch["reference"]) == 4 for batch in seen)
-    known = [batch["reference"][0].half() for batch in seen]
-    for step, batch in enumerate(seen[1:], 1):
-        assert not any(torch.equal(known[step], earlier) for earlier in known[:step])
-        for row in batch["reference"][1:]:
-            assert any(torch.equal(row.half(), earlier) for earlier in known[:step])
-
-
 def test_resuming_a_finished_run_changes_nothing_and_a_run_is_not_begun_twice(music_folder, one_step):
     files = [one_step / name for name in ("checkpoint.pt", "log.csv", "config.json")]
     before = [path.read_bytes() for path in files]
@@ -389,10 +376,3 @@ def test_everything_that_is_wrong_with_a_call_is_told_at_once_and_leaves_no_fold
     for one in ("no stage 'nvsr'", "learningrate (unknown)", "frames (a multiple", "a.wav is", "/no/such/model"):
         assert one in told
     assert "\n" not in told and not (runs / "refused").exists()
-
-
-@pytest.mark.parametrize(("change", "sentence"), [({"size": "huge"}, "huge"), ({"max_steps": 0}, "max_steps")])
-def test_settings_that_no_run_can_have_are_refused(runs, music_folder, change, sentence):
-    with pytest.raises(SrlibError, match=sentence):
-        train("ldm", CONFIG | change, music_folder, runs / "refused")
-    assert not (runs / "refused").exists()

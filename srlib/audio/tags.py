@@ -1,0 +1,218 @@
+"""What a file says beside its samples: tags, cover, chapters, speaker layout; ffprobe reads it, one writer a format."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import mutagen
+from mutagen import flac, id3, mp4
+
+from srlib.audio.decoding import probe, sound
+from srlib.errors import SrlibError
+
+# What describes the old file and not the music, by ffprobe's names.
+_OF_THE_FILE = {
+    "encoder", "software", "encoded_by", "major_brand", "minor_version", "compatible_brands", "creation_time",
+    "duration", "language", "handler_name", "vendor_id", "itunsmpb", "waveformatextensible_channel_mask",
+}  # fmt: skip
+_FRAMES = {
+    "title": "TIT2", "artist": "TPE1", "album": "TALB", "album_artist": "TPE2", "track": "TRCK", "disc": "TPOS",
+    "composer": "TCOM", "genre": "TCON", "date": "TDRC", "copyright": "TCOP", "publisher": "TPUB", "tbpm": "TBPM",
+}  # fmt: skip
+# What programs read that know no ID3 in WAV.
+_INFO = {
+    "title": "INAM", "artist": "IART", "album": "IPRD", "track": "IPRT", "genre": "IGNR", "date": "ICRD",
+    "comment": "ICMT", "copyright": "ICOP",
+}  # fmt: skip
+_VORBIS = {"album_artist": "albumartist", "track": "tracknumber", "disc": "discnumber"}
+# Speakers of WAVE_FORMAT_EXTENSIBLE, a bit each, by ffmpeg's names of layouts (libavutil/channel_layout.h).
+_MASKS = {
+    "2.1": 0xB, "3.0": 0x7, "3.0(back)": 0x103, "3.1": 0xF, "4.0": 0x107, "4.1": 0x10F, "quad": 0x33,
+    "quad(side)": 0x603, "5.0": 0x37, "5.0(side)": 0x607, "5.1": 0x3F, "5.1(side)": 0x60F, "6.0": 0x707,
+    "6.1": 0x70F, "6.1(back)": 0x13F, "7.0": 0x637, "7.1": 0x63F, "7.1(wide)": 0xFF,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Tags by ffprobe's names, the cover's bytes, chapters as (seconds, title), and ffmpeg's name of the layout."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    cover: bytes | None = None
+    chapters: list[tuple[float, str]] = field(default_factory=list)
+    layout: str | None = None
+    bext: bytes | None = None  # of Broadcast WAV (EBU Tech 3285), as it is
+
+    @property
+    def mask(self) -> int:
+        """Speaker bits of a layout beyond stereo; 0 if it is not known."""
+        return _MASKS.get(self.layout or "", 0)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata of a file; without ffmpeg there are none."""
+    try:
+        report = probe(path)
+    except SrlibError:
+        return Metadata()
+    stream = sound(report) or {}
+    tags = report.get("format", {}).get("tags") or stream.get("tags", {})  # Ogg has them in the stream
+    kept = {name.lower(): _text(value) for name, value in tags.items() if name.lower() not in _OF_THE_FILE}
+    covers = [other["index"] for other in report.get("streams", ()) if other["disposition"]["attached_pic"]]
+    chapters = [
+        (float(chapter["start_time"]), _text(chapter.get("tags", {}).get("title", "")))
+        for chapter in report.get("chapters", ())
+    ]
+    with path.open("rb") as file:
+        bext = next((file.read(size) for name, size in _chunks(file) if name == b"bext"), None)
+    return Metadata(kept, _cover(path, covers[0]) if covers else None, chapters, stream.get("channel_layout"), bext)
+
+
+def _text(value: str) -> str:
+    """Bytes that are no UTF-8 are those of old Windows programs."""
+    raw = any("\udc80" <= letter <= "\udcff" for letter in value)
+    return value.encode("utf-8", "surrogateescape").decode("cp1252", "replace") if raw else value
+
+
+def _cover(path: Path, index: int) -> bytes | None:
+    command = ["ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file", "-i", f"file:{path}"]
+    command += ["-map", f"0:{index}", "-c", "copy", "-f", "image2pipe", "pipe:1"]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout or None
+
+
+def write_metadata(path: Path, suffix: str, metadata: Metadata, old_rate: int, new_rate: int) -> None:
+    """Add metadata to a finished file of a format: .wav, .flac, .ogg, .opus, .mp3; to .m4a the cover alone."""
+    if suffix == ".wav":
+        _write_chunks(path, metadata, old_rate, new_rate)
+    elif suffix == ".mp3":
+        _id3(metadata).save(path)
+    elif suffix != ".m4a":
+        _write_vorbis(path, metadata)
+    elif metadata.cover:
+        file = mp4.MP4(path)
+        file["covr"] = [mp4.MP4Cover(metadata.cover, 14 if _mime(metadata.cover) == "image/png" else 13)]
+        file.save()
+
+
+def _mime(cover: bytes) -> str:
+    return "image/png" if cover.startswith(b"\x89PNG") else "image/jpeg"
+
+
+def _id3(metadata: Metadata) -> id3.ID3:
+    tags = id3.ID3()
+    for name, text in metadata.tags.items():
+        if name == "comment":
+            tags.add(id3.COMM(encoding=3, lang="XXX", desc="", text=[text]))
+        elif frame := _FRAMES.get(name):
+            tags.add(getattr(id3, frame)(encoding=3, text=[text]))
+        else:
+            tags.add(id3.TXXX(encoding=3, desc=name, text=[text]))
+    if metadata.cover:
+        tags.add(id3.APIC(encoding=3, mime=_mime(metadata.cover), type=3, desc="", data=metadata.cover))
+    return tags
+
+
+def _write_vorbis(path: Path, metadata: Metadata) -> None:
+    file = mutagen.File(path)
+    if file.tags is None:
+        file.add_tags()
+    for name, text in metadata.tags.items():
+        with suppress(ValueError):  # a name that Vorbis comments cannot have
+            file[_VORBIS.get(name, name)] = text
+    for i, (seconds, title) in enumerate(metadata.chapters, 1):
+        minutes, rest = divmod(seconds, 60)
+        file[f"chapter{i:03d}"] = f"{int(minutes) // 60:02d}:{int(minutes) % 60:02d}:{rest:06.3f}"
+        file[f"chapter{i:03d}name"] = title
+    if metadata.mask:
+        file["waveformatextensible_channel_mask"] = f"0x{metadata.mask:04x}"
+    if metadata.cover:
+        picture = flac.Picture()
+        picture.type, picture.mime, picture.data = 3, _mime(metadata.cover), metadata.cover
+        if isinstance(file, flac.FLAC):
+            file.add_picture(picture)
+        else:
+            file["metadata_block_picture"] = base64.b64encode(picture.write()).decode()
+    file.save()
+
+
+# ------------------------------------------------------------------------------------------------ chunks of WAV
+
+
+def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Name and size in bytes of each chunk of a WAV file, with the stream at its content, as long as sizes are true."""
+    head, data_size = stream.read(12), None
+    if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
+        return
+    end = stream.seek(0, io.SEEK_END)
+    place = 12
+    while stream.seek(place) + 8 <= end:
+        header = stream.read(8)
+        name, size, place = header[:4], int.from_bytes(header[4:], "little"), place + 8
+        size = data_size if name == b"data" and data_size is not None else size
+        if place + size > end:
+            return
+        if name == b"ds64":
+            data_size = int.from_bytes(stream.read(16)[8:], "little")
+            stream.seek(place)
+        yield name, size
+        place += size + size % 2
+
+
+def settle_header(path: Path, mask: int) -> None:
+    """Set the speakers of a WAV file, and clear the time of day in PEAK, so that bytes can be repeated."""
+    with path.open("r+b") as stream:
+        for name, _ in _chunks(stream):
+            if name == b"PEAK":
+                stream.seek(4, io.SEEK_CUR)  # its version
+                stream.write(bytes(4))
+            if name == b"fmt " and mask:
+                stream.seek(20, io.SEEK_CUR)
+                stream.write(mask.to_bytes(4, "little"))
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
+
+
+def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[bytes, bytes]]:
+    points, labels = len(chapters).to_bytes(4, "little"), b"adtl"
+    for i, (seconds, title) in enumerate(chapters, 1):
+        number, place = i.to_bytes(4, "little"), round(seconds * sample_rate).to_bytes(4, "little")
+        points += number + place + b"data" + bytes(8) + place
+        text = number + title.encode() + b"\0"
+        labels += _chunk(b"labl", text)
+    return [(b"cue ", points), (b"LIST", labels)]
+
+
+def _write_chunks(path: Path, metadata: Metadata, old_rate: int, new_rate: int) -> None:
+    """Append what a WAV file can hold: bext, with its start (samples since midnight) at the new rate, cues and ID3."""
+    added = []
+    if metadata.bext and len(metadata.bext) >= 602:  # bytes, without the coding history
+        start = round(int.from_bytes(metadata.bext[338:346], "little") * new_rate / old_rate)
+        added.append((b"bext", metadata.bext[:338] + start.to_bytes(8, "little") + metadata.bext[346:]))
+    if metadata.chapters:
+        added += _cues(metadata.chapters, new_rate)
+    if metadata.tags or metadata.cover:
+        stream = io.BytesIO()
+        _id3(metadata).save(stream, padding=lambda _: 0)
+        added.append((b"id3 ", stream.getvalue()))
+        texts = {_INFO[name].encode(): text.encode() + b"\0" for name, text in metadata.tags.items() if name in _INFO}
+        added.append((b"LIST", b"INFO" + b"".join(_chunk(name, text) for name, text in texts.items())))
+    if not added:
+        return
+    with path.open("r+b") as stream:
+        is_64 = stream.read(4) == b"RF64"
+        stream.seek(0, io.SEEK_END)
+        stream.write(bytes(stream.tell() % 2))
+        for name, content in added:
+            stream.write(_chunk(name, content))
+        size = stream.tell() - 8
+        stream.seek(20 if is_64 else 4)  # ds64 is the first chunk
+        stream.write(size.to_bytes(8 if is_64 else 4, "little"))

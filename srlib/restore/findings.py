@@ -1,0 +1,73 @@
+"""What a restoration found in a recording and did about it, for a person and for a program."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Seconds of some channels (counted from 0) whose band ends at `passband_hz`; None is full band."""
+
+    start_s: float
+    end_s: float
+    channels: tuple[int, ...]
+    passband_hz: float | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found and done.
+
+    Args:
+        seconds: of the recording.
+        segments: in order of their start; those of a steady recording are one.
+        noise_db: by how much stationary noise was reduced, dB; None if none was found.
+        tones_hz: stationary tones that were subtracted.
+        gaps: (start, end) in seconds, filled.
+    """
+
+    seconds: float
+    segments: tuple[Segment, ...] = ()
+    noise_db: float | None = None
+    tones_hz: tuple[float, ...] = ()
+    gaps: tuple[tuple[float, float], ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON takes it."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """One line for a person."""
+        told = [self._bands()]
+        if self.noise_db is not None:
+            told.append(f"noise reduced by {self.noise_db:.0f} dB")
+        if self.tones_hz:
+            told.append(f"tone {', '.join(f'{hz:.0f}' for hz in self.tones_hz)} Hz subtracted")
+        if self.gaps:
+            told.append("gap " + ", ".join(f"{start:.2f}-{end:.2f} s" for start, end in self.gaps) + " filled")
+        return "; ".join([*told, *self.warnings])
+
+    def _bands(self) -> str:
+        if all(segment.passband_hz is None for segment in self.segments):
+            untouched = self.noise_db is None and not self.tones_hz and not self.gaps
+            return f"full band{': nothing to restore' if untouched else ''}; --cutoff-hz overrides"
+        return ", ".join(self._of(segment) for segment in self.segments)
+
+    def _of(self, segment: Segment) -> str:
+        full = segment.passband_hz is None
+        band = "full band, left as it is" if full else f"band to {segment.passband_hz / 1000:.1f} kHz"
+        everywhere = {channel for one in self.segments for channel in one.channels}
+        where = [f"{_clock(segment.start_s)}-{_clock(segment.end_s)}"] if self._changes() else []
+        if set(segment.channels) != everywhere:
+            where.append("channel " + ", ".join(str(channel + 1) for channel in segment.channels))
+        return f"{band} ({', '.join(where)})" if where else band
+
+    def _changes(self) -> bool:
+        return any(segment.start_s > 0 for segment in self.segments)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,99 @@
+"""What a file says beside its samples arrives in every format, whatever format it came from."""
+
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+
+from srlib.audio import files as audio
+from srlib.audio.decoding import probe, sound
+from srlib.audio.recording import open_recording
+from srlib.audio.tags import read_metadata
+
+TAGS = {
+    "title": "Söng", "artist": "Singer", "album": "Record", "album_artist": "Various", "track": "3/12", "disc": "1/2",
+    "composer": "Writer", "genre": "Pop", "date": "1993", "comment": "said", "copyright": "me",
+}  # fmt: skip
+OUTPUTS = ["wav", "flac", "mp3", "m4a", "ogg", "opus"]
+
+
+def copied(source, out, **options):
+    """A recording, written again as it is; gives what the new file says."""
+    with (
+        open_recording(source) as recording,
+        audio.open_output(out, recording, put_rate=recording.sample_rate, **options) as put,
+    ):
+        for block in recording.blocks():
+            put(block)
+    return read_metadata(out)
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory, encode):
+    folder = tmp_path_factory.mktemp("tagged")
+    cover = folder / "cover.jpg"
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=blue:size=64x64", "-frames:v", "1", cover], check=True
+    )
+    pairs = [part for pair in TAGS.items() for part in ("-metadata", "=".join(pair))]
+    picture = ["-i", cover, "-map", "0:a", "-map", "1:v", "-c:v", "copy", "-disposition:v", "attached_pic"]
+    for suffix in ("mp3", "m4a", "flac"):
+        encode(np.zeros((1, 4800), np.float32), folder / f"a.{suffix}", *picture, *pairs)
+    encode(np.zeros((1, 4800), np.float32), folder / "a.aiff", "-write_id3v2", "1", *pairs)
+    encode(np.zeros((1, 4800), np.float32), folder / "a.mka", *pairs)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "m4a", "flac", "aiff", "mka"])
+def test_tags_and_cover_come_from_every_reader(tmp_path, tagged, suffix):
+    found = copied(tagged / f"a.{suffix}", tmp_path / "b.flac")
+    assert found.tags == TAGS
+    assert (found.cover == (tagged / "cover.jpg").read_bytes()) == (suffix in ("mp3", "m4a", "flac"))
+
+
+@pytest.mark.parametrize("suffix", OUTPUTS)
+def test_tags_and_cover_arrive_in_every_format(tmp_path, tagged, suffix):
+    found = copied(tagged / "a.flac", tmp_path / f"b.{suffix}")
+    assert {name: found.tags.get(name) for name in TAGS} == TAGS
+    assert found.cover == (tagged / "cover.jpg").read_bytes()
+    if suffix in ("wav", "flac"):
+        assert soundfile.SoundFile(tmp_path / f"b.{suffix}").copy_metadata()["album"] == "Record"  # without ID3
+    assert audio.read(tmp_path / f"b.{suffix}")[0].shape[1] == pytest.approx(4800, abs=1)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
+
+
+@pytest.mark.parametrize("out", ["wav", "flac"])
+def test_start_cues_and_old_texts_of_a_wav_file(tmp_path, out):
+    soundfile.write(tmp_path / "a.wav", np.zeros(96_000), 48_000)
+    bext = b"a tape".ljust(338, b"\0") + (480_000).to_bytes(8, "little") + bytes(256)
+    point = (1).to_bytes(4, "little") + bytes(4) + b"data" + bytes(8) + (48_000).to_bytes(4, "little")
+    label = b"adtl" + chunk(b"labl", (1).to_bytes(4, "little") + b"verse\0")
+    old = b"INFO" + chunk(b"INAM", "Lärm".encode("cp1252") + b"\0")
+    wav = (tmp_path / "a.wav").read_bytes() + chunk(b"cue ", (1).to_bytes(4, "little") + point)
+    wav += chunk(b"LIST", label) + chunk(b"bext", bext) + chunk(b"LIST", old)
+    (tmp_path / "a.wav").write_bytes(wav[:4] + (len(wav) - 8).to_bytes(4, "little") + wav[8:])
+    found = copied(tmp_path / "a.wav", tmp_path / f"b.{out}", sample_rate=96_000)
+    assert found.chapters == [(1.0, "verse")] and found.tags["title"] == "Lärm"
+    assert found.tags["comment"] == "a tape"  # of bext
+    if out == "wav":
+        assert found.tags["time_reference"] == "960000"  # samples since midnight, at the new rate
+
+
+@pytest.mark.parametrize("layout", ["5.1", "5.1(side)", "2.1", "quad", "7.1"])
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_speakers_keep_their_places(tmp_path, layout, suffix):
+    source = ["-f", "lavfi", "-i", f"anullsrc=channel_layout={layout}:sample_rate=48000", "-t", "0.1"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, tmp_path / "a.wav"], check=True)
+    copied(tmp_path / "a.wav", tmp_path / f"b.{suffix}")
+    assert sound(probe(tmp_path / f"b.{suffix}"))["channel_layout"] == layout
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path):
+    """libsndfile would store the time of day in float WAV files."""
+    audio.write(tmp_path / "a.wav", np.zeros((2, 100), np.float32), 48_000)
+    peak = (tmp_path / "a.wav").read_bytes().partition(b"PEAK")[2]
+    assert peak[8:12] == bytes(4)
