@@ -28,16 +28,16 @@ OWN_COLOURS = {
     "oracle": "#888888",
 }  # fmt: skip
 STYLE = {
-    "figure.dpi": 110, "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9, "axes.spines.top": False,
+    "figure.dpi": 110, "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10,
+    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
     "axes.axisbelow": True, "lines.linewidth": 1.5, "lines.markersize": 4, "legend.frameon": False,
-    "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "legend.fontsize": 9, "xtick.labelsize": 10, "ytick.labelsize": 10,
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=list("osD^vP*Xhp<>")),
 }  # fmt: skip
 WIDTH = 7.2  # inches, of every figure
 LOWEST_HZ, HIGHEST_HZ = 100.0, 20_000.0  # of a spectrogram's axis
-FREQUENCY_TICKS_HZ = (100, 500, 1000, 2000, 4000, 7000, 10000, 19000)  # the axis of the source report's spectrograms
+FREQUENCY_TICKS_HZ = (100, 1000, 4000, 10_000, 19_000)
 DB_RANGE = (-70.0, 20.0)  # dB of |STFT|^2 / n_fft: -70 is far below the quietest noise drawn, 20 is a loud partial
 MAGMA = matplotlib.colormaps["magma"].resampled(64)  # 64 steps look the same and halve the size of a png
 LOG_MEL_RANGE = (-10.0, 2.5)  # natural log, the range of music on AudioSR's front end
@@ -90,7 +90,7 @@ def _image(
 
 
 @styled
-def spectrograms(clips: Mapping[str, np.ndarray], title: str = "", row_height: float = 1.9) -> Figure:
+def spectrograms(clips: Mapping[str, np.ndarray], title: str = "", row_height: float = 1.25) -> Figure:
     """Stacked spectrograms of {label: wav [samples]} at 48 kHz with one time axis and one colour bar."""
     figure, axes = panels(row_height * len(clips) + 0.5, len(clips), sharex=True, sharey=True)
     ends = mel(LOWEST_HZ, HIGHEST_HZ)
