@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-import torch
 from pydantic import Field
 from scipy import optimize, signal
 
@@ -40,6 +39,8 @@ def stft(
 
     wav [..., samples] -> complex [..., frames, n_fft // 2 + 1]; frame t is centred on sample t * hop_length.
     """
+    import torch  # slow to import, and only brick walls and measures need it
+
     padded = np.pad(wav, [(0, 0)] * (wav.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode=pad_mode)
     flat = torch.from_numpy(padded.reshape(-1, padded.shape[-1]))
     window = torch.hann_window(n_fft, dtype=flat.dtype)
@@ -49,6 +50,8 @@ def stft(
 
 def istft(spectrum: np.ndarray, length: int, n_fft: int = 2048, hop_length: int = 512) -> np.ndarray:
     """Inverse of `stft` by weighted overlap-add (least squares for an edited spectrum): -> [..., length]."""
+    import torch
+
     flat = torch.from_numpy(spectrum.reshape(-1, *spectrum.shape[-2:])).mT
     window = torch.hann_window(n_fft, dtype=flat.real.dtype)
     wav = torch.istft(flat, n_fft, hop_length, window=window, length=length)
