@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{called}: {sentence} (see {called} --help)"
     except SrlibError as error:
         message = f"srlib: {error}"
+    except ModuleNotFoundError as error:  # an extra that is not installed
+        message = f"srlib: {error.name} is not installed: pip install 'srlib[report]', or 'srlib[train]' to train alone."
     except OSError as error:  # disk full, no permission, a folder where a file was expected
         message = f"srlib: {error.filename}: {error.strerror}" if error.filename else f"srlib: {error}"
     print(" ".join(message.split()), file=sys.stderr)

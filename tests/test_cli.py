@@ -477,3 +477,9 @@ def test_disk_errors_are_one_sentence(capsys, tmp_path, clip, monkeypatch):
 
     monkeypatch.setattr("soundfile.SoundFile.write", fail)
     assert "No space left" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", *CUT_4K)
+
+
+def test_a_package_of_an_extra_that_is_missing_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert main(["evaluate", "a.wav", "b.wav"]) == 2
+    assert "pip install 'srlib[report]'" in capsys.readouterr().err
