@@ -20,7 +20,7 @@ from srlib.report import artifacts
 SYSTEMS = {  # player -> what `measure.systems.named` knows it by
     "degraded": "unprocessed", "restored": "ours", "prior alone": "prior", "band replication": "band_replication",
 }  # fmt: skip
-CONDITIONS = {  # what is done to the clips: recipes of `measure.conditions`
+CONDITIONS: dict[str, dict[str, Any]] = {  # what is done to the clips: recipes of `measure.conditions`
     "low-pass 4 kHz": {"cutoff_hz": 4000.0},
     "low-pass 8 kHz": {"cutoff_hz": 8000.0},
     "low-pass 8 kHz, tone": {
@@ -83,8 +83,9 @@ def _player(name: str, wav: np.ndarray, quietest: float) -> dict[str, Any]:
     power_db = plots.mel_axis_power_db(wav)[::-2]
     low, high = plots.DB_RANGE
     imsave(picture, power_db, cmap=plots.MAGMA, vmin=low, vmax=high, format="jpeg", pil_kwargs={"quality": 70})
-    sound, picture = (base64.b64encode(file.getvalue()).decode() for file in (sound, picture))
-    return {"name": name, "volume": quietest / max(float(wav.std()), 1e-9), "sound": sound, "picture": picture}
+    files = {"sound": sound, "picture": picture}
+    coded = {kind: base64.b64encode(file.getvalue()).decode() for kind, file in files.items()}
+    return {"name": name, "volume": quietest / max(float(wav.std()), 1e-9), **coded}
 
 
 def gallery(profile: str = "demo") -> Path:
@@ -113,7 +114,8 @@ def archive(profile: str = "demo") -> Path:
     import yaml
 
     citation = yaml.safe_load((artifacts.root() / "CITATION.cff").read_text(encoding="utf-8"))
-    parts, made = [], {}
+    parts: list[dict[str, Any]] = []
+    made: dict[str, list[dict[str, str]]] = {}
     for path, record in artifacts.records(profile):
         name = path.relative_to(artifacts.root()).as_posix()
         parts.append({"@id": name, "@type": "File", "name": path.stem, "sha256": record["sha256"]})
