@@ -40,10 +40,8 @@ from srlib.training.told import ToldBatch, tell
 from srlib.training.validation import Clips
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
-LOG_COLUMNS = (
-    *("run_id", "stage", "global_step", "wall_time", "train/loss", "val/loss", "val/lsd", "val/zimtohrli"),
-    *("val/texture_high", "learning_rate"),
-)
+_SCORES = ("val/loss", "val/lsd", "val/zimtohrli", "val/texture_high")
+LOG_COLUMNS = ("run_id", "stage", "global_step", "wall_time", "train/loss", *_SCORES, "learning_rate")
 _PAIRS, _VALIDATION, _FIT = 4, 5, 6  # what a pair is drawn for: second part of its seed (data.batches has 2 and 3)
 _VALIDATION_BATCHES = 2
 _STEPS_APART, _PROCESSES_APART = 1_000_003, 7_000_000_007  # between random numbers of two seeds, of two processes
