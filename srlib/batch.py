@@ -88,7 +88,7 @@ class Batch:
                 if path in equal:
                     raise SrlibError(f"{path}: another input would be written to {out} too; restore it elsewhere.")
                 header = None if is_pipe(path) else files.info(path)
-                promised[path] = header.samples / header.sample_rate if header else 0.0
+                promised[path] = (header.samples or 0) / header.sample_rate if header else 0.0
         return promised
 
     def _restore(self, pipe: Any, path: Path, out: Path, progress: Callable[[float], None]) -> str:
@@ -171,7 +171,7 @@ def compare(
         with naming(paths[1], (lambda _, sentence: faults.append(sentence)) if len(pairs) > 1 else None):
             truth, estimate, *others = (files.resample(*files.read(path), SAMPLE_RATE) for path in paths)
             known = read_record(folders.record(record, name)) if record else None
-            scores = metrics.evaluate(truth, estimate, SAMPLE_RATE, *(others or [None]), cutoff_hz, known)
+            scores = metrics.evaluate(truth, estimate, SAMPLE_RATE, others[0] if others else None, cutoff_hz, known)
             rows.append({"file": name + paths[1].suffix} | scores)
     for sentence in faults:
         print("srlib:", sentence, file=sys.stderr)
@@ -220,5 +220,5 @@ def _middle(path: Path) -> np.ndarray:
     """Up to 30 s from the middle of a file, mono, 48 kHz, `[samples]`."""
     header = files.info(path)
     wanted = _SHOWN_SECONDS * header.sample_rate
-    wav, sample_rate = files.read(path, max(0, (header.samples - wanted) // 2), wanted)
+    wav, sample_rate = files.read(path, max(0, ((header.samples or 0) - wanted) // 2), wanted)
     return files.resample(files.to_mono(wav), sample_rate, SAMPLE_RATE)

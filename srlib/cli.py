@@ -24,7 +24,7 @@ from srlib.audio import files, folders
 from srlib.errors import SrlibError
 
 _HELP = {"help_option_names": ["-h", "--help"]}
-_PLAIN = {"add_completion": False, "rich_markup_mode": None, "context_settings": _HELP}
+_PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "context_settings": _HELP}
 app = typer.Typer(help="Audio super-resolution with noise removal.", **_PLAIN)
 train_app = typer.Typer(help="Train one part of the model, or all runs of a recipe.", **_PLAIN)
 app.add_typer(train_app, name="train")
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch.hush()
         return 141  # 128 + SIGPIPE, as of other programs
     except TyperException as error:
-        called = error.ctx.command_path if getattr(error, "ctx", None) else "srlib"
+        place = getattr(error, "ctx", None)
+        called = place.command_path if place else "srlib"
         sentence = error.format_message().replace("Value error, ", "").rstrip(".")  # the prefix is pydantic's
         message = f"{called}: {sentence} (see {called} --help)"
     except SrlibError as error:
@@ -237,7 +238,7 @@ def train(
 
     if resume and not (out / loop.CHECKPOINT).is_file():  # or it was stopped before its first one
         print(f"srlib: {out} holds no checkpoint: this run starts anew.", file=sys.stderr)
-    print(loop.train(context.command.name, settings, data, out, init=init, max_steps=max_steps, resume=resume))
+    print(loop.train(str(context.command.name), settings, data, out, init=init, max_steps=max_steps, resume=resume))
 
 
 for _stage in get_args(config.Stage):

@@ -147,6 +147,11 @@ class Degradation:
         """Frequency (Hz) above which the whole response stays under -20 dB; None without a filter."""
         return _crossing(self, -20.0, sample_rate)
 
+    def edges_hz(self, sample_rate: int) -> tuple[float, float] | None:
+        """`passband_hz` and `stopband_hz`; None without a filter."""
+        passband_hz, stopband_hz = self.passband_hz(sample_rate), self.stopband_hz(sample_rate)
+        return None if passband_hz is None or stopband_hz is None else (passband_hz, stopband_hz)
+
     def record(self, sample_rate: int) -> dict[str, Any]:
         """All fields, and what was measured from them."""
         self.check(sample_rate)

@@ -190,6 +190,7 @@ def _pipe(path: Path, stream: dict[str, Any], start: int = 0) -> Iterator[np.nda
     command += ["-map", f"0:{stream['index']}", "-af", f"{steady},atrim=start_sample={start}"]
     size = 4 * channels  # bytes of float32
     with subprocess.Popen([*command, "-c:a", "pcm_f32le", "-f", "f32le", "pipe:1"], stdout=subprocess.PIPE) as process:
+        assert process.stdout  # for the type: it is a pipe
         try:
             while len(data := process.stdout.read(BLOCK * size)) >= size:
                 yield np.frombuffer(data[: len(data) // size * size], "<f4").reshape(-1, channels).T

@@ -104,7 +104,7 @@ def open_output(
                 if not is_finite(block):
                     raise SrlibError(f"{path} was not written: it would hold NaN or Inf; check the model's weights.")
                 block = resampler.feed(block)
-                clipped += np.count_nonzero(np.abs(block) > 1) if suffix == ".flac" and not subtype else 0
+                clipped += int((np.abs(block) > 1).sum()) if suffix == ".flac" and not subtype else 0
                 sink(block)
 
             yield put

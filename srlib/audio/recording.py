@@ -38,7 +38,7 @@ class Recording:
             for start in range(0, rows.shape[1], BLOCK):
                 yield rows[:, start : start + BLOCK].astype(np.float32)
 
-        return cls(sample_rate, *rows.shape, blocks)
+        return cls(sample_rate, rows.shape[0], rows.shape[1], blocks)
 
     def samples_at(self, sample_rate: int) -> int:
         """Length after resampling, at least one sample."""
@@ -103,7 +103,8 @@ def open_recording(path: str | PathLike, strict: bool = False) -> Iterator[Recor
     is missing if that is less than the header promises; what is no audio, and NaN or Inf, raise `SrlibError`.
     """
     with local_file(path) as readable:
-        decoder, samples = _longest(readable, notes := [])
+        notes: list[str] = []
+        decoder, samples = _longest(readable, notes)
         if samples == 0:
             raise SrlibError(f"{path} holds no samples: nothing to process.")
         rate, promised, incomplete = decoder.sample_rate, decoder.samples or samples, None

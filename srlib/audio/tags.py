@@ -200,9 +200,9 @@ def _write_chunks(path: Path, metadata: Metadata, old_rate: int, new_rate: int) 
     if metadata.chapters:
         added += _cues(metadata.chapters, new_rate)
     if metadata.tags or metadata.cover:
-        stream = io.BytesIO()
-        _id3(metadata).save(stream, padding=lambda _: 0)
-        added.append((b"id3 ", stream.getvalue()))
+        id3 = io.BytesIO()
+        _id3(metadata).save(id3, padding=lambda _: 0)
+        added.append((b"id3 ", id3.getvalue()))
         texts = {_INFO[name].encode(): text.encode() + b"\0" for name, text in metadata.tags.items() if name in _INFO}
         added.append((b"LIST", b"INFO" + b"".join(_chunk(name, text) for name, text in texts.items())))
     if not added:

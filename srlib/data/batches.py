@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -126,7 +126,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
         return replace(self, **tensors)
 
 
@@ -152,8 +154,8 @@ def draw(
             degraded += 10 ** rng.uniform(*_FAINT_DECADES) * rng.standard_normal(len(wav)).astype(np.float32)
         rows.append((wav, degraded, bandwidth, degradation))
     references, degraded, bandwidths, degradations = zip(*rows, strict=True)
-    pairs = (torch.from_numpy(np.stack(wavs)) for wavs in (references, degraded))
-    return Batch(*pairs, torch.tensor(bandwidths), list(degradations))
+    reference, changed = (torch.from_numpy(np.stack(wavs)) for wavs in (references, degraded))
+    return Batch(reference, changed, torch.tensor(bandwidths), list(degradations))
 
 
 def _augmented(corpus: Corpus, rng: np.random.Generator, samples: int) -> tuple[np.ndarray, float]:

@@ -238,7 +238,8 @@ def _listed(root: Path, faults: list[str]) -> dict[str, _Row]:
     try:
         cells = _read_manifest(root / "manifest.csv") if (root / "manifest.csv").is_file() else []
     except SrlibError as error:
-        cells, _ = [], faults.append(str(error))
+        cells = []
+        faults.append(str(error))
     for number, row in enumerate(cells, 2):
         name, wrong = row.get("file", "").replace("\\", "/").removeprefix("./"), []
         if not (root / name).is_file():
@@ -270,13 +271,14 @@ def _load_folder(root: Path) -> list[Track]:
     for name in sorted(names):
         try:
             header = info(root / name)
-            if not header.samples * header.sample_rate:
+            samples = header.samples or 0
+            if not samples * header.sample_rate:
                 raise SrlibError(f"{root / name} is not an audio file, or holds no samples.")
         except SrlibError as error:
             faults.append(str(error))
             continue
         facts = rows.get(name, _Row()).facts()
-        seconds = header.samples / header.sample_rate
+        seconds = samples / header.sample_rate
         tracks.append(Track(name, splits[name], root / name, header.sample_rate, seconds, **facts))
     refuse(faults, f"{root} cannot be used")
     if names - given.keys():

@@ -86,8 +86,7 @@ def join(known: np.ndarray, generated: np.ndarray, f_low: float, f_high: float) 
 
 def band_of(degradation: Degradation) -> tuple[float, float]:
     """(passband_hz, stopband_hz) in Hz; above every bin without a filter."""
-    edges = degradation.passband_hz(SAMPLE_RATE), degradation.stopband_hz(SAMPLE_RATE)
-    return edges if degradation.cutoff_hz is not None else (SAMPLE_RATE, SAMPLE_RATE)
+    return degradation.edges_hz(SAMPLE_RATE) or (SAMPLE_RATE, SAMPLE_RATE)
 
 
 def _fill_gaps(wav: np.ndarray, generated: np.ndarray, gaps: Iterable[tuple[float, float]]) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Convention:
     eps: float = 1e-8
     floored: bool = True  # eps is a floor of the power; else it is added as ssr_eval adds it
     f_high: float | None = HEADLINE_HZ  # last frequency that counts, Hz; None is half the sample rate
-    pad_mode: str = "reflect"
+    pad_mode: Literal["constant", "reflect"] = "reflect"
     f_low: float = 0.0  # first frequency that counts, Hz
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -79,8 +79,8 @@ class Distance:
     def __call__(self, trial: Trial) -> Columns:
         """One column."""
         changes = (trial.case.truth, self.change_reference), (trial.spectra, self.change_estimate)
-        pair = (one if change is None else change(one.wav[0]) for one, change in changes)
-        return {self.name: distance(*pair, self.convention)}
+        truth, restored = (one if change is None else change(one.wav[0]) for one, change in changes)
+        return {self.name: distance(truth, restored, self.convention)}
 
 
 def scores(trial: Trial) -> Columns:
@@ -104,12 +104,12 @@ def samples(trial: Trial) -> Columns:
 
     Diversity is the standard deviation over three seeds, nat; the first is that of the trial.
     """
-    f_low = trial.case.stopband_hz
-    row = {
+    f_low = cast(float, trial.case.stopband_hz)  # asked only of cases with a filter
+    row: Columns = {
         "real": perceptual.upper_band(trial.case.reference, f_low),
         "restored": perceptual.upper_band(trial.audio, f_low),
     }
-    if trial.system.options.get("num_inference_steps") not in (None, 0, 1):
+    if getattr(trial.system, "options", {}).get("num_inference_steps") not in (None, 0, 1):
         others = (trial.system(trial.case, trial.seed + i) for i in range(1, _SEEDS))
         mels = [perceptual.upper_band(output.log_mel, f_low) for output in (trial.output, *others)]
         row["diversity"] = float(np.std(mels, axis=0).mean())

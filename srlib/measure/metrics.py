@@ -133,7 +133,7 @@ def log_mel_l1(reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE
     return float(np.abs(ref.log_mel - est.log_mel).mean(dtype=np.float64))
 
 
-def bootstrap_ci(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def bootstrap_ci(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval (95 %) of the mean over tracks, (low, high); of one track its value."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0 or not np.isfinite(values).all():
@@ -167,18 +167,18 @@ def evaluate(
     """
     reference, restored = pair(reference, restored, sample_rate)
     rate, edges = reference.sample_rate, None
-    filtered = degradation is not None and degradation.cutoff_hz is not None
-    if cutoff_hz is not None and filtered:
-        raise SrlibError(f"the record says that the filter's cutoff is {degradation.cutoff_hz:g} Hz: give no other")
+    filtered = degradation if degradation is not None and degradation.cutoff_hz is not None else None
+    if cutoff_hz is not None and filtered is not None:
+        raise SrlibError(f"the record says that the filter's cutoff is {filtered.cutoff_hz:g} Hz: give no other")
     if cutoff_hz is not None:  # of a filter without a record, taken for a brick wall
         degradation = replace(degradation or Degradation(), cutoff_hz=cutoff_hz, filter_type="boxcar")
         degradation.check(rate)
         edges = cutoff_hz, cutoff_hz
-    elif filtered:
-        edges = degradation.passband_hz(rate), degradation.stopband_hz(rate)
+    elif filtered is not None:
+        edges = filtered.edges_hz(rate)
     scores = _scores(reference, restored, edges)
-    if filtered:
-        scores["snr_known_db"] = snr_low_db(_filtered(reference, degradation), restored, edges[0])
+    if filtered is not None and edges is not None:
+        scores["snr_known_db"] = snr_low_db(_filtered(reference, filtered), restored, edges[0])
     if degraded is not None:
         cropped, degraded = pair(reference, degraded, rate)
         before = _scores(cropped, degraded, edges)
@@ -188,9 +188,10 @@ def evaluate(
         if degradation is not None:
             scores["oracle_lsd_19k"] = _oracle_lsd_19k(cropped, degraded, degradation)
             scores["oracle_ratio"] = _quotient(scores["lsd_19k"], scores["oracle_lsd_19k"])
-    if degradation is not None and degradation.noise_type == "tone" and degradation.noise_amplitude > 0:
-        tone = (degradation.tone_hz, degradation.noise_amplitude, rate)
-        scores["tone_suppression_db"] = tone_suppression_db(reference, restored, *tone)
+    tone_hz = degradation.tone_hz if degradation is not None and degradation.noise_type == "tone" else None
+    if degradation is not None and tone_hz is not None and degradation.noise_amplitude > 0:
+        amplitude = degradation.noise_amplitude
+        scores["tone_suppression_db"] = tone_suppression_db(reference, restored, tone_hz, amplitude, rate)
     return scores
 
 

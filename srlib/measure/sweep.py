@@ -24,7 +24,8 @@ from srlib.measure.conditions import Case, Recipe, draw
 from srlib.measure.measures import Measure, Trial
 from srlib.measure.systems import System
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _WORTH = 4  # tasks a worker, under which processes take longer to start than to work
 _QUIET_SECONDS = 30  # before a line about the progress, and between two
 

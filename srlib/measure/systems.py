@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -27,7 +27,8 @@ from srlib.restore.pipeline import RestorationOutput, RestorationPipeline, build
 System = Callable[[Case, int], np.ndarray | RestorationOutput]
 
 _AUDIOSR = {"merge": "replace", "excitation": "vocoder"}  # AudioSR's own: the known band copied, a trained vocoder
-MODELS = {  # row of the main table -> the weights it uses and how they are called
+# Row of the main table -> the weights it uses and how they are called.
+MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "prior": (None, {"num_inference_steps": 0}),  # the simplest thing that could work
     "audiosr_lowpass": ("lowpass", {"denoise": False, **_AUDIOSR}),  # no noise in training
     "ours_replace": (None, _AUDIOSR),  # the source report: noise in training, replacement
@@ -106,7 +107,7 @@ def command(template: str, case: Case, seed: int = 0) -> np.ndarray:
     return np.pad(wav, (0, max(0, samples - len(wav))))[:samples]
 
 
-def _of(function: Callable, attributes: tuple[str, ...], case: Case, seed: int = 0) -> np.ndarray:
+def _of(function: Callable, attributes: Sequence[str], case: Case, seed: int = 0) -> np.ndarray:
     """A function of some attributes of the case."""
     return function(*(getattr(case, name) for name in attributes))
 

@@ -20,7 +20,7 @@ from srlib.report import artifacts
 SYSTEMS = {  # player -> what `measure.systems.named` knows it by
     "degraded": "unprocessed", "restored": "ours", "prior alone": "prior", "band replication": "band_replication",
 }  # fmt: skip
-CONDITIONS = {  # what is done to the clips: recipes of `measure.conditions`
+CONDITIONS: dict[str, dict[str, Any]] = {  # what is done to the clips: recipes of `measure.conditions`
     "low-pass 4 kHz": {"cutoff_hz": 4000.0},
     "low-pass 8 kHz": {"cutoff_hz": 8000.0},
     "low-pass 8 kHz, tone": {
@@ -108,9 +108,10 @@ def _player(name: str, wav: np.ndarray, quietest: float, kind: str) -> dict[str,
     power_db = plots.mel_axis_power_db(np.atleast_2d(wav).mean(axis=0))[::-2]
     low, high = plots.DB_RANGE
     imsave(picture, power_db, cmap=plots.MAGMA, vmin=low, vmax=high, format="jpeg", pil_kwargs={"quality": 70})
-    sound, picture = (base64.b64encode(file.getvalue()).decode() for file in (sound, picture))
+    coded = {"sound": sound, "picture": picture}
+    texts = {name: base64.b64encode(file.getvalue()).decode() for name, file in coded.items()}
     volume = quietest / max(float(wav.std()), SILENT)
-    return {"name": name, "volume": volume, "kind": f"audio/{kind}", "sound": sound, "picture": picture}
+    return {"name": name, "volume": volume, "kind": f"audio/{kind}", **texts}
 
 
 def gallery(profile: str = "demo") -> Path:
@@ -139,7 +140,8 @@ def archive(profile: str = "demo") -> Path:
     import yaml
 
     citation = yaml.safe_load((artifacts.root() / "CITATION.cff").read_text(encoding="utf-8"))
-    parts, made = [], {}
+    parts: list[dict[str, Any]] = []
+    made: dict[str, list[dict[str, str]]] = {}
     for path, record in artifacts.records(profile):
         name = path.relative_to(artifacts.root()).as_posix()
         parts.append({"@id": name, "@type": "File", "name": path.stem, "sha256": record["sha256"]})

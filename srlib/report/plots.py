@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from scipy import signal
 
 from srlib.config import HOP_LENGTH, LATENT_FACTOR, N_FFT, SAMPLE_RATE
@@ -27,13 +28,13 @@ OWN_COLOURS = {
     "ours": "#D55E00", "restored": "#D55E00", "unprocessed": "#222222", "degraded": "#222222", "your file": "#222222",
     "oracle": "#888888",
 }  # fmt: skip
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 110, "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
     "axes.axisbelow": True, "lines.linewidth": 1.5, "lines.markersize": 4, "legend.frameon": False,
     "legend.fontsize": 9, "xtick.labelsize": 10, "ytick.labelsize": 10,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=list("osD^vP*Xhp<>")),
+    "axes.prop_cycle": cycler(color=COLOURS, marker=list("osD^vP*Xhp<>")),
 }  # fmt: skip
 WIDTH = 7.2  # inches, of every figure
 LOWEST_HZ, HIGHEST_HZ = 100.0, 20_000.0  # of a spectrogram's axis
@@ -42,6 +43,7 @@ DB_RANGE = (-70.0, 20.0)  # dB of |STFT|^2 / n_fft: -70 is far below the quietes
 MAGMA = matplotlib.colormaps["magma"].resampled(64)  # 64 steps look the same and halve the size of a png
 LOG_MEL_RANGE = (-10.0, 2.5)  # natural log, the range of music on AudioSR's front end
 DEVIATION_RANGE = (0.0, 2.0)  # nat, of standard deviations of a log-mel
+Extent = tuple[float, float, float, float]  # first and last second, lowest and highest row
 MAX_CLIPS, MAX_CLIP_SECONDS = 4, 5.0  # of `listen`: each player costs about half a megabyte in the executed notebook
 
 
@@ -78,11 +80,13 @@ def mel(*hz: float) -> np.ndarray:
 
 
 def _image(
-    ax: Axes, label: str, image: np.ndarray, span: Sequence[float], limits: tuple[float, float], colours: Any = MAGMA
+    ax: Axes, label: str, image: np.ndarray, span: Extent, limits: tuple[float, float], colours: Any = MAGMA
 ) -> Any:
     """Draw `image` [rows, frames] over `span` (first and last second, lowest and highest row) with a title."""
-    options = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "vmin": limits[0], "vmax": limits[1]}
-    mesh = ax.imshow(image, extent=tuple(span), cmap=colours, **options)
+    low, high = limits
+    mesh = ax.imshow(
+        image, extent=span, cmap=colours, origin="lower", aspect="auto", interpolation="nearest", vmin=low, vmax=high
+    )
     ax.set(title=label, ylabel="Hz", xlabel="time, s")
     ax.label_outer()
     ax.grid(False)
@@ -93,9 +97,9 @@ def _image(
 def spectrograms(clips: Mapping[str, np.ndarray], title: str = "", row_height: float = 1.25) -> Figure:
     """Stacked spectrograms of {label: wav [samples]} at 48 kHz with one time axis and one colour bar."""
     figure, axes = panels(row_height * len(clips) + 0.5, len(clips), sharex=True, sharey=True)
-    ends = mel(LOWEST_HZ, HIGHEST_HZ)
+    lowest, highest = mel(LOWEST_HZ, HIGHEST_HZ)
     for ax, (label, wav) in zip(axes, clips.items(), strict=True):
-        mesh = _image(ax, label, mel_axis_power_db(wav), (0.0, len(wav) / SAMPLE_RATE, *ends), DB_RANGE)
+        mesh = _image(ax, label, mel_axis_power_db(wav), (0.0, len(wav) / SAMPLE_RATE, lowest, highest), DB_RANGE)
         ax.set_yticks(mel(*FREQUENCY_TICKS_HZ), [f"{hz:,}" for hz in FREQUENCY_TICKS_HZ])
     figure.colorbar(mesh, ax=axes, label="power, dB", shrink=0.8, aspect=35)
     figure.suptitle(title, fontsize=10)
@@ -131,7 +135,7 @@ def log_mels(
 
     `band_edges_hz` [n_mels + 2] labels the frequency axis.
     """
-    kinds = {"log-mel": (mels, LOG_MEL_RANGE, MAGMA)}
+    kinds: dict[str, Any] = {"log-mel": (mels, LOG_MEL_RANGE, MAGMA)}
     kinds |= {"standard deviation": (deviations, DEVIATION_RANGE, "viridis")} if deviations else {}
     rows = -(-sum(len(images) for images, *_ in kinds.values()) // columns)
     figure, axes = panels(1.7 * rows + 0.5, rows, columns, sharex=True, sharey=True)

@@ -185,7 +185,7 @@ def outputs(notebook: str) -> list[str]:
 
 def _assigned(source: str) -> dict[str, ast.expr]:
     """{name: expression} of the assignments of a cell."""
-    return {one.targets[0].id: one.value for one in ast.parse(source).body if isinstance(one, ast.Assign)}
+    return {ast.unparse(one.targets[0]): one.value for one in ast.parse(source).body if isinstance(one, ast.Assign)}
 
 
 def _cells(notebook: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ class Prepared:
     tones: list[Tone]
 
 
-def find_gaps(recording: Recording, gaps: Sequence[Gap] | str) -> tuple[Gap, ...]:
+def find_gaps(recording: Recording, gaps: Sequence[Gap] | Literal["auto"]) -> tuple[Gap, ...]:
     """(start, end) in seconds; `auto` finds runs of digital silence in all channels."""
     if gaps != "auto":
         return tuple(gaps)

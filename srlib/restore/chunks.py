@@ -6,7 +6,6 @@ belongs to such a position and not to a chunk, so that two chunks agree where th
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,7 +75,7 @@ def join(chunks: Sequence[Chunk], pieces: Iterable[np.ndarray]) -> Iterator[np.n
     """Turn the `[..., samples]` of every chunk into consecutive parts of the recording, cross-faded at the edges."""
     share = (np.arange(FADE, dtype=np.float32) + 0.5) / FADE
     tail = None
-    for (chunk, following), piece in zip(itertools.pairwise((*chunks, None)), pieces, strict=True):
+    for chunk, following, piece in zip(chunks, (*chunks[1:], None), pieces, strict=True):
         first, last = 0, piece.shape[-1]
         if tail is not None:
             first = (chunk.keep_from - chunk.start) * HOP_LENGTH - FADE // 2
@@ -103,8 +102,8 @@ class PositionalNoise:
         """`[samples, channels, frames / 8, 32]` of a chunk; chunks have to come in order."""
         units = range(chunk.start // UNIT_FRAMES, chunk.stop // UNIT_FRAMES)
         while self._drawn < units.stop:
-            place = {"generator": self._generator, "device": self._generator.device}
-            self._units[self._drawn] = torch.randn(self._shape, **place)
+            device = self._generator.device
+            self._units[self._drawn] = torch.randn(self._shape, generator=self._generator, device=device)
             self._drawn += 1
         self._units = {unit: self._units[unit] for unit in units}
         return torch.cat(list(self._units.values()), dim=2)

@@ -20,7 +20,7 @@ from scipy import interpolate, ndimage, signal
 from scipy.special import logsumexp, softmax
 
 from srlib.audio.stft import BINS_HZ
-from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
+from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE, FilterType
 from srlib.degrade import Degradation, zero_phase_response
 from srlib.restore.merge import FULL_BAND, KNOWN_DB, MISSING_DB, Band
 
@@ -33,7 +33,11 @@ _OCTAVE = 16  # bands in an octave
 _LOWEST_HZ, _HIGHEST_HZ = 1000.0, 18_600.0  # Hz, of the bands; above, coders have removed most music
 
 # The filters that are tried: those with their -3 dB point between 1.7 and 20 kHz, sixteen cutoffs an octave.
-_SHAPES = (*(("butter", n) for n in (2, 3, 4, 6, 10)), *(("cheby1", n) for n in (2, 3, 4, 6, 10)), ("boxcar", 2))
+_SHAPES: tuple[tuple[FilterType, int], ...] = (
+    *(("butter", n) for n in (2, 3, 4, 6, 10)),
+    *(("cheby1", n) for n in (2, 3, 4, 6, 10)),
+    ("boxcar", 2),
+)
 _CUTOFFS_HZ = 1300.0 * 2 ** (np.arange(65) / 16)
 _PASSBANDS_HZ = (1700.0, 20_000.0)
 
@@ -60,7 +64,7 @@ _SURE = 0.9  # probability that the true filter falls at least as far as what is
 _EDGE_ERROR = 0.05  # share of the frequency by which a filter may lie higher than found: one band is 4.4 %
 # Cost of a change, and the most that a window can say, in nat. Of 24 steady recordings of the training split none is
 # divided at 20 to 90 nat; two seconds of full band among ten are found at up to 30 nat.
-_CHANGE, _MOST_EVIDENCE = 25.0, 45.0
+_CHANGE, _MOST_COST = 25.0, 45.0
 
 
 class BandDetector:
@@ -89,7 +93,7 @@ class BandDetector:
         if not sounding:
             return []
         costs = np.array([_costs(*_band_levels(spectra[second]), filters) for second in sounding])
-        states = _path(np.minimum(costs - costs.min(1, keepdims=True), _MOST_EVIDENCE))
+        states = _path(np.minimum(costs - costs.min(1, keepdims=True), _MOST_COST))
         segments: list[tuple[int, Band]] = []
         for _, run in itertools.groupby(range(len(sounding)), key=lambda index: states[index]):
             chosen = [sounding[index] for index in run]

@@ -57,8 +57,8 @@ class Findings:
         return ", ".join(self._of(segment) for segment in self.segments)
 
     def _of(self, segment: Segment) -> str:
-        full = segment.passband_hz is None
-        band = "full band, left as it is" if full else f"band to {segment.passband_hz / 1000:.1f} kHz"
+        edge_hz = segment.passband_hz
+        band = "full band, left as it is" if edge_hz is None else f"band to {edge_hz / 1000:.1f} kHz"
         everywhere = {channel for one in self.segments for channel in one.channels}
         where = [f"{_clock(segment.start_s)}-{_clock(segment.end_s)}"] if self._changes() else []
         if set(segment.channels) != everywhere:

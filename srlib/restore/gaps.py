@@ -73,8 +73,8 @@ def interpolate_gaps(log_mel: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor
         near = np.arange(max(first - _REACH_FRAMES, 0), min(last + _REACH_FRAMES, frames))
         near = near[known[near]] if known[near].any() else np.flatnonzero(known)
         weights = 1.0 / (np.arange(first, last)[:, None] - near) ** 2
-        weights = torch.from_numpy(weights / weights.sum(1, keepdims=True)).to(log_mel)
-        filled[:, :, first:last] = weights @ log_mel[:, :, near]
+        shares = torch.from_numpy(weights / weights.sum(1, keepdims=True)).to(log_mel)
+        filled[:, :, first:last] = shares @ log_mel[:, :, near]
     return filled
 
 

@@ -89,7 +89,7 @@ def _under_noise(log_mel: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tens
 
 
 @cache
-def _likelihood(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _likelihood(device: torch.device) -> tuple[torch.Tensor, ...]:
     """Music over the observed value (nat) and its variance, `[256, 36]` by band and excess over the noise floor.
 
     Moments of the likelihood under a flat prior, simulated: flat music of random phase in Gaussian noise.

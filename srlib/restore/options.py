@@ -72,8 +72,7 @@ class Options:
     band_from_hz: Annotated[NotNegative, Field(lt=SAMPLE_RATE / 2)] = 0.0
 
     def __post_init__(self) -> None:
-        given = isinstance(self.cutoff_hz, float)
-        if given and self.stopband_hz is not None and self.stopband_hz < self.cutoff_hz:
+        if isinstance(self.cutoff_hz, float) and self.stopband_hz is not None and self.stopband_hz < self.cutoff_hz:
             raise SrlibError(
                 f"stopband_hz is {self.stopband_hz:g} and lies below the cutoff, {self.cutoff_hz:g} Hz: "
                 "give both or neither."

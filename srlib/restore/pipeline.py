@@ -91,7 +91,7 @@ class RestorationPipeline(LogMelPipeline):
         shape = (-1,) if np.ndim(wav) == 1 else (recording.channels, -1)
         audio, generated = (one.reshape(shape) for one in np.concatenate(list(job.pieces()), axis=2))
         main, log_mel = job.parts[0], torch.cat(log_mels, dim=2)
-        known = {"tones": main.tones, "noise_found": any(one.noise_found for one in job.parts)}
+        known: dict[str, Any] = {"tones": main.tones, "noise_found": any(one.noise_found for one in job.parts)}
         cutoff_hz = min((one.cutoff_hz for one in job.parts if one.cutoff_hz is not None), default=None)
         return RestorationOutput(audio, generated, log_mel, cutoff_hz, trajectory, **known, findings=job.findings())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from srlib.restore.noise import noise_gain
 from srlib.restore.observation import observe
 from srlib.restore.options import Options
 from srlib.restore.stereo import level_differences, upmix
+from srlib.restore.tones import Tone
 from srlib.settings import Gap
 
 
@@ -110,7 +112,8 @@ class PartRestoration:
         trajectory: list[torch.Tensor] | None = None,
         log_mels: list[torch.Tensor] | None = None,
     ) -> None:
-        self.part, self.band, self.tones = part, part.band, []  # the tones are those of the first chunk
+        self.part, self.band = part, part.band
+        self.tones: list[Tone] = []  # those of the first chunk
         self._recording, self._chunks, self._gaps = part.of(recording), chunks, gaps
         self._pipe, self._options, self.sampling = pipe, options, sampling
         self._trajectory, self._log_mels = trajectory, log_mels
@@ -217,9 +220,9 @@ class PartRestoration:
         gains = [None if gain is None else gain[: frames_of(wav)] for gain in gains]
         if self._options.band_from_hz:
             generated = above(generated, self._options.band_from_hz)
-        how = {"mode": self._options.merge, "gaps": gaps, "blend": self._options.blend}
+        how: dict[str, Any] = {"mode": self._options.merge, "gaps": gaps, "blend": self._options.blend}
         merged = torch.stack(
-            [merge(*pair, band, gain=gain, **how) for *pair, gain in zip(generated, wav, gains, strict=True)]
+            [merge(made, own, band, gain=gain, **how) for made, own, gain in zip(generated, wav, gains, strict=True)]
         )
         merged = torch.stack([without_pre_echo(*pair, gaps) for pair in zip(merged, wav, strict=True)])
         # 5. Back to the level of the input; samples that nothing changed come back to the bit
@@ -240,7 +243,8 @@ class PartRestoration:
         found = () if self.analysis.subtract_tones else itertools.chain(*self.analysis.tones)
         tones = [hz for comb in found for hz in comb.frequencies_hz]
         count = len(degraded)
-        observed = observe(degraded, [self.band] * count, self.analysis.floors, [gaps] * count, [tones] * count)
+        floors = list(self.analysis.floors)
+        observed = observe(degraded, [self.band] * count, floors, [gaps] * count, [tones] * count)
         return self._pipe.prior(observed.log_mel, observed.variance)
 
     def _generate(
@@ -252,15 +256,16 @@ class PartRestoration:
         `[rows, frames, 256]` are the log-mels of downmix and channels, which tell their differences in level.
         """
         layout, first_sample = self.analysis.layout, chunk.start * HOP_LENGTH
-        alone = len(denoised) == 1
-        differences = None if alone else level_differences(known[1:], known[0], self.band.passband_hz, gaps)
+        differences = None  # of a single channel
+        if len(denoised) > 1:
+            differences = level_differences(known[1:], known[0], self.band.passband_hz, gaps)
         if self._excitation == "copied":
             signs = torch.from_numpy(np.sign(layout.weights)).to(denoised)[:, None]  # of the noise in the copies
             delays_s = torch.from_numpy(layout.delays_s)
             fine = signs * copied(signs * denoised, self.band.passband_hz, first_sample, delays_s)
-            return synthesise(restored if alone else restored + differences[:, None].to(restored), fine)
+            return synthesise(restored if differences is None else restored + differences[:, None].to(restored), fine)
         if self._excitation == "noise":
             generated = synthesise(restored, noise(denoised.shape[1], first_sample)[None].to(denoised))
         else:
             generated = vocode(self._pipe.vocoder, restored, chunk.start)[:1]
-        return generated if alone else upmix(generated[0], differences, layout)
+        return generated if differences is None else upmix(generated[0], differences, layout)

@@ -129,7 +129,7 @@ class ToneFinder:
         in_phase = np.abs(self._turns) > _STEADY_PHASE * self._steps
         return peaks & in_phase & (self._loudest - self._quietest < swing_db)
 
-    def _exact_hz(self, index: int) -> float:
+    def _exact_hz(self, index: int | np.integer) -> float:
         """Frequency (Hz) of a sinusoid near a bin: phase steps of half a block tell it to within 4 Hz."""
         hop_s = (self._block // 2) / self._rate
         bin_hz = index * self._rate / self._block

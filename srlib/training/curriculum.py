@@ -81,7 +81,7 @@ def retrain(
         done.unlink(missing_ok=True)  # a run that goes on is not finished
         train(_stage(name), configs[name].model_dump(), data, run, start if start.is_dir() else init, resume=True)
         last = pd.read_csv(run / "log.csv").iloc[-1]
-        record = {"steps": int(last["global_step"]), "minutes": round(float(last["wall_time"]) / 60, 2)}
+        record: dict[str, Any] = {"steps": int(last["global_step"]), "minutes": round(float(last["wall_time"]) / 60, 2)}
         record |= {"hardware": hardware(), "corpus": _json(run / "config.json")["corpus"] | {"name": Path(data).name}}
         write_text(done, json.dumps(record, indent=1) + "\n")
     return out if only else _assemble(out, order, out / "pipeline")  # with `only` others may be at work beside this

@@ -40,8 +40,8 @@ from srlib.training.told import ToldBatch, tell
 from srlib.training.validation import Clips
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
-LOG_COLUMNS = ("run_id", "stage", "global_step", "wall_time", "train/loss", "val/loss", "val/lsd", "val/zimtohrli")
-LOG_COLUMNS += ("val/texture_high", "learning_rate")
+_SCORES = ("val/loss", "val/lsd", "val/zimtohrli", "val/texture_high")
+LOG_COLUMNS = ("run_id", "stage", "global_step", "wall_time", "train/loss", *_SCORES, "learning_rate")
 _PAIRS, _VALIDATION, _FIT = 4, 5, 6  # what a pair is drawn for: second part of its seed (data.batches has 2 and 3)
 _VALIDATION_BATCHES = 2
 _STEPS_APART, _PROCESSES_APART = 1_000_003, 7_000_000_007  # between random numbers of two seeds, of two processes
@@ -88,7 +88,7 @@ class Run:
         self.step, self.spent, self.started = 0, 0.0, 0.0  # spent: seconds before the run was resumed
         self.best = math.inf  # validation loss of the pipeline that is kept
 
-    def check(self, config: Any, data: str, init: str | Path | None, changes: Mapping[str, Any], resume: bool) -> None:
+    def check(self, config: Any, data: str, init: str | Path | None, changes: dict[str, Any], resume: bool) -> None:
         """Load settings, list of tracks, model and checkpoint; all faults are told at once."""
         faults: list[str] = []
         if self.stage not in STAGES:
@@ -280,10 +280,10 @@ class Run:
             self.ema.restore(parameters)
             self.objective.train()
 
-    def _record(self, values: Mapping[str, float], validate: bool) -> None:
+    def _record(self, values: dict[str, float], validate: bool) -> None:
         """Log `values` and, if asked to, validate and save."""
         scores, log = self._validate() if validate else {}, self.folder / "log.csv"
-        row = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step}
+        row: dict[str, Any] = {"run_id": self.folder.name, "stage": self.stage, "global_step": self.step}
         row |= {"wall_time": time.monotonic() - self.started, "learning_rate": self._learning_rate()}
         table = pd.DataFrame([row | values | scores], columns=LOG_COLUMNS)
         table.to_csv(log, mode="a", header=not log.exists(), index=False, float_format="%.6g", lineterminator="\n")

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ class Objective(nn.Module, ABC):
     def __init__(self, pipeline: RestorationPipeline, config: TrainConfig) -> None:
         super().__init__()
         self.pipeline, self.config = pipeline, config
-        self.module = self.trainable()
+        self.module: Any = self.trainable()  # diffusers' classes come without types
         for part in pipeline.modules():
             part.requires_grad_(part is self.module)
             part.train(part is self.module)
@@ -109,7 +110,8 @@ class VocoderObjective(Objective):
     def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
         first_frame = int(torch.randint(1024, ()))
         wav = vocode(self.module, log_mel(examples["reference"]), first_frame)
-        return torch.stack([self.distance(wav, *examples.values(), n_fft) for n_fft in self.n_ffts]).mean()
+        reference, bandwidth_hz = examples["reference"], examples["bandwidth_hz"]
+        return torch.stack([self.distance(wav, reference, bandwidth_hz, n_fft) for n_fft in self.n_ffts]).mean()
 
     def distance(self, wav: torch.Tensor, reference: torch.Tensor, bandwidth_hz: torch.Tensor, n_fft: int):
         """Log-spectral distance of `[batch, samples]` at one resolution, up to each track's bandwidth."""
@@ -136,7 +138,8 @@ class LdmObjective(Objective):
         prior = self.pipeline.prior
         if prior is None or bool(prior.fast_factors.any()):
             return
-        clean, held = [], []
+        clean: list[torch.Tensor] = []
+        held: list[ToldBatch] = []
         for batch in batches:
             clean.append(log_mel(batch.reference)[batch.bandwidth_hz >= _FULL_BANDWIDTH_HZ])
             held = [*held, batch][:_FEW]
@@ -170,7 +173,7 @@ class LdmObjective(Objective):
         factor = self.pipeline.vae.config.scaling_factor
         condition = diffusion.drop_condition(examples["condition"], factor, config.condition_dropout)
         weights = examples["weights"] * self._channel_weights()[None, :, None, None]
-        shares = {"last_step_share": config.last_step_share, "level_weight": config.level_weight}
+        shares: dict[str, Any] = {"last_step_share": config.last_step_share, "level_weight": config.level_weight}
         shares["min_snr_gamma"] = config.min_snr_gamma or None
         return diffusion.velocity_loss(self.module, scheduler, examples["residual"], condition, weights, **shares)
 
@@ -182,4 +185,4 @@ class LdmObjective(Objective):
         return gain**2 / (gain**2).mean()
 
 
-STAGES = {"vae": VaeObjective, "vocoder": VocoderObjective, "ldm": LdmObjective}
+STAGES: dict[str, type[Objective]] = {"vae": VaeObjective, "vocoder": VocoderObjective, "ldm": LdmObjective}

@@ -53,7 +53,7 @@ def tell(batch: Batch, seeds: Sequence[Sequence[int]], unsure: bool) -> ToldBatc
         unsure: let some entries err as detectors do; else all are true.
     """
     pairs = zip(seeds, batch.degradations, batch.bandwidth_hz.tolist(), strict=True)
-    told = [_told(np.random.default_rng([*seed, _SEED]), *pair, unsure) for seed, *pair in pairs]
+    told = [_told(np.random.default_rng([*seed, _SEED]), change, hz, unsure) for seed, change, hz in pairs]
     bands, floors, tones = (list(values) for values in zip(*told, strict=True))
     return ToldBatch(**vars(batch), bands=bands, noise_floors=floors, tones_hz=tones)
 
@@ -61,8 +61,8 @@ def tell(batch: Batch, seeds: Sequence[Sequence[int]], unsure: bool) -> ToldBatc
 def _told(rng: np.random.Generator, degradation: Degradation, bandwidth_hz: float, unsure: bool) -> Told:
     unsure = unsure and rng.random() < _UNSURE_PROBABILITY
     band = FULL_BAND
-    if degradation.cutoff_hz is not None:
-        passband_hz, stopband_hz = degradation.passband_hz(SAMPLE_RATE), degradation.stopband_hz(SAMPLE_RATE)
+    if edges_hz := degradation.edges_hz(SAMPLE_RATE):
+        passband_hz, stopband_hz = edges_hz
         factor = np.exp(_EDGE_ERROR * rng.standard_normal()) if unsure else 1.0
         width = (stopband_hz - passband_hz) * (rng.uniform(*_WIDTH_ERROR) if unsure else 1.0)
         band = Band(factor * passband_hz, factor * passband_hz + width)
@@ -74,4 +74,5 @@ def _told(rng: np.random.Generator, degradation: Degradation, bandwidth_hz: floa
         floor = np.full(len(BINS_HZ), error * degradation.noise_amplitude**2 * WINDOW_POWER)
         if degradation.noise_first:
             floor *= zero_phase_response(degradation, BINS_HZ, SAMPLE_RATE) ** 2
-    return band, floor, (degradation.tone_hz,) if degradation.noise_type == "tone" and not unsure else ()
+    tone_hz = degradation.tone_hz if degradation.noise_type == "tone" and not unsure else None
+    return band, floor, () if tone_hz is None else (tone_hz,)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,10 +42,11 @@ class Clips:
         """Means over the clips: LSD to 19 kHz, texture above the cutoff and, where it is installed, Zimtohrli."""
         rows = []
         for reference, degradation in self._examples(MOST_CLIPS):
+            edge_hz = cast(float, degradation.stopband_hz(SAMPLE_RATE))  # every condition has a filter
             restored = self._restored(pipeline, reference, degradation, "gain")
             row = {
                 "val/lsd": lsd(reference, restored, convention="plain", f_high=HEADLINE_HZ),
-                "val/texture_high": texture_high(reference, restored, degradation.stopband_hz(SAMPLE_RATE)),
+                "val/texture_high": texture_high(reference, restored, edge_hz),
             }
             heard = perceptual.measure(reference, restored, ("zimtohrli",))
             rows.append(row | {f"val/{name}": value for name, value in heard.items()})
