@@ -60,7 +60,7 @@ _TEMPER = 0.7  # neighbouring bands are not independent
 
 # What is concluded from it.
 _GRID_HZ = 20.0  # Hz; resolution of the responses
-_SURE = 0.9  # probability that the true filter falls at least as far as what is equalised
+_SURE = 0.999  # probability that the true filter falls at least as far as what is equalised
 _EDGE_ERROR = 0.05  # share of the frequency by which a filter may lie higher than found: one band is 4.4 %
 # Cost of a change, and the most that a window can say, in nat. Of 24 steady recordings of the training split none is
 # divided at 20 to 90 nat; two seconds of full band among ten are found at up to 30 nat.
@@ -251,9 +251,11 @@ def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
         away = (reached[0] > near_hz) | (reached[1] < near_hz)
         if away.all():
             return Band.at(near_hz)
-        cost[np.append(away, True)] = np.inf
+        cost[:-1][away] = np.inf
+    response_db = _safe_response(softmax(-cost), filters)  # even below a given cutoff, the filter may do nothing
+    if near_hz is not None:
+        cost[-1] = np.inf
     weight = softmax(-cost)
-    response_db = _safe_response(weight, filters)
     full = (filters.passband_hz >= FULL_FROM_HZ) & (near_hz is None)
     full_weight, weight = weight[-1] + weight[:-1][full].sum(), weight[:-1] * ~full
     edges = np.geomspace(_PASSBANDS_HZ[0], FULL_FROM_HZ, 170) if near_hz is None else np.array([near_hz])

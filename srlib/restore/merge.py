@@ -21,11 +21,12 @@ LOST = 10 ** (
     -40.0 / 20
 )  # gain down to which the fall is taken back: best of -20 to -50 dB on the demo set's valid split
 DOUBT = 2.0  # factor of magnitude (6 dB) by which equalisation may exceed the generated level
-# What is at most by this factor (16 dB) below the generated level is there, and stays. On the valid split, 2 to 6: the
-# distance below the edge of sharp filters falls from 0.06-0.09 to 0.02-0.03, that of the whole stays.
-KEEP = 6.0
+# Above the edge, what is at most by the factor `NEAR` (3.5 dB) below the generated level is right. What is lower, a
+# filter may have attenuated: it is raised by half of the rest, in dB. What is then by more than `AUDIBLE`
+# too low, it fades out as generated audio fills in. Tuned on training tracks of the demo set.
+NEAR, AUDIBLE = 1.5, 2.0
 _LEAST_POWER = 1e-18  # of a bin: below it, float32 holds rounding errors
-_SMOOTH_BINS = 9  # bins (211 Hz) over which levels are averaged
+_SMOOTH_BINS = 9, 5  # bins of 23 Hz over which levels are averaged: of generated audio, and of what may end abruptly
 
 
 @dataclass(frozen=True)
@@ -108,35 +109,39 @@ def merge(
         joined = blend * share * generated_stft + (1 - share) * degraded_stft
     else:
         known = degraded_stft if gain is None else gain * degraded_stft
-        joined = _equalised(generated_stft, known, band, freqs_hz, blend, KEEP if gain is None else 1.0)
+        joined = _equalised(generated_stft, known, band, freqs_hz, blend, clean=gain is None)
     # Only the change goes through the inverse STFT: where there is none, the samples stay as they are.
     change = istft_same((joined - degraded_stft)[None])[0, :length]
     return fill_gaps(degraded + change, blend * generated, gaps)
 
 
 def _equalised(
-    generated: torch.Tensor, known: torch.Tensor, band: Band, freqs_hz: torch.Tensor, blend: float, doubt: float
+    generated: torch.Tensor, known: torch.Tensor, band: Band, freqs_hz: torch.Tensor, blend: float, clean: bool
 ) -> torch.Tensor:
     """`known` `[frames, 1025]` over the response of the low-pass, and the power that is still missing of `generated`.
 
-    The edge may lie higher than was found. Above it, what is within a factor `doubt` as loud as the generated audio is
-    kept as it is. No equalisation exceeds `DOUBT` times the level of the generated audio.
+    Above the edge the response is never known well: there `clean` audio is also raised towards the generated level.
+    Noise is not: with it, only what the response takes back counts. Neither exceeds `DOUBT` times that level.
     """
     response = band.response(freqs_hz)
     inverse = torch.where(response > 0, 1 / response.clamp(min=LOST), torch.ones_like(response))
-    loudest, usual = (_level(known, order) / _level(generated, order) for order in (2, 0))
+    loudest, usual = (_level(known, order, 1) / _level(generated, order) for order in (2, 0))
     boost = torch.minimum(inverse, (DOUBT / loudest).clamp(min=1))
-    present = torch.where(freqs_hz > band.passband_hz, (doubt * boost * usual).clamp(max=1), torch.ones_like(boost))
+    above_edge = freqs_hz > band.passband_hz
+    if clean:
+        boost = torch.where(above_edge, torch.maximum(boost, (NEAR * usual) ** -0.5), boost)
+    heard = (AUDIBLE if clean else 1.0) * boost * usual
+    present = torch.where(above_edge, heard.clamp(max=1), torch.ones_like(boost))
     return present * boost * known + blend * (1 - present**4).sqrt() * generated
 
 
-def _level(spectrum: torch.Tensor, order: int) -> torch.Tensor:
+def _level(spectrum: torch.Tensor, order: int, width: int = 0) -> torch.Tensor:
     """Level `[1025]` of `[frames, 1025]`, averaged over neighbouring bins: rms for order 2, geometric mean for 0."""
     power = spectrum.abs().square().clamp(min=_LEAST_POWER)
     over_time = power.mean(0) if order else power.log().mean(0).exp()
-    half = _SMOOTH_BINS // 2
+    half = _SMOOTH_BINS[width] // 2
     padded = F.pad(over_time[None, None], (half, half), mode="replicate")
-    return F.avg_pool1d(padded, _SMOOTH_BINS, 1)[0, 0].sqrt()
+    return F.avg_pool1d(padded, _SMOOTH_BINS[width], 1)[0, 0].sqrt()
 
 
 def scaled(wav: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
