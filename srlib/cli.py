@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SrlibError as error:
         message = f"srlib: {error}"
     except ModuleNotFoundError as error:  # an extra that is not installed
-        message = f"srlib: {error.name} is not installed: pip install 'srlib[report]', or 'srlib[train]' to train alone."
+        message = f"srlib: {error.name} is not installed: pip install 'srlib[report]', or 'srlib[train]' to train."
     except OSError as error:  # disk full, no permission, a folder where a file was expected
         message = f"srlib: {error.filename}: {error.strerror}" if error.filename else f"srlib: {error}"
     print(" ".join(message.split()), file=sys.stderr)

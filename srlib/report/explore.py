@@ -38,11 +38,11 @@ def degradation(clip: np.ndarray, start: Degradation) -> None:
     """Degrade a clip [samples] at 48 kHz; the controls begin at `start`."""
 
     def view(cutoff_hz: float, family: str, order: int, noise: str, amplitude: float, tone_hz: float) -> str:
-        kind = {"filter_type": family, "filter_order": order, "noise_type": noise}
+        kind: dict[str, Any] = {"filter_type": family, "filter_order": order, "noise_type": noise}
         done = replace(start, cutoff_hz=cutoff_hz, **kind, noise_amplitude=amplitude, tone_hz=tone_hz)
         clips = {"reference": clip, "degraded": done.apply(clip, SAMPLE_RATE)}
         said = f"-3 dB at {done.passband_hz(SAMPLE_RATE):.0f} Hz, -20 dB at {done.stopband_hz(SAMPLE_RATE):.0f} Hz"
-        return _seen(clips, _edges_hz(done), said)
+        return _seen(clips, done.edges_hz(SAMPLE_RATE) or (), said)
 
     controls = {
         "cutoff_hz": (start.cutoff_hz, 1000.0, 20_000.0, 100.0),
@@ -69,12 +69,13 @@ def restoration(run: Run, track_index: int = 0) -> None:
         if system in systems.MODELS:
             chosen = {"num_inference_steps": steps, "merge": merge}
             own = {name: value for name, value in chosen.items() if value != OWN}
+            assert isinstance(restorer, systems.Model)
             restorer = replace(restorer, options={**restorer.options, **own})
         output = restorer(case, run.seed)
         return {"reference": case.reference, "degraded": case.degraded, "restored": getattr(output, "audio", output)}
 
     def view(**chosen: Any) -> str:
-        edges_hz = _edges_hz(drawn(chosen["condition"], chosen["track"]))
+        edges_hz = drawn(chosen["condition"], chosen["track"]).edges_hz(SAMPLE_RATE) or ()
         part = "" if chosen["system"] in systems.MODELS else "no model: steps and merge play no part"
         return _seen(restored(**chosen), edges_hz, part)
 
@@ -126,10 +127,6 @@ def excerpt(path: str | Path) -> tuple[np.ndarray, int]:
     return wav[:, : int(SECONDS * sample_rate)], sample_rate
 
 
-def _edges_hz(done: Degradation) -> tuple[float, float]:
-    return done.passband_hz(SAMPLE_RATE), done.stopband_hz(SAMPLE_RATE)
-
-
 def _seen(clips: Mapping[str, np.ndarray], edges_hz: Sequence[float], said: str = "") -> str:
     """HTML of what is said of clips, their mean spectra with edges of the band, and their players in a frame."""
     picture = io.BytesIO()
@@ -159,7 +156,7 @@ def _show(view: Callable[..., str], controls: Mapping[str, tuple], upload: Calla
     def draw(change: Any = None) -> None:
         begin, said.value = time.perf_counter(), "..."
         try:
-            if change is not None and change.owner is file:
+            if upload and change is not None and change.owner is file:
                 upload(change)
             screen.value = view(**{name: one.value for name, one in moved.items()})
         except SrlibError as error:
