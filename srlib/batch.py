@@ -22,7 +22,7 @@ import numpy as np
 from srlib.audio import files, folders
 from srlib.audio.decoding import is_pipe
 from srlib.config import SAMPLE_RATE
-from srlib.errors import IncompleteWarning, SrlibError, SrlibWarning
+from srlib.errors import IncompleteWarning, SrlibError
 
 FAULT, INCOMPLETE = 2, 3  # exit codes: something was refused or failed; all was restored, but an input lacks a part
 _SHOWN_SECONDS = 30  # of the spectrograms, from the middle of the file
@@ -37,6 +37,7 @@ class Batch:
         options: of `RestorationPipeline.restore_file`.
         report: a JSON file for what was found in each recording.
         show: draw the spectrogram before and after as a PNG beside each output.
+        shown: what the one output is called in its line and in the report, if it is not its path.
     """
 
     outputs: dict[Path, Path]
@@ -46,6 +47,7 @@ class Batch:
     skip_existing: bool = False
     report: Path | None = None
     show: bool = False
+    shown: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)  # of the report
     faults: int = 0
 
@@ -76,6 +78,8 @@ class Batch:
         if self.report:
             folders.check_output(self.report, self.outputs, True, (".json",))
         wanted = {path: out for path, out in self.outputs.items() if not (self.skip_existing and out.is_file())}
+        if kept := len(self.outputs) - len(wanted):
+            print(f"srlib: {kept} of {len(self.outputs)} outputs exist already and are kept.", file=sys.stderr)
         there = [out for out in wanted.values() if out.is_file()]
         if len(wanted) > 1 and there and not self.overwrite:
             several = f"{len(there)} of {len(wanted)} outputs exist already, such as {there[0]}"
@@ -95,17 +99,16 @@ class Batch:
         """Restore a file, and give its line."""
         started = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+            warnings.simplefilter("always")  # the findings hold them
             findings = pipe.restore_file(path, out, progress, **self.options)
-        told = [str(warning.message) for warning in caught if issubclass(warning.category, SrlibWarning)]
-        row = {"file": str(path), "output": str(out)} | findings.as_dict() | {"warnings": told}
+        shown = self.shown or str(out)
+        row = {"file": str(path), "output": shown} | findings.as_dict()
         row["incomplete"] = any(issubclass(warning.category, IncompleteWarning) for warning in caught)
         self.rows.append(row)
-        if self.show and not is_pipe(path):
+        if self.show:
             _draw(path, out)
         took = f"{findings.seconds:.1f} s restored in {time.perf_counter() - started:.1f} s"
-        sentence = findings.sentence()
-        return f"{out}: " + "; ".join([sentence, took, *(words for words in told if words not in sentence)])
+        return f"{shown}: {findings.sentence()}; {took}"
 
     @contextmanager
     def _naming(self, path: Path) -> Iterator[None]:

@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 
 from srlib import __version__, batch, config
 from srlib.audio import files, folders
+from srlib.audio.decoding import is_pipe
 from srlib.errors import SrlibError
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -130,13 +131,16 @@ def restore(
     """
     if "auto" in gaps and len(gaps) > 1:
         raise SrlibError("--gap auto finds all gaps itself: leave out the others.")
+    if show and (out == "-" or any(map(is_pipe, inputs))):
+        raise SrlibError("--show reads input and output once more: give files instead of pipes.")
     given = {name: value for name, value in context.params.items() if value is not None and value is not False}
     asked = {name: value for name, value in given.items() if name not in _OF_THE_BATCH}
     asked["gaps"] = "auto" if "auto" in gaps else gaps
     with batch.standard_output() if out == "-" else nullcontext(out) as target:
         outputs = folders.outputs(inputs, str(target), suffix)
         load = partial(batch.load, model, device, asked)
-        return batch.Batch(outputs, load, asked, overwrite, skip_existing, report, show).run()
+        shown = "standard output" if out == "-" else None
+        return batch.Batch(outputs, load, asked, overwrite, skip_existing, report, show, shown).run()
 
 
 @app.command()

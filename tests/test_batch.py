@@ -19,12 +19,13 @@ class Found:
     """What a restoration says; the fields that a batch needs."""
 
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     def sentence(self) -> str:
-        return "full band"
+        return "; ".join(["full band", *self.warnings])
 
     def as_dict(self) -> dict:
-        return {"seconds": self.seconds, "cutoff_hz": None}
+        return {"seconds": self.seconds, "warnings": self.warnings}
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Copies:
             for block in recording.blocks_at(48_000, range(recording.channels)):
                 put(block)
         self.done.append(path)
-        return Found(recording.samples / recording.sample_rate)
+        return Found(recording.samples / recording.sample_rate, (recording.incomplete or "whole",))
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_fault_is_named_and_the_rest_goes_on(tmp_path, given, pipe, capsys):
     assert names(tmp_path / "out") == ["a.wav", "c.wav"]
     assert printed.err.count("\n") == 1 and "b.wav is not an audio file" in printed.err
     assert [line.split(": ")[0] for line in printed.out.splitlines()] == [str(given[p]) for p in pipe.done]
-    assert "full band; 1.0 s restored in" in printed.out
+    assert "full band; whole; 1.0 s restored in" in printed.out
     rows = {Path(row["file"]).name: row for row in json.loads(report.read_text())}
     assert rows["a.wav"]["seconds"] == 1.0 and "not an audio file" in rows["b.wav"]["error"]
 
@@ -78,12 +79,13 @@ def test_a_single_fault_is_raised(given, pipe):
         Batch({bad: given[bad]}, lambda: pipe, {}).run()
 
 
-def test_a_batch_goes_on_where_it_ended(tmp_path, given, pipe):
+def test_a_batch_goes_on_where_it_ended(tmp_path, given, pipe, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.wav").write_bytes(b"done")
     with pytest.raises(SrlibError, match=r"1 of 3 outputs .* --skip-existing .* --overwrite"):
         Batch(given, lambda: pipe, {}).run()
     assert Batch(given, lambda: pipe, {}, skip_existing=True).run() == FAULT
+    assert "1 of 3 outputs exist already and are kept" in capsys.readouterr().err
     assert (tmp_path / "out" / "a.wav").read_bytes() == b"done" and [path.name for path in pipe.done] == ["c.wav"]
 
 

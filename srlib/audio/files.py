@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from srlib.audio.decoding import is_audio_file as is_audio_file
 from srlib.audio.recording import Recording, Resampler, as_channels, is_finite, open_recording
 from srlib.audio.tags import Metadata, settle_header, write_metadata
 from srlib.config import SAMPLE_RATE
-from srlib.errors import SrlibError, SrlibWarning
+from srlib.errors import SrlibError
 
 _SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24", ".ogg": "VORBIS"}  # what libsndfile writes unless it is told otherwise
 # What ffmpeg writes: near the highest quality that each encoder is meant for.
@@ -91,8 +90,8 @@ def open_output(
     suffix = path.suffix.lower()
     formats = (".wav", ".flac") if subtype else OUTPUT_SUFFIXES
     if suffix not in formats:
-        wanted = f"{'with a subtype' if subtype else 'as'} {', '.join(formats)}"
-        raise SrlibError(f"{path}: audio is written {wanted}, not {suffix or 'without a suffix'}.")
+        wanted = f"audio {'with a subtype ' if subtype else ''}is written as {' or '.join(formats)}"
+        raise SrlibError(f"{path}: {wanted}, not {f'as {suffix}' if suffix else 'without a suffix'}.")
     if suffix in _ENCODERS:
         find_ffmpeg()
     resampler = Resampler(put_rate, sample_rate, recording.channels, samples)
@@ -113,15 +112,16 @@ def open_output(
             settle_header(temporary, recording.metadata.mask)
         if suffix in _ENCODERS:
             _encode(temporary, path, recording.metadata)
+            if (encoded := next(decoders(temporary)).sample_rate) != sample_rate:
+                recording.warn(path, f"it has {encoded} Hz, since {suffix} has no {sample_rate} Hz")
         try:
             write_metadata(temporary, suffix, recording.metadata, recording.sample_rate, sample_rate)
         except (MutagenError, ValueError, OverflowError) as error:  # no reason to lose the audio
-            warnings.warn(f"{path}: not all tags were kept ({one_line(error)})", SrlibWarning, stacklevel=3)
+            recording.warn(path, f"not all tags were kept ({one_line(error)})")
     if clipped:
         per_cent = 100 * clipped / (samples * recording.channels)
         share = f"{per_cent:.2f} %" if per_cent >= 0.01 else "less than 0.01 %"
-        told = f"{path}: {share} of the samples clip at full scale; a .wav file keeps them"
-        warnings.warn(told, SrlibWarning, stacklevel=3)
+        recording.warn(path, f"{share} of the samples clip at full scale; a .wav file keeps them")
 
 
 @contextmanager

@@ -29,6 +29,11 @@ class Recording:
     warnings: list[str] = field(default_factory=list)
     incomplete: str | None = None  # what is missing of a damaged file
 
+    def warn(self, path: str | PathLike, note: str) -> None:
+        """Keep a note for the findings, and warn of it by the name of the file."""
+        self.warnings.append(note)
+        warnings.warn(f"{path}: {note}", SrlibWarning, stacklevel=4)
+
     @classmethod
     def from_array(cls, wav: np.ndarray, sample_rate: int) -> Recording:
         """From floats `[samples]` or `[channels, samples]`; SrlibError for others and for NaN or Inf."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+_SHORTEST_S = 0.05  # s; a window of the STFT, without which no spectrum is known
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -22,16 +24,19 @@ class Findings:
 
     Args:
         seconds: of the recording.
-        segments: in order of their start; those of a steady recording are one.
+        segments: in order of their start; those of a steady recording are one, and silence has none.
         noise_db: by how much stationary noise was reduced, dB; None if none was found.
         tones_hz: stationary tones that were subtracted.
+        hum_hz: the mains whose hum and harmonics were subtracted.
         gaps: (start, end) in seconds, filled.
+        warnings: what a person should know before the result is used.
     """
 
     seconds: float
     segments: tuple[Segment, ...] = ()
     noise_db: float | None = None
     tones_hz: tuple[float, ...] = ()
+    hum_hz: tuple[float, ...] = ()
     gaps: tuple[tuple[float, float], ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
@@ -46,13 +51,19 @@ class Findings:
             told.append(f"noise reduced by {self.noise_db:.0f} dB")
         if self.tones_hz:
             told.append(f"tone {', '.join(f'{hz:.0f}' for hz in self.tones_hz)} Hz subtracted")
+        if self.hum_hz:
+            told.append(f"hum {', '.join(f'{hz:.0f}' for hz in self.hum_hz)} Hz and its harmonics subtracted")
         if self.gaps:
             told.append("gap " + ", ".join(f"{start:.2f}-{end:.2f} s" for start, end in self.gaps) + " filled")
         return "; ".join([*told, *self.warnings])
 
     def _bands(self) -> str:
+        if not self.segments:
+            return "silence: nothing to restore"
         if all(segment.passband_hz is None for segment in self.segments):
-            untouched = self.noise_db is None and not self.tones_hz and not self.gaps
+            if self.seconds < _SHORTEST_S:
+                return "too short to find its band: left as it is; --cutoff-hz overrides"
+            untouched = self.noise_db is None and not (self.tones_hz or self.hum_hz or self.gaps)
             return f"full band{': nothing to restore' if untouched else ''}; --cutoff-hz overrides"
         return ", ".join(self._of(segment) for segment in self.segments)
 

@@ -21,7 +21,7 @@ from srlib.models.vocoder import vocode
 from srlib.restore.analysis import Part, Prepared, find_gaps, find_parts, prepare, survey, with_downmix, with_noise
 from srlib.restore.chunks import Chunk, PositionalNoise, join, plan
 from srlib.restore.findings import Findings, Segment
-from srlib.restore.gaps import interpolate_gaps, without_pre_echo
+from srlib.restore.gaps import LONGEST_S, SHORTEST_S, interpolate_gaps, without_pre_echo
 from srlib.restore.merge import FULL_BAND, above, merge, replace_mel, scaled
 from srlib.restore.noise import noise_gain
 from srlib.restore.observation import observe
@@ -29,6 +29,9 @@ from srlib.restore.options import Options
 from srlib.restore.stereo import level_differences, upmix
 from srlib.restore.tones import Tone
 from srlib.settings import Gap
+
+_KINDS = ("tone", "hum")
+_NO_GAP = f"no gap of {1000 * SHORTEST_S:.0f} to {1000 * LONGEST_S:.0f} ms found; --gap START:END fills others"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Restoration:
     ) -> None:
         options.check(recording)
         sampling = options.sampling(pipe)
-        self._recording = recording
+        self._recording, self._options = recording, options
         self.gaps = find_gaps(recording, options.gaps)
         chunks = plan(recording.samples_at(SAMPLE_RATE), self.gaps)
         self.parts: list[PartRestoration] = []
@@ -86,15 +89,21 @@ class Restoration:
         """What was found and done so far."""
         seconds = self._recording.samples / self._recording.sample_rate
         segments: dict[tuple[float, float, float | None], list[int]] = {}
-        for one in self.parts:
+        for one in (part for part in self.parts if part.analysis.layout.unique):  # not silent
             for channel, spans in zip(one.part.channels, one.part.spans, strict=True):
                 for start, end in spans:
                     segments.setdefault((start, min(end, seconds), one.cutoff_hz), []).append(channel)
         rows = sorted(segments.items(), key=lambda row: (row[0][0], row[1]))
         found = tuple(Segment(*where[:2], tuple(sorted(channels)), where[2]) for where, channels in rows)
         noise_db = [one.noise_db for one in self.parts if one.noise_found and one.noise_db is not None]
-        tones = sorted({hz for one in self.parts for hz in one.subtracted_hz})
-        return Findings(seconds, found, max(noise_db, default=None), tuple(tones), self.gaps)
+        tones, hum = (tuple(sorted({hz for one in self.parts for hz in one.subtracted_hz(kind)})) for kind in _KINDS)
+        return Findings(seconds, found, max(noise_db, default=None), tones, hum, self.gaps, self._warnings())
+
+    def _warnings(self) -> tuple[str, ...]:
+        """What was noted about the file, and gaps that were asked for and not found."""
+        incomplete = [self._recording.incomplete] if self._recording.incomplete else []
+        lacking = self._options.gaps == "auto" and not self.gaps
+        return (*incomplete, *self._recording.warnings, *([_NO_GAP] if lacking else []))
 
 
 class PartRestoration:
@@ -137,11 +146,10 @@ class PartRestoration:
         before, after = self._noise_power
         return float(10 * np.log10(before / max(after, 1e-12 * before))) if before else None
 
-    @property
-    def subtracted_hz(self) -> list[float]:
-        """Frequencies of the tones that are subtracted, and of the mains whose hum and harmonics are."""
+    def subtracted_hz(self, kind: str) -> list[float]:
+        """Frequencies of the tones that are subtracted, or of the mains whose hum and harmonics are."""
         found = itertools.chain(*self.analysis.tones) if self.analysis.subtract_tones else ()
-        return [comb.fundamental_hz for comb in found]
+        return [comb.fundamental_hz for comb in found if comb.kind == kind]
 
     @property
     def cutoff_hz(self) -> float | None:

@@ -106,6 +106,13 @@ def test_lossy_outputs(tmp_path, suffix):
         audio.write(tmp_path / f"b{suffix}", wav, SAMPLE_RATE, "PCM_16")
 
 
+@pytest.mark.parametrize(("suffix", "rate", "becomes"), [(".mp3", 192_000, 48_000), (".opus", 44_100, 48_000)])
+def test_a_rate_that_a_format_lacks_is_told(tmp_path, suffix, rate, becomes):
+    with pytest.warns(match=f"it has {becomes} Hz, since {suffix} has no {rate} Hz"):
+        audio.write(tmp_path / f"a{suffix}", noise(rate), rate)
+    assert audio.read(tmp_path / f"a{suffix}")[1] == becomes
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_and_inf_are_refused_both_ways(tmp_path, value):
     wav = noise(100)

@@ -12,6 +12,7 @@ import soundfile
 from srlib.__main__ import main
 from srlib.audio import files as audio
 from srlib.degrade import Degradation
+from srlib.errors import IncompleteWarning
 from srlib.measure.metrics import lsd, snr_db
 from srlib.restore import chunks
 from srlib.restore.pipeline import RestorationPipeline
@@ -52,6 +53,21 @@ def test_a_file_gives_what_its_samples_give(tmp_path, tiny_pipeline):
     assert expected.audio.shape == (2, 13 * SAMPLE_RATE) and expected.log_mel.shape == (1, 1, 1344, 256)
     hole = expected.audio[:, 328_000:336_000]  # at 48 kHz
     assert hole.std() > 0.1 * expected.audio.std()
+
+
+def test_the_findings_name_hum_and_what_is_missing(tmp_path, tiny_pipeline):
+    time_s = np.arange(6 * SAMPLE_RATE) / SAMPLE_RATE
+    hum = sum(0.02 / n * np.sin(2 * np.pi * 50.03 * n * time_s + n) for n in range(1, 12))
+    path = tmp_path / "a.wav"
+    audio.write(path, song(6.0, 1, SAMPLE_RATE) + hum.astype(np.float32), SAMPLE_RATE)
+    path.write_bytes(path.read_bytes()[: -4 * SAMPLE_RATE])
+    with pytest.warns(IncompleteWarning):
+        findings = tiny_pipeline.restore_file(path, tmp_path / "b.wav", gaps="auto", num_inference_steps=1)
+    missing, no_gap = findings.warnings
+    assert "1.000 s of the 6.000 s that its header promises are missing" in missing and "no gap" in no_gap
+    assert findings.hum_hz == pytest.approx([50.03], abs=0.02) and not findings.tones_hz
+    silent = tiny_pipeline(np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE).findings
+    assert silent.sentence() == "silence: nothing to restore"
 
 
 @pytest.mark.parametrize(
