@@ -25,6 +25,9 @@ DOUBT = 2.0  # factor of magnitude (6 dB) by which equalisation may exceed the g
 # filter may have attenuated: it is raised by half of the rest, in dB. What is then by more than `AUDIBLE`
 # too low, it fades out as generated audio fills in. Tuned on training tracks of the demo set.
 NEAR, AUDIBLE = 1.5, 2.0
+# Up to this factor above the edge that was found, sound may be whole: it is not raised, and stays if at most by the
+# second factor (12 dB) too low.
+EDGE_ERROR, KEEP = 1.05, 4.0
 _LEAST_POWER = 1e-18  # of a bin: below it, float32 holds rounding errors
 _SMOOTH_BINS = 9, 5  # bins of 23 Hz over which levels are averaged: of generated audio, and of what may end abruptly
 
@@ -128,10 +131,12 @@ def _equalised(
     loudest, usual = (_level(known, order, 1) / _level(generated, order) for order in (2, 0))
     boost = torch.minimum(inverse, (DOUBT / loudest).clamp(min=1))
     above_edge = freqs_hz > band.passband_hz
+    audible = torch.ones_like(boost)
     if clean:
-        boost = torch.where(above_edge, torch.maximum(boost, (NEAR * usual) ** -0.5), boost)
-    heard = (AUDIBLE if clean else 1.0) * boost * usual
-    present = torch.where(above_edge, heard.clamp(max=1), torch.ones_like(boost))
+        beyond = freqs_hz > EDGE_ERROR * band.passband_hz
+        boost = torch.where(beyond, torch.maximum(boost, (NEAR * usual) ** -0.5), boost)
+        audible = torch.where(beyond, AUDIBLE, KEEP * audible)
+    present = torch.where(above_edge, (audible * boost * usual).clamp(max=1), torch.ones_like(boost))
     return present * boost * known + blend * (1 - present**4).sqrt() * generated
 
 
