@@ -60,7 +60,8 @@ _TEMPER = 0.7  # neighbouring bands are not independent
 
 # What is concluded from it.
 _GRID_HZ = 20.0  # Hz; resolution of the responses
-_SURE = 0.999  # probability that the true filter falls at least as far as what is equalised; that there is one at all
+_SURE = 0.9  # probability that the true filter falls at least as far as what is equalised
+_DOUBT = 0.001  # probability of full band from which on the highest probable edge is taken
 _EDGE_ERROR = 0.05  # share of the frequency by which a filter may lie higher than found: one band is 4.4 %
 # Cost of a change, and the most that a window can say, in nat. Of 24 steady recordings of the training split none is
 # divided at 20 to 90 nat; two seconds of full band among ten are found at up to 30 nat.
@@ -265,7 +266,7 @@ def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
     if full_weight > support.max():
         return FULL_BAND
     best = np.flatnonzero(support > 0.98 * support.max())
-    chosen = best[-1] if full_weight > 1 - _SURE else best[len(best) // 2]
+    chosen = best[-1] if full_weight > _DOUBT else best[len(best) // 2]
     weight = weight * covers[:, chosen]
     passband_hz, stopband_hz = float(edges[chosen]), _median(filters.stopband_hz, weight)
     return Band(passband_hz, max(stopband_hz, 1.02 * passband_hz), 10 ** (response_db / 20))

@@ -17,17 +17,15 @@ from srlib.restore.gaps import fill_gaps
 from srlib.settings import Gap
 
 KNOWN_DB, MISSING_DB = -3.0, -20.0  # gain of a low-pass at the two edges of its transition
-LOST = 10 ** (
-    -40.0 / 20
-)  # gain down to which the fall is taken back: best of -20 to -50 dB on the demo set's valid split
+LOST = 0.01  # gain (-40 dB) down to which the fall is taken back: 16 bits still hold music there
 DOUBT = 2.0  # factor of magnitude (6 dB) by which equalisation may exceed the generated level
-# Above the edge, what is at most by the factor `NEAR` (3.5 dB) below the generated level is right. What is lower, a
-# filter may have attenuated: it is raised by half of the rest, in dB. What is then by more than `AUDIBLE`
-# too low, it fades out as generated audio fills in. Tuned on training tracks of the demo set.
-NEAR, AUDIBLE = 1.5, 2.0
-# Up to this factor above the edge that was found, sound may be whole: it is not raised, and stays if at most by the
-# second factor (12 dB) too low.
-EDGE_ERROR, KEEP = 1.05, 4.0
+# Above the edge of a soft filter (a stopband from `SOFT` passbands on), what is more than `NEAR` (3.5 dB) below the
+# generated level is taken for attenuated: it is raised by half of the rest, in dB. What is then more than `AUDIBLE`
+# (6 dB) too low fades out as generated audio fills in. Tuned on training tracks of the demo set.
+SOFT, NEAR, AUDIBLE = 1.25, 1.5, 2.0
+# Above the edge of a steep filter, and up to `EDGE_ERROR` times that of a soft one, sound may be whole: it is not
+# raised, and stays if at most `KEEP` (15.6 dB) too low.
+EDGE_ERROR, KEEP = 1.05, 6.0
 _LEAST_POWER = 1e-18  # of a bin: below it, float32 holds rounding errors
 _SMOOTH_BINS = 9, 5  # bins of 23 Hz over which levels are averaged: of generated audio, and of what may end abruptly
 
@@ -133,7 +131,8 @@ def _equalised(
     above_edge = freqs_hz > band.passband_hz
     audible = torch.ones_like(boost)
     if clean:
-        beyond = freqs_hz > EDGE_ERROR * band.passband_hz
+        is_soft = band.stopband_hz > SOFT * band.passband_hz
+        beyond = (freqs_hz > EDGE_ERROR * band.passband_hz) & is_soft
         boost = torch.where(beyond, torch.maximum(boost, (NEAR * usual) ** -0.5), boost)
         audible = torch.where(beyond, AUDIBLE, KEEP * audible)
     present = torch.where(above_edge, (audible * boost * usual).clamp(max=1), torch.ones_like(boost))
