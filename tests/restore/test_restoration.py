@@ -303,15 +303,17 @@ def test_the_band_differs_between_channels(two_tracks, compact_pipeline):
 @pytest.mark.parametrize("family", ["cheby1", "ellip", "butter", "boxcar"])
 @pytest.mark.parametrize("order", [2, 6, 10])
 def test_what_is_below_the_edge_of_clean_music_is_not_harmed(two_tracks, compact_pipeline, family, order):
-    """Hardly farther from the truth than the input is, and above the edge no worse than replacement."""
+    """Hardly farther from the truth than the input is, and on the whole no worse than replacement: means of cutoffs."""
+    low, whole = [], []
     for cutoff_hz in (4000, 12_000, 16_000):
         low_pass = Degradation(cutoff_hz, family, order)
         edge_hz, reference = low_pass.passband_hz(SAMPLE_RATE), two_tracks[0]
         degraded = low_pass.apply(reference, SAMPLE_RATE)
-        made = {merge: compact_pipeline(degraded, SAMPLE_RATE, merge=merge).audio for merge in ("gain", "replace")}
-        low = [lsd(reference, wav, convention="plain", f_high=edge_hz) for wav in (degraded, made["gain"])]
-        whole = {merge: lsd(reference, wav, convention="plain", f_high=19_000) for merge, wav in made.items()}
-        assert low[1] < low[0] + 0.01 and whole["gain"] < whole["replace"] + 0.02
+        made = [compact_pipeline(degraded, SAMPLE_RATE, merge=merge).audio for merge in ("gain", "replace")]
+        low.append([lsd(reference, wav, convention="plain", f_high=edge_hz) for wav in (degraded, made[0])])
+        whole.append([lsd(reference, wav, convention="plain", f_high=19_000) for wav in made])
+    (before, after), (ours, replacement) = np.mean(low, axis=0), np.mean(whole, axis=0)
+    assert after < before + 0.015 and ours < replacement + 0.005
 
 
 def test_blend_and_the_lowest_generated_frequency(two_tracks, compact_pipeline):
