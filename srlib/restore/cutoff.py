@@ -266,7 +266,9 @@ def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
     if full_weight > support.max():
         return FULL_BAND
     best = np.flatnonzero(support > 0.98 * support.max())
-    chosen = best[-1] if full_weight > _DOUBT else best[len(best) // 2]
+    chosen = best[len(best) // 2]
+    if full_weight > _DOUBT:  # the fall may be the music's own: nothing is equalised
+        chosen, response_db = best[-1], np.zeros_like(response_db)
     weight = weight * covers[:, chosen]
     passband_hz, stopband_hz = float(edges[chosen]), _median(filters.stopband_hz, weight)
     return Band(passband_hz, max(stopband_hz, 1.02 * passband_hz), 10 ** (response_db / 20))
