@@ -33,7 +33,7 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
     "axes.axisbelow": True, "lines.linewidth": 1.5, "lines.markersize": 4, "legend.frameon": False,
-    "legend.fontsize": 9, "xtick.labelsize": 10, "ytick.labelsize": 10,
+    "legend.fontsize": 8, "xtick.labelsize": 9, "ytick.labelsize": 9,
     "axes.prop_cycle": cycler(color=COLOURS, marker=list("osD^vP*Xhp<>")),
 }  # fmt: skip
 WIDTH = 7.2  # inches, of every figure
@@ -233,7 +233,7 @@ def bars(
     """
     groups = list(table.index.unique(panel)) if panel else [""]
     sizes = [len(table.xs(key, level=panel) if panel else table) if horizontal else 12 for key in groups]
-    height = 0.14 * sum(sizes) + 0.35 * len(groups) + 0.7
+    height = 0.17 * sum(sizes) + 0.35 * len(groups) + 0.7
     figure, axes = panels(height, len(groups), sharex=not stacked, height_ratios=sizes)
     for ax, key in zip(axes, groups, strict=True):
         rows, *ends = (one.xs(key, level=panel) if panel else one for one in (table, *(interval or ())))
@@ -244,6 +244,7 @@ def bars(
         ax.grid(axis="y" if horizontal else "x", visible=False)
         if horizontal:
             ax.invert_yaxis()
+            ax.tick_params(axis="y", labelsize=7)
         if not stacked:
             ax.label_outer()
     return _with_legend(figure)
@@ -253,7 +254,7 @@ def _with_legend(figure: Figure) -> Figure:
     """One legend under all panels, with the labels of the panel that has most."""
     handles, labels = max((ax.get_legend_handles_labels() for ax in figure.axes), key=lambda pair: len(pair[1]))
     names = [str(label).replace("_", " ") for label in labels]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6))
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4 if len(max(names, key=len)) > 12 else 6))
     return figure
 
 
