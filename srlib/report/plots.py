@@ -254,7 +254,8 @@ def _with_legend(figure: Figure) -> Figure:
     """One legend under all panels, with the labels of the panel that has most."""
     handles, labels = max((ax.get_legend_handles_labels() for ax in figure.axes), key=lambda pair: len(pair[1]))
     names = [str(label).replace("_", " ") for label in labels]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4 if len(max(names, key=len)) > 12 else 6))
+    most = 4 if len(max(names, key=len)) > 12 else 6  # what fits beside each other
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), most))
     return figure
 
 
