@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -307,7 +308,8 @@ def test_a_stopped_batch_leaves_what_is_done_and_no_temporary_file(tmp_path, mus
     for i, samples in enumerate((4800, 48_000 * 600)):
         audio.write(tmp_path / "in" / f"{i}.wav", np.resize(music, samples), 48_000)
     command = [sys.executable, "-m", "srlib", "restore", tmp_path / "in", "-o", tmp_path / "out", "--steps", "1"]
-    process = subprocess.Popen([*command, "--model", tiny_folder], stdout=subprocess.PIPE)
+    heard = partial(signal.signal, getattr(signal, name), signal.SIG_DFL)  # nohup would have it ignored
+    process = subprocess.Popen([*command, "--model", tiny_folder], stdout=subprocess.PIPE, preexec_fn=heard)
     assert b"0.wav" in process.stdout.readline()
     process.send_signal(getattr(signal, name))
     assert process.wait() == 128 + getattr(signal, name)
