@@ -22,7 +22,7 @@ from scipy.special import logsumexp, softmax
 from srlib.audio.stft import BINS_HZ
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE, FilterType
 from srlib.degrade import Degradation, zero_phase_response
-from srlib.restore.merge import FULL_BAND, KNOWN_DB, MISSING_DB, Band
+from srlib.restore.merge import EDGE_ERROR, FULL_BAND, KNOWN_DB, MISSING_DB, Band
 
 FULL_FROM_HZ = 18_500.0  # Hz; a band that reaches this far counts as full
 WINDOW_SECONDS = 1  # s; resolution in time
@@ -62,7 +62,6 @@ _TEMPER = 0.7  # neighbouring bands are not independent
 _GRID_HZ = 20.0  # Hz; resolution of the responses
 _SURE = 0.9  # probability that the true filter falls at least as far as what is equalised
 _DOUBT = 0.001  # probability of full band from which on the highest probable edge is taken
-_EDGE_ERROR = 0.05  # share of the frequency by which a filter may lie higher than found: one band is 4.4 %
 # Cost of a change, and the most that a window can say, in nat. Of 24 steady recordings of the training split none is
 # divided at 20 to 90 nat; two seconds of full band among ten are found at up to 30 nat.
 _CHANGE, _MOST_COST = 25.0, 45.0
@@ -243,7 +242,7 @@ def _step_cost(step: np.ndarray, spread: float, error: np.ndarray) -> np.ndarray
 def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
     """The band of a spectrum `[1025]`: its edges and, from all probable filters, a response that is safe to invert.
 
-    The edge lies in the transition, give or take `_EDGE_ERROR`, of as many probable filters as possible: in the middle
+    The edge lies in the transition, give or take a tenth, of as many probable filters as possible: in the middle
     of such edges, or at the highest if the band may be full, since music falls like a soft filter at 16 kHz.
     """
     filters = _filters()
@@ -288,4 +287,4 @@ def _safe_response(weight: np.ndarray, filters: _Filters) -> np.ndarray:
     response_db = np.take_along_axis(filters.bins_db, order, axis=1)[
         np.arange(len(order)), reached.sum(1).clip(max=order.shape[1] - 1)
     ]
-    return np.interp(BINS_HZ / (1 + _EDGE_ERROR), BINS_HZ, response_db)
+    return np.interp(BINS_HZ / EDGE_ERROR, BINS_HZ, response_db)

@@ -24,7 +24,7 @@ DOUBT = 2.0  # factor of magnitude (6 dB) by which equalisation may exceed the g
 # (6 dB) too low fades out as generated audio fills in. Tuned on training tracks of the demo set.
 SOFT, NEAR, AUDIBLE = 1.25, 1.5, 2.0
 # Above the edge of a steep filter, and up to `EDGE_ERROR` times that of a soft one, sound may be whole: it is not
-# raised, and stays if at most `KEEP` (15.6 dB) too low.
+# raised, and stays if at most `KEEP` (15.6 dB) too low. Edges are looked for in bands of 4.4 %.
 EDGE_ERROR, KEEP = 1.05, 6.0
 _LEAST_POWER = 1e-18  # of a bin: below it, float32 holds rounding errors
 _SMOOTH_BINS = 9, 5  # bins of 23 Hz over which levels are averaged: of generated audio, and of what may end abruptly
