@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, field, replace
 from functools import lru_cache
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -30,32 +30,6 @@ BOXCAR_HOP_LENGTH = 512  # samples
 # Share of the sample rate. Below 2e-8 the sections in float64 lose the pass band: measured, all families and orders.
 LOWEST_CUTOFF = 1e-6
 _MEASURED = ("sample_rate", "passband_hz", "stopband_hz")  # of a record, besides the fields of a degradation
-
-
-def stft(
-    wav: np.ndarray, n_fft: int = 2048, hop_length: int = 512, pad_mode: Literal["constant", "reflect"] = "constant"
-) -> np.ndarray:
-    """Centred STFT with a periodic Hann window, not normalised, in the precision of wav.
-
-    wav [..., samples] -> complex [..., frames, n_fft // 2 + 1]; frame t is centred on sample t * hop_length.
-    """
-    import torch  # slow to import, and only brick walls and measures need it
-
-    padded = np.pad(wav, [(0, 0)] * (wav.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode=pad_mode)
-    flat = torch.from_numpy(padded.reshape(-1, padded.shape[-1]))
-    window = torch.hann_window(n_fft, dtype=flat.dtype)
-    spectrum = torch.stft(flat, n_fft, hop_length, window=window, center=False, return_complex=True).mT
-    return spectrum.reshape(*wav.shape[:-1], *spectrum.shape[1:]).numpy()
-
-
-def istft(spectrum: np.ndarray, length: int, n_fft: int = 2048, hop_length: int = 512) -> np.ndarray:
-    """Inverse of `stft` by weighted overlap-add (least squares for an edited spectrum): -> [..., length]."""
-    import torch
-
-    flat = torch.from_numpy(spectrum.reshape(-1, *spectrum.shape[-2:])).mT
-    window = torch.hann_window(n_fft, dtype=flat.real.dtype)
-    wav = torch.istft(flat, n_fft, hop_length, window=window, length=length)
-    return wav.reshape(*spectrum.shape[:-2], length).numpy()
 
 
 @settings
@@ -187,13 +161,15 @@ def _boxcar_kept(cutoff_hz: float, sample_rate: int) -> int:
 
 def _boxcar(wav: np.ndarray, kept: int) -> np.ndarray:
     """Zero all but the first `kept` STFT bins, in blocks on one grid of frames: memory does not grow with the file."""
+    transform = signal.ShortTimeFFT(signal.get_window("hann", BOXCAR_N_FFT), BOXCAR_HOP_LENGTH, fs=1)
     filtered, block, margin = np.empty_like(wav), 512 * BOXCAR_HOP_LENGTH, 2 * BOXCAR_N_FFT
     for start in range(0, wav.shape[-1], block):
-        low = max(0, start - margin)
-        piece = wav[..., low : start + block + margin]
-        spectrum = stft(piece, BOXCAR_N_FFT, BOXCAR_HOP_LENGTH)
-        spectrum[..., kept:] = 0.0
-        piece = istft(spectrum, piece.shape[-1], BOXCAR_N_FFT, BOXCAR_HOP_LENGTH)
+        low, high = max(0, start - margin), start + block + margin
+        piece = wav[..., low:high]
+        missing = max(0, BOXCAR_N_FFT - piece.shape[-1])  # scipy wants half a window
+        spectrum = transform.stft(np.pad(piece, [(0, 0)] * (wav.ndim - 1) + [(0, missing)]))
+        spectrum[..., kept:, :] = 0.0
+        piece = transform.istft(spectrum)[..., : piece.shape[-1]]
         filtered[..., start : start + block] = piece[..., start - low : start - low + block]
     return filtered
 

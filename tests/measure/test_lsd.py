@@ -17,7 +17,7 @@ def noise(seconds=1.0, seed=0, scale=0.1):
 
 
 @pytest.mark.parametrize("convention", ["plain", "ssr_eval"])
-@pytest.mark.parametrize("sample_rate", [48000, 44100, 16000])
+@pytest.mark.parametrize("sample_rate", [48000, 16000])
 def test_lsd_identities(convention, sample_rate):
     wav = noise()
     for other, expected in ((wav, 0.0), (-wav, 0.0), (0.5 * wav, 2 * math.log10(2))):
