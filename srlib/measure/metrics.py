@@ -165,33 +165,30 @@ def evaluate(
     Undefined values (a band without bins, silence) are NaN, perfect ones infinite.
     """
     reference, restored = pair(reference, restored, sample_rate)
-    rate, edges = reference.sample_rate, None
-    filtered = degradation if degradation is not None and degradation.cutoff_hz is not None else None
-    if cutoff_hz is not None and filtered is not None:
-        raise SrlibError(f"the record says that the filter's cutoff is {filtered.cutoff_hz:g} Hz: give no other")
+    rate, known, done = reference.sample_rate, cutoff_hz or degradation, degradation or Degradation()
+    recorded = done.cutoff_hz is not None
     if cutoff_hz is not None:  # of a filter without a record, taken for a brick wall
-        degradation = replace(degradation or Degradation(), cutoff_hz=cutoff_hz, filter_type="boxcar")
-        degradation.check(rate)
-        edges = cutoff_hz, cutoff_hz
-    elif filtered is not None:
-        edges = filtered.edges_hz(rate)
+        if recorded:
+            raise SrlibError(f"the record says that the filter's cutoff is {done.cutoff_hz:g} Hz: give no other")
+        done = replace(done, cutoff_hz=cutoff_hz, filter_type="boxcar")
+        done.check(rate)
+    edges = done.edges_hz(rate) if cutoff_hz is None else (cutoff_hz, cutoff_hz)
     scores = _scores(reference, restored, edges)
-    if filtered is not None and edges is not None:
-        known = replace(filtered, noise_type="none", gaps=()).apply(reference.wav, rate)
-        scores["snr_known_db"] = snr_low_db(known, restored, edges[0], rate)
+    if recorded and edges is not None:
+        filtered = replace(done, noise_type="none", gaps=()).apply(reference.wav, rate)
+        scores["snr_known_db"] = snr_low_db(filtered, restored, edges[0], rate)
     if degraded is not None:
         cropped, degraded = pair(reference, degraded, rate)
         before = _scores(cropped, degraded, edges)
         for name in [name for name in before if name not in ("level_high_db", "texture_high")]:
             sign = -1 if name.startswith(("lsd", "log_mel")) else 1  # of these less is better
             scores[f"{name}_gain"] = sign * (scores[name] - before[name])
-        if degradation is not None:
-            scores["oracle_lsd_19k"] = _oracle_lsd_19k(cropped, degraded, degradation)
+        if known:
+            scores["oracle_lsd_19k"] = _oracle_lsd_19k(cropped, degraded, done)
             scores["oracle_ratio"] = _quotient(scores["lsd_19k"], scores["oracle_lsd_19k"])
-    tone_hz = degradation.tone_hz if degradation is not None and degradation.noise_type == "tone" else None
-    if degradation is not None and tone_hz is not None and degradation.noise_amplitude > 0:
-        amplitude = degradation.noise_amplitude
-        scores["tone_suppression_db"] = tone_suppression_db(reference, restored, tone_hz, amplitude, rate)
+    if done.noise_type == "tone" and done.tone_hz and done.noise_amplitude > 0:
+        left = tone_suppression_db(reference, restored, done.tone_hz, done.noise_amplitude, rate)
+        scores["tone_suppression_db"] = left
     return scores
 
 

@@ -20,7 +20,6 @@ import torch
 
 from srlib.audio.stft import band_of_hz, log_mel
 from srlib.config import SAMPLE_RATE
-from srlib.errors import SrlibError
 from srlib.measure.lsd import HEADLINE_HZ
 
 _PATCH_FRAMES, _POOLED_BANDS = 32, 8  # a patch lasts 0.32 s; bands are means over 8
@@ -35,19 +34,19 @@ def is_installed(measure: str) -> bool:
 
 def zimtohrli(reference: np.ndarray, estimate: np.ndarray) -> float:
     """Zimtohrli's distance times 1000: 0 is the same, lower is better."""
-    return 1000 * float(_model("zimtohrli").distance(*(np.asarray(wav, np.float32) for wav in (reference, estimate))))
+    return 1000 * float(_zimtohrli().distance(*(np.asarray(wav, np.float32) for wav in (reference, estimate))))
 
 
 def two_f(reference: np.ndarray, estimate: np.ndarray) -> float:
     """The 2f model's MUSHRA score, 0 to 100: higher is better. The first call on a machine compiles for two minutes."""
     pair = (np.array(wav, np.float64)[None] for wav in (estimate, reference))  # copies: it changes what it is given
-    return float(_model("two_f").estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
+    return float(_two_f().estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
 
 
 def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
     """ViSQOL's mean opinion score in audio mode, 1 to 5: higher is better."""
     pair = (np.asarray(wav, np.float64) for wav in (reference, estimate))
-    return float(_model("visqol").measure_from_arrays(*pair, SAMPLE_RATE).moslqo)
+    return float(_visqol().measure_from_arrays(*pair, SAMPLE_RATE).moslqo)
 
 
 MEASURES = {"zimtohrli": zimtohrli, "visqol": visqol, "two_f": two_f}
@@ -59,18 +58,21 @@ def measure(reference: np.ndarray, estimate: np.ndarray, names: Iterable[str] = 
 
 
 @cache
-def _model(measure: str):
-    if not is_installed(measure):
-        raise SrlibError(f"The measure {measure} is not installed: pip install 'srlib[perceptual]'.")
-    package = importlib.import_module(PACKAGES[measure])
-    if measure == "zimtohrli":
-        return package.Pyohrli()
-    if measure == "visqol":
-        model = package.VisqolApi()
-        model.create(mode="audio")
-        return model
-    model = importlib.import_module(f"{PACKAGES[measure]}.core.models.mms")
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith(PACKAGES[measure])]
+def _zimtohrli():
+    return importlib.import_module("zimtohrli").Pyohrli()
+
+
+@cache
+def _visqol():
+    model = importlib.import_module("visqol").VisqolApi()
+    model.create(mode="audio")
+    return model
+
+
+@cache
+def _two_f():
+    model = importlib.import_module("seabass.core.models.mms")
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("seabass")]
     for compiled in (value for module in modules for value in vars(module).values()):
         if hasattr(compiled, "enable_caching"):  # numba's: on disk, for the processes that come after
             compiled.enable_caching()

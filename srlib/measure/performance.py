@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from srlib.machine import stopwatch
 from srlib.restore.pipeline import RestorationPipeline, build
 
 STAGES = ("encode", "diffusion", "decode", "vocoder", "merge", "other")
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 
 
 def time_of_file(
@@ -30,8 +30,8 @@ def time_of_file(
     """What it costs to restore a file as the command line does: by chunks, the cutoff detected.
 
     The columns are seconds of each of STAGES and their sum `cpu_s` (as `srlib.machine` counts them), clock seconds
-    `total_s`, both as factors of the length, and the peak memory in GiB: that of the process while it restores, weights
-    included, or on a GPU what torch allocated there.
+    `total_s`, both as factors of the length, and the largest memory so far in GiB: of the process, weights included, or
+    on a GPU what torch allocated there.
     """
     music = load_dataset("demo", "test")[0].mixture(start=2.0, seconds=10.24)
     wav = np.resize(music, round(audio_s * SAMPLE_RATE))  # what is restored hardly changes the cost
@@ -39,31 +39,15 @@ def time_of_file(
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "input.flac"
         files.write(source, np.stack([np.roll(wav, 4800 * i) for i in range(channels)]), SAMPLE_RATE)
-        _forget_peak(pipe)
         start = time.perf_counter()
         with stopwatch() as seconds:
             pipe.restore_file(source, Path(folder) / "output.wav", num_inference_steps=steps)
         total_s = time.perf_counter() - start
-    cpu_s = seconds["total"]
+    cpu_s, on_gpu = seconds["total"], pipe.device.type == "cuda"
     seconds["other"] = cpu_s - sum(seconds.get(stage, 0.0) for stage in STAGES)
     row = {f"{stage}_s": seconds.get(stage, 0.0) for stage in STAGES} | {"total_s": total_s, "cpu_s": cpu_s}
-    return row | {"real_time_factor": total_s / audio_s, "cpu_factor": cpu_s / audio_s, "peak_gib": _peak_gib(pipe)}
-
-
-def _forget_peak(pipe: RestorationPipeline) -> None:
-    """Let the peak start again from what is held now, where the system can."""
-    if pipe.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif _CLEAR.exists():
-        _CLEAR.write_text("5")
-
-
-def _peak_gib(pipe: RestorationPipeline) -> float:
-    """Largest memory so far; NaN where neither torch nor Linux keeps it."""
-    if pipe.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    lines = _STATUS.read_text().splitlines() if _STATUS.is_file() else ()
-    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), float("nan"))
+    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * getrusage(RUSAGE_SELF).ru_maxrss
+    return row | {"real_time_factor": total_s / audio_s, "cpu_factor": cpu_s / audio_s, "peak_gib": peak / 2**30}
 
 
 def benchmark(cases: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -85,11 +85,6 @@ def ridge(models: Mapping[str, Any], case: Case, seed: int = 0) -> np.ndarray:
     return baselines.ridge(models[case.condition], case.degraded, case.degradation)
 
 
-def command(template: str, case: Case, seed: int = 0) -> np.ndarray:
-    """Any program, as a `Command` runs it."""
-    return Command(template).apply(case.degraded, SAMPLE_RATE)
-
-
 def _of(function: Callable, attributes: Sequence[str], case: Case, seed: int = 0) -> np.ndarray:
     """A function of some attributes of the case."""
     return function(*(getattr(case, name) for name in attributes))
@@ -131,7 +126,7 @@ def _system(given: Any, profile: Profile, device: str) -> System:
     if given == "gt_mel":
         return partial(true_log_mel, profile.model, device)
     if "{in}" in given and "{out}" in given:
-        return partial(command, given)
+        return partial(_of, partial(Command(given).apply, sample_rate=SAMPLE_RATE), ("degraded",))
     if Path(given).is_dir():
         return Model(given, device)
     if given not in TABLE:

@@ -2,8 +2,6 @@
 
 import time
 
-import numpy as np
-
 from srlib.measure import performance
 
 
@@ -12,14 +10,6 @@ def test_every_stage_takes_time_within_the_total(tiny_pipeline):
     row = performance.time_of_file(tiny_pipeline, 0.64, 2)
     assert min(row[f"{stage}_s"] for stage in performance.STAGES) > 0
     assert row["cpu_s"] < time.process_time() - start and row["total_s"] > 0
-
-
-def test_the_peak_sees_what_was_held_and_let_go(tiny_pipeline):
-    performance._forget_peak(tiny_pipeline)
-    before = performance._peak_gib(tiny_pipeline)
-    held = np.ones(2**28, np.uint8)
-    del held
-    assert 0.2 < performance._peak_gib(tiny_pipeline) - before < 0.5
 
 
 def test_cases_run_in_processes_of_their_own():
