@@ -60,13 +60,10 @@ class Degradation:
         """Raise SrlibError if this cannot be done to a file of this rate (Hz) and length (samples)."""
         nyquist, lowest_hz = sample_rate / 2, LOWEST_CUTOFF * sample_rate
         if self.cutoff_hz is not None and self.cutoff_hz < lowest_hz:
-            raise SrlibError(
-                f"cutoff_hz {self.cutoff_hz:g} is below {lowest_hz:g} Hz, the lowest of a filter: raise it"
-            )
-        for name, hz in (
-            ("cutoff_hz", self.cutoff_hz),
-            ("tone_hz", self.tone_hz if self.noise_type == "tone" else None),
-        ):
+            given = f"cutoff_hz {self.cutoff_hz:g}"
+            raise SrlibError(f"{given} is below {lowest_hz:g} Hz, the lowest of a filter: raise it")
+        tone_hz = self.tone_hz if self.noise_type == "tone" else None
+        for name, hz in (("cutoff_hz", self.cutoff_hz), ("tone_hz", tone_hz)):
             if hz is not None and hz >= nyquist:
                 raise SrlibError(f"{name} {hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it")
         for start, end in self.gaps if samples is not None else ():
@@ -102,16 +99,12 @@ class Degradation:
         samples = wav.shape[-1]
         if self.noise_type == "tone" and self.tone_hz is not None:  # one tone, the same in all channels
             time = np.arange(samples) / sample_rate
-            return wav + self.noise_amplitude * np.sin(2 * np.pi * self.tone_hz * time + self.tone_phase)
+            phase = np.random.default_rng(self.seed).uniform(0, 2 * np.pi)
+            return wav + self.noise_amplitude * np.sin(2 * np.pi * self.tone_hz * time + phase)
         if self.noise_type == "white":  # time first: a longer file gets the same noise and more of it
             noise = np.random.default_rng(self.seed).standard_normal((samples, wav.size // samples))
             return wav + self.noise_amplitude * noise.T.reshape(wav.shape)
         return wav
-
-    @property
-    def tone_phase(self) -> float:
-        """Phase of the inserted sine at the first sample, radians: the first draw of the seed."""
-        return float(np.random.default_rng(self.seed).uniform(0, 2 * np.pi))
 
     def passband_hz(self, sample_rate: int) -> float | None:
         """Frequency (Hz) where the whole response falls to -3 dB; None without a filter."""

@@ -24,11 +24,11 @@ from srlib.restore.tones import ToneFinder, fit_tones
 # dB per octave above the cutoff, by cutoff in Hz: each the best of a grid by plain LSD up to 19 kHz on the train split
 # of the demo set, low-passed by cheby1 of order 8.
 TILT_DB_PER_OCTAVE = {2000: -8.0, 4000: -9.0, 8000: -12.0, 12000: -20.0, 16000: -32.0}
-EULER_GAMMA = float(np.euler_gamma)  # the log of an exponential variate lies so far under the log of its mean
+EULER_GAMMA = float(np.euler_gamma)  # nat: log of the mean less mean of the log, of an exponential variate
 WIENER_ALPHA = 0.92  # of the decision-directed rule; best on the valid split of the demo set
-WIENER_MIN_GAIN = 0.1  # amplitude; -20 dB: less holes, better LSD, same SNR
+WIENER_MIN_GAIN = 0.1  # amplitude, -20 dB: a floor fills holes, which lowers the LSD at the same SNR
 NOTCH_WIDTH_HZ = 20.0
-PENALTY = 1e4  # of the ridge regression, on squared weights, against squared errors (nat^2) summed over the frames
+PENALTY = 1e4  # weight of the squared coefficients against the summed squared errors, nat^2
 
 
 def band_replication(degraded: np.ndarray, cutoff_hz: float | None) -> np.ndarray:

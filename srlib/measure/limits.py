@@ -15,7 +15,7 @@ from srlib.degrade import Degradation
 from srlib.measure.lsd import distance
 from srlib.restore.gaps import fill_gaps
 
-TINY = 1e-20  # power under any floor, to divide by
+TINY = 1e-20  # power that is added before a division or a logarithm
 
 
 def oracle(reference: np.ndarray, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:

@@ -19,10 +19,10 @@ from srlib.errors import SrlibError
 from srlib.measure.limits import oracle
 from srlib.measure.lsd import HEADLINE_HZ, Sound, Spectra, distance, lsd, pair, plain, ssr_eval
 
-TEXTURE_SMOOTHING = (9, 15)  # frames, bins
-RESAMPLES = 10_000  # of a bootstrap interval
+TEXTURE_SMOOTHING = (9, 15)  # frames and bins of the moving mean
+RESAMPLES = 10_000  # draws of a bootstrap interval
 
-SETTINGS = {  # of the columns of tables
+SETTINGS = {  # how the columns of tables are computed, for the report's appendix
     "lsd, lsd_19k, lsd_low, lsd_high": "plain: n_fft 2048, hop 512, periodic Hann, power floor 1e-8; no gain alignment",
     "lsd_ssr_eval": "n_fft 2229, hop 480, eps 1e-12, at 48 kHz",
     "lsd_19k": "bins up to 19 kHz",

@@ -1,9 +1,9 @@
 """Perceptual measures, and a test of distributions; recordings are `[samples]` at 48 kHz.
 
 Zimtohrli (Google; a distance) leads, the 2f model (Kastner and Herre 2019, 0 to 100) and ViSQOL (Google, 1 to 5) stand
-beside it: packages of the optional extra `perceptual`, offline and on a CPU. A sample that is right in kind but not in
-detail costs every distance twice what the mean costs; the two-sample test (Lopez-Paz and Oquab 2017) does not mind
-detail: a classifier, fitted to other tracks, has to tell restored from real patches of the upper band.
+beside it: packages of the optional extra `perceptual`, offline and on a CPU. By every distance a sample has
+twice the squared error of the mean, however real it sounds. The two-sample test (Lopez-Paz and Oquab 2017) compares
+distributions instead: a classifier, fitted to other tracks, has to tell restored from real patches of the upper band.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from srlib.config import SAMPLE_RATE
 from srlib.measure.lsd import HEADLINE_HZ
 
 _PATCH_FRAMES, _POOLED_BANDS = 32, 8  # a patch lasts 0.32 s; bands are means over 8
-_FLOOR_NAT = -9.0  # what lies lower is inaudible, and dither
+_FLOOR_NAT = -9.0  # log-mels are clamped here: lower levels are inaudible dither
 PACKAGES = {"zimtohrli": "zimtohrli", "visqol": "visqol", "two_f": "seabass"}
 
 

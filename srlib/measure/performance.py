@@ -54,7 +54,7 @@ def benchmark(cases: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row a case, each in a process of its own, from the loading of the weights on.
 
     A case has what `time_of_file` takes; `size` and `dtype` of the model, the shipped one if not given; and `threads`.
-    The full size has random weights, which say all of speed.
+    The full size has random weights: its rows say nothing about quality.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as executor:
         return pd.DataFrame([{**case, **row} for case, row in zip(cases, executor.map(_run, cases), strict=True)])

@@ -26,8 +26,8 @@ from srlib.measure.systems import System
 
 T = TypeVar("T")
 R = TypeVar("R")
-_WORTH = 4  # tasks a worker, under which processes take longer to start than to work
-_QUIET_SECONDS = 30  # before a line about the progress, and between two
+_WORTH = 4  # fewest tasks a worker: with fewer, processes take longer to start than to work
+_QUIET_SECONDS = 30  # s, before the first line about the progress and between two lines
 
 
 def sweep(
