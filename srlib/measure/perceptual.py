@@ -8,11 +8,12 @@ distributions instead: a classifier, fitted to other tracks, has to tell restore
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,16 @@ def is_installed(measure: str) -> bool:
 
 def zimtohrli(reference: np.ndarray, estimate: np.ndarray) -> float:
     """Zimtohrli's distance times 1000: 0 is the same, lower is better."""
-    return 1000 * float(_zimtohrli().distance(*(np.asarray(wav, np.float32) for wav in (reference, estimate))))
+    model = import_module("zimtohrli").Pyohrli()
+    return 1000 * float(model.distance(*(np.asarray(wav, np.float32) for wav in (reference, estimate))))
+
+
+def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
+    """ViSQOL's mean opinion score in audio mode, 1 to 5: higher is better."""
+    model = import_module("visqol").VisqolApi()
+    model.create(mode="audio")
+    wavs = (np.asarray(wav, np.float64) for wav in (reference, estimate))
+    return float(model.measure_from_arrays(*wavs, SAMPLE_RATE).moslqo)
 
 
 def two_f(reference: np.ndarray, estimate: np.ndarray) -> float:
@@ -43,10 +53,14 @@ def two_f(reference: np.ndarray, estimate: np.ndarray) -> float:
     return float(_two_f().estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
 
 
-def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """ViSQOL's mean opinion score in audio mode, 1 to 5: higher is better."""
-    pair = (np.asarray(wav, np.float64) for wav in (reference, estimate))
-    return float(_visqol().measure_from_arrays(*pair, SAMPLE_RATE).moslqo)
+@cache
+def _two_f() -> ModuleType:
+    model = import_module("seabass.core.models.mms")
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("seabass")]
+    for compiled in (value for module in modules for value in vars(module).values()):
+        if hasattr(compiled, "enable_caching"):  # numba's: on disk, for the processes that come after
+            compiled.enable_caching()
+    return model
 
 
 MEASURES = {"zimtohrli": zimtohrli, "visqol": visqol, "two_f": two_f}
@@ -55,28 +69,6 @@ MEASURES = {"zimtohrli": zimtohrli, "visqol": visqol, "two_f": two_f}
 def measure(reference: np.ndarray, estimate: np.ndarray, names: Iterable[str] = tuple(MEASURES)) -> dict[str, float]:
     """{name: value} of those measures whose packages are installed."""
     return {name: MEASURES[name](reference, estimate) for name in names if is_installed(name)}
-
-
-@cache
-def _zimtohrli():
-    return importlib.import_module("zimtohrli").Pyohrli()
-
-
-@cache
-def _visqol():
-    model = importlib.import_module("visqol").VisqolApi()
-    model.create(mode="audio")
-    return model
-
-
-@cache
-def _two_f():
-    model = importlib.import_module("seabass.core.models.mms")
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("seabass")]
-    for compiled in (value for module in modules for value in vars(module).values()):
-        if hasattr(compiled, "enable_caching"):  # numba's: on disk, for the processes that come after
-            compiled.enable_caching()
-    return model
 
 
 def upper_band(sound: np.ndarray | torch.Tensor, f_low: float) -> np.ndarray:
@@ -107,9 +99,8 @@ def two_sample_accuracy(real: Sequence[np.ndarray], restored: Sequence[np.ndarra
 def accuracies(rows: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
     """`two_sample_accuracy` of each group of rows with columns of log-mels, where it has several tracks."""
     groups = {key: group for key, group in rows.groupby(list(keys), sort=False) if len(group) > 1}
-    return pd.Series(
-        {key: two_sample_accuracy(one["real"], one["restored"]) for key, one in groups.items()}, dtype=float
-    )
+    found = {key: two_sample_accuracy(one["real"], one["restored"]) for key, one in groups.items()}
+    return pd.Series(found, dtype=float)
 
 
 def _features(mel: np.ndarray) -> np.ndarray:
