@@ -7,7 +7,6 @@ import mimetypes
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -65,33 +64,33 @@ def find_ffmpeg() -> None:
 
 def decoders(path: Path) -> Iterator[Decoder]:
     """The readers of a file, the one that its first bytes ask for first; SrlibError if none can open it."""
-    with path.open("rb") as stream:
-        magic = stream.read(4)
-    readers = [_with_ffmpeg]
-    if magic in _LIBSNDFILE:
-        readers.insert(0, _with_libsndfile)
-    elif magic == _CHAINABLE:
-        readers.append(_with_libsndfile)
-    found = False
-    for reader in readers:
-        try:
-            decoder = reader(path)
-        except SrlibError:  # there is no ffmpeg
-            if found:
-                return
-            raise
-        if decoder:
-            found = True
+    opened, readers = 0, [_with_ffmpeg, _with_libsndfile]
+    for reader in reversed(readers) if _first_bytes(path) in _LIBSNDFILE else readers:
+        if decoder := reader(path):
+            opened += 1
             yield decoder
-    if not found:
+    if not opened:
+        find_ffmpeg()
         raise SrlibError(
             f"{path} is not an audio file, or too damaged: neither libsndfile nor ffmpeg reads sound in it."
         )
 
 
+def _first_bytes(path: Path) -> bytes:
+    """Four bytes that tell the format; SrlibError for what is empty or no file that can be read."""
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+    except OSError as error:
+        raise SrlibError(f"{path} cannot be read ({error.strerror}): give an audio file.") from error
+    if not magic:
+        raise SrlibError(f"{path} is empty (0 bytes): give an audio file.")
+    return magic
+
+
 def info(path: str | os.PathLike) -> Decoder:
     """What a file's header says; where it does not say the length, the file is decoded once."""
-    decoder = next(decoders(existing_file(path)))
+    decoder = next(decoders(Path(path)))
     if decoder.samples:  # fragmented MP4 says 0
         return decoder
     return decoder._replace(samples=sum(block.shape[1] for block in decoder.blocks()))
@@ -112,8 +111,11 @@ def native_name(path: Path) -> str | bytes:
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """ffprobe's report on a file; empty if it finds nothing that it knows."""
-    find_ffmpeg()
+    """ffprobe's report on a file; empty if it finds nothing that it knows, or is not there."""
+    try:
+        find_ffmpeg()
+    except SrlibError:
+        return {}
     command = ["ffprobe", "-v", "warning", "-protocol_whitelist", "file", "-show_streams", "-show_format"]
     command += ["-show_chapters", "-of", "json=string_validation=ignore", "-i", f"file:{path}"]
     done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
@@ -211,7 +213,7 @@ def ends_within_page(path: Path) -> bool:
 
 def is_pipe(path: Path) -> bool:
     """Whether a path can be read only once: `-` for standard input, or what the shell makes of `<(command)`."""
-    return str(path) == "-" or (path.exists() and stat.S_ISFIFO(path.stat().st_mode))
+    return str(path) == "-" or path.is_fifo()
 
 
 def is_audio_file(path: Path) -> bool:
@@ -227,7 +229,7 @@ def local_file(path: str | os.PathLike) -> Iterator[Path]:
     """A file that can be read more than once: `path`, or a temporary copy of a pipe or of standard input (`-`)."""
     path = Path(path)
     if not is_pipe(path):
-        yield existing_file(path)
+        yield path
         return
     with tempfile.TemporaryDirectory(prefix="srlib-") as folder:
         copy = Path(folder) / "input"
@@ -238,18 +240,4 @@ def local_file(path: str | os.PathLike) -> Iterator[Path]:
             raise SrlibError(
                 f"The temporary folder {folder} does not take {path} ({error.strerror}); set TMPDIR."
             ) from error
-        yield existing_file(copy)
-
-
-def existing_file(path: str | os.PathLike) -> Path:
-    """The path of a file that can be read and is not empty; else SrlibError says why."""
-    path = Path(path)
-    if path.is_dir():
-        raise SrlibError(f"{path} is a folder: give an audio file.")
-    if not path.is_file():
-        raise SrlibError(f"{path} does not exist: check the name of the audio file.")
-    if path.stat().st_size == 0:
-        raise SrlibError(f"{path} is empty (0 bytes): give an audio file.")
-    if not os.access(path, os.R_OK):
-        raise SrlibError(f"{path} cannot be read: check its permissions.")
-    return path
+        yield copy

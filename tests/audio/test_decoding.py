@@ -146,8 +146,8 @@ def test_files_that_are_no_audio(tmp_path):
     (tmp_path / "noise.flac").write_bytes(np.random.default_rng(0).bytes(5000))
     soundfile.write(tmp_path / "zero.wav", np.zeros((0, 2)), SAMPLE_RATE)
     for name, reason in {
-        "absent.wav": "does not exist",
-        ".": "is a folder",
+        "absent.wav": "No such file",
+        ".": "Is a directory",
         "empty.wav": "is empty",
         "text.wav": "not an audio file",
         "text.mp3": "not an audio file",
