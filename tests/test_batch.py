@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,37 +11,24 @@ import pytest
 from srlib.audio import files as audio
 from srlib.audio.files import open_output
 from srlib.audio.recording import open_recording
-from srlib.batch import FAULT, INCOMPLETE, Batch
+from srlib.batch import FAULT, INCOMPLETE, restore_all
 from srlib.errors import SrlibError
 
 
 @dataclass
-class Found:
-    """What a restoration says; the fields that a batch needs."""
-
-    seconds: float
-    warnings: tuple[str, ...] = ()
-
-    def sentence(self) -> str:
-        return "; ".join(["full band", *self.warnings])
-
-    def as_dict(self) -> dict:
-        return {"seconds": self.seconds, "warnings": self.warnings}
-
-
-@dataclass
 class Copies:
-    """A pipeline that writes each recording as it is."""
+    """A pipeline that writes each recording as it is, and finds what a batch prints."""
 
     done: list[Path] = field(default_factory=list)
 
     def restore_file(self, path, out, progress=None, **_options):
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
         with open_recording(path) as recording, open_output(out, recording) as put:
             for block in recording.blocks_at(48_000, range(recording.channels)):
                 put(block)
         self.done.append(path)
-        return Found(recording.samples / recording.sample_rate, (recording.incomplete or "whole",))
+        row = {"seconds": recording.samples / recording.sample_rate}
+        sentence = f"full band; {recording.incomplete or 'whole'}"
+        return SimpleNamespace(**row, sentence=lambda: sentence, as_dict=lambda: row)
 
 
 @pytest.fixture
@@ -63,7 +51,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_fault_is_named_and_the_rest_goes_on(tmp_path, given, pipe, capsys):
     report = tmp_path / "report.json"
-    assert Batch(given, lambda: pipe, {}, report=report).run() == FAULT
+    assert restore_all(given, lambda: pipe, {}, report=report) == FAULT
     printed = capsys.readouterr()
     assert names(tmp_path / "out") == ["a.wav", "c.wav"]
     assert printed.err.count("\n") == 1 and "b.wav is not an audio file" in printed.err
@@ -76,34 +64,32 @@ def test_a_fault_is_named_and_the_rest_goes_on(tmp_path, given, pipe, capsys):
 def test_a_single_fault_is_raised(given, pipe):
     bad = list(given)[1]
     with pytest.raises(SrlibError, match="not an audio file"):
-        Batch({bad: given[bad]}, lambda: pipe, {}).run()
+        restore_all({bad: given[bad]}, lambda: pipe, {})
 
 
 def test_a_batch_goes_on_where_it_ended(tmp_path, given, pipe, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.wav").write_bytes(b"done")
-    with pytest.raises(SrlibError, match=r"1 of 3 outputs .* --skip-existing .* --overwrite"):
-        Batch(given, lambda: pipe, {}).run()
-    assert Batch(given, lambda: pipe, {}, skip_existing=True).run() == FAULT
+    assert restore_all(given, lambda: pipe, {}, skip_existing=True) == FAULT
     assert "1 of 3 outputs exist already and are kept" in capsys.readouterr().err
     assert (tmp_path / "out" / "a.wav").read_bytes() == b"done" and [path.name for path in pipe.done] == ["c.wav"]
 
 
 def test_equal_names_stop_only_themselves(tmp_path, given, pipe, capsys):
     same = dict.fromkeys(list(given)[:2], tmp_path / "out" / "same.wav")
-    assert Batch(same | {tmp_path / "c.wav": given[tmp_path / "c.wav"]}, lambda: pipe, {}).run() == FAULT
+    assert restore_all(same | {tmp_path / "c.wav": given[tmp_path / "c.wav"]}, lambda: pipe, {}) == FAULT
     assert names(tmp_path / "out") == ["c.wav"] and capsys.readouterr().err.count("another input") == 2
 
 
 def test_a_damaged_file_is_restored_and_said(tmp_path, given, pipe, capsys):
     cut = tmp_path / "a.wav"
     cut.write_bytes(cut.read_bytes()[:-96_000])
-    assert Batch({cut: given[cut]}, lambda: pipe, {}).run() == INCOMPLETE
+    assert restore_all({cut: given[cut]}, lambda: pipe, {}) == INCOMPLETE
     assert "0.500 s of the 1.000 s that its header promises are missing" in capsys.readouterr().out
     assert audio.read(given[cut])[0].shape == (1, 24_000)
 
 
 def test_spectrograms_lie_beside_the_outputs(tmp_path, given, pipe):
     first = tmp_path / "a.wav"
-    Batch({first: given[first]}, lambda: pipe, {}, show=True).run()
+    restore_all({first: given[first]}, lambda: pipe, {}, show=True)
     assert (tmp_path / "out" / "a.wav.png").read_bytes().startswith(b"\x89PNG")

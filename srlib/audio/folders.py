@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from srlib.audio.decoding import is_audio_file, is_pipe
@@ -34,7 +33,7 @@ def _outside(found: dict[str, Path], folder: Path, written: Path) -> dict[str, P
     return {name: path for name, path in found.items() if written not in path.resolve().parents}
 
 
-def outputs(given: Iterable[Path], out: str, suffix: str = ".wav") -> dict[Path, Path]:
+def outputs(given: Collection[Path], out: str, suffix: str = ".wav") -> dict[Path, Path]:
     """The file that each input is to be restored into, {input: output}.
 
     Args:
@@ -48,36 +47,22 @@ def outputs(given: Iterable[Path], out: str, suffix: str = ".wav") -> dict[Path,
     folder = Path(out)
     if not suffix.lower().endswith(OUTPUT_SUFFIXES):
         raise SrlibError(f"The suffix of outputs is {suffix!r}: end it with one of {', '.join(OUTPUT_SUFFIXES)}.")
-    given = list(given)
-    names = _inputs(given, folder)
-    into_folder = (
-        folder.is_dir() or out.endswith(("/", os.sep)) or any(path.is_dir() for path in given) or len(names) > 1
-    )
-    if into_folder and folder.suffix.lower() in OUTPUT_SUFFIXES and not folder.is_dir():
-        raise SrlibError(f"{out}: the output has to be a folder, since there are several inputs.")
-    if not into_folder and re.search(r"\.[A-Za-z]\w{1,3}$", out):  # looks like the name of a file
-        return {next(iter(names)): folder}
-    return {path: folder / f"{name}{suffix}" for path, name in names.items()}
-
-
-def _inputs(given: Iterable[Path], out: Path) -> dict[Path, str]:
-    """The files that are given, and what each is called below `out`; what lies in `out` is no input."""
-    names: dict[Path, str] = {}
+    names: dict[Path, str] = {}  # what each input is called below `out`
     for path in given:
         inside = audio_files(path) if path.is_dir() else {"restored" if is_pipe(path) else path.stem: path}
-        found = _outside(inside, path, out)
+        found = _outside(inside, path, folder)
         if not found:
             raise SrlibError(f"{path}: this folder holds no audio files.")
         if left := len(inside) - len(found):
             print(f"srlib: {out} is where the output goes: {left} audio files in it are left out.", file=sys.stderr)
         names |= {file: name for name, file in found.items()}
-    return names
-
-
-def collisions(outputs: dict[Path, Path]) -> dict[Path, Path]:
-    """Inputs whose outputs would be the same file, and that file."""
-    counts = Counter(outputs.values())
-    return {path: out for path, out in outputs.items() if counts[out] > 1}
+    alone = len(names) == 1 and next(iter(names)) in given
+    named = re.search(r"\.[A-Za-z]\w{1,3}$", out) and not folder.is_dir()  # as a file is
+    if alone and named:
+        return {next(iter(names)): folder}
+    if named and folder.suffix.lower() in OUTPUT_SUFFIXES:
+        raise SrlibError(f"{out}: the output has to be a folder, since there are several inputs.")
+    return {path: folder / f"{name}{suffix}" for path, name in names.items()}
 
 
 def check_output(out: Path, given: Collection[Path], overwrite: bool, formats: Sequence[str] = OUTPUT_SUFFIXES) -> None:
