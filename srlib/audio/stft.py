@@ -110,17 +110,19 @@ def envelope(log_mel: torch.Tensor) -> torch.Tensor:
 
     The lowest bands are narrower than a bin and some hold none: those take their neighbours' level.
     """
-    holding, between = (values.to(log_mel.device) for values in _bands_with_bins())
-    gain = mel_filters().sum(1).to(log_mel.device)[holding]
-    return mel_to_bins((log_mel[..., holding] - torch.log(gain)) @ between)
+    left, right, share = (values.to(log_mel.device) for values in _neighbours())
+    level = log_mel - torch.log(mel_filters().sum(1)).to(log_mel.device)
+    return mel_to_bins(level[..., left] * (1 - share) + level[..., right] * share)
 
 
 @cache
-def _bands_with_bins() -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the bands that hold a bin, and weights `[len, 256]` that interpolate from them to all bands."""
-    holding = mel_filters().any(1).nonzero()[:, 0].numpy()
-    weights = np.stack([np.interp(np.arange(N_MELS), holding, row) for row in np.eye(len(holding))])
-    return torch.from_numpy(holding), torch.from_numpy(weights.astype(np.float32))
+def _neighbours() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For every band the bands that hold a bin on its left and right, itself if it does, and the share of the right."""
+    every, holding = torch.arange(N_MELS), (mel_filters() > 0).any(1).nonzero()[:, 0]
+    after = torch.searchsorted(holding, every).clamp(max=len(holding) - 1)
+    before = (after - (holding[after] > every).long()).clamp(min=0)
+    left, right = holding[before], holding[after]
+    return left, right, ((every - left) / (right - left).clamp(min=1)).clamp(0, 1)
 
 
 def frames_of(wav: torch.Tensor) -> int:
