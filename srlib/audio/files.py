@@ -31,6 +31,7 @@ _ENCODERS = {
     ".opus": ["-c:a", "libopus", "-b:a", "192k", "-f", "opus"],
 }
 OUTPUT_SUFFIXES = (*_SUBTYPE, *_ENCODERS)
+_BITS = {"PCM_16": 16, "PCM_24": 24}
 _SET_ADD_PEAK_CHUNK = 0x1050  # command of libsndfile (sndfile.h); the chunk would hold the time of day
 # Texts that libsndfile stores as INFO of WAV, which programs read that know no ID3 there, by ffprobe's names.
 _TEXTS = {"track": "tracknumber"} | {
@@ -61,11 +62,7 @@ def write(path: str | os.PathLike, wav: np.ndarray, sample_rate: int, subtype: s
 
     Integer subtypes clip at full scale. The same samples give the same bytes.
     """
-    try:
-        recording = Recording.from_array(wav, sample_rate)
-    except SrlibError as error:
-        raise SrlibError(f"{path} was not written. {error}") from error
-    with open_output(path, recording, sample_rate, subtype, sample_rate) as put:
+    with open_output(path, Recording.from_array(wav, sample_rate), sample_rate, subtype, sample_rate) as put:
         put(as_channels(wav, sample_rate))
 
 
@@ -130,8 +127,8 @@ def _sink(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes blocks into a file of libsndfile; `path` is what its errors name."""
     samples, channels, rng = recording.samples_at(sample_rate), recording.channels, np.random.default_rng(0)
-    size = samples * channels * (8 if subtype == "DOUBLE" else 4)
-    wave = "RF64" if size > _WAV_LIMIT else "WAVEX" if recording.metadata.mask else "WAV"
+    wave = "WAVEX" if recording.metadata.mask else "WAV"
+    wave = "RF64" if samples * channels * 4 > _WAV_LIMIT else wave  # bytes of float32
     file_format = {".flac": "FLAC", ".ogg": "OGG"}.get(path.suffix.lower(), wave)
     if not soundfile.check_format(file_format, subtype):
         raise SrlibError(f"{path}: {file_format} has no subtype {subtype}: choose PCM_16, PCM_24 or, in .wav, FLOAT.")
@@ -145,8 +142,7 @@ def _sink(
 
             def write(block: np.ndarray) -> None:
                 for start in range(0, block.shape[1], BLOCK):  # libsndfile's Vorbis crashes on long ones
-                    piece = block[:, start : start + BLOCK]
-                    file.write((_dithered(piece, rng) if subtype == "PCM_16" else piece).T)
+                    file.write(_quantised(block[:, start : start + BLOCK], subtype, rng).T)
 
             yield write
         written = soundfile.info(name).frames
@@ -168,12 +164,19 @@ def _encode(temporary: Path, path: Path, metadata: Metadata) -> None:
     os.replace(encoded, temporary)
 
 
-def _dithered(block: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Samples of 16 bit, clipped, with triangular dither of two steps; what has 16 bit already is not dithered."""
-    steps = block.astype(np.float64) * 2**15
-    dither = rng.random(block.shape) - rng.random(block.shape)
-    steps += np.where(steps == np.rint(steps), 0, dither)
-    return np.clip(np.rint(steps), -(2**15), 2**15 - 1).astype(np.int16)
+def _quantised(block: np.ndarray, subtype: str, rng: np.random.Generator) -> np.ndarray:
+    """Integers of 16 or 24 bit in the upper bits of int32, clipped; other subtypes are left to libsndfile.
+
+    16 bit gets triangular dither of two steps, except for what has 16 bit already, such as silence. libsndfile itself
+    would scale by 2^n - 1, which moves loud samples by a step.
+    """
+    if subtype not in _BITS:
+        return block
+    limit = 2 ** (_BITS[subtype] - 1)
+    steps = block.astype(np.float64) * limit
+    if subtype == "PCM_16":
+        steps += (steps != np.rint(steps)) * (rng.random(block.shape) - rng.random(block.shape))
+    return np.clip(np.rint(steps), -limit, limit - 1).astype(np.int32) << (32 - _BITS[subtype])
 
 
 def one_line(message: object) -> str:
@@ -232,6 +235,4 @@ def resample(wav: np.ndarray, sample_rate: int, new_rate: int) -> np.ndarray:
 
 def to_mono(wav: np.ndarray) -> np.ndarray:
     """Mean of the channels: [channels, samples] or [samples] -> [samples]."""
-    if wav.ndim == 1:
-        return wav
-    return wav[0] if len(wav) == 1 else wav.mean(axis=0, dtype=wav.dtype)
+    return np.atleast_2d(wav).mean(axis=0, dtype=wav.dtype)
