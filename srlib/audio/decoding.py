@@ -51,11 +51,10 @@ class Decoder(NamedTuple):
 
 def find_ffmpeg() -> None:
     """Make `ffmpeg` and `ffprobe` callable, also from an environment that is used without being activated."""
+    path, bin_folder = os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)
+    if bin_folder not in path.split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join((path, bin_folder))
     missing = [program for program in ("ffmpeg", "ffprobe") if shutil.which(program) is None]
-    bin_folder = str(Path(sys.executable).parent)
-    if missing and bin_folder not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), bin_folder))
-        missing = [program for program in missing if shutil.which(program) is None]
     if missing:
         raise SrlibError(
             f"{' and '.join(missing)} not found on PATH: install ffmpeg, or use the environment that `make` sets up."
