@@ -22,7 +22,7 @@ from srlib.audio.decoding import is_pipe
 from srlib.config import SAMPLE_RATE
 from srlib.errors import IncompleteWarning, SrlibError
 
-FAULT, INCOMPLETE = 2, 3  # exit codes: something was refused or failed; all was restored, but an input lacks a part
+FAULT, INCOMPLETE = 2, 3  # exit codes: a file failed; all were restored, but an input was truncated or damaged
 _SHOWN_SECONDS = 30  # of the spectrograms, from the middle of the file
 _BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
 
@@ -57,12 +57,12 @@ def restore_all(
     if report:
         folders.check_output(report, outputs, True, (".json",))
     rows: list[dict[str, Any]] = []  # of the report
-    told = rows if len(outputs) > 1 else None
-    promised = _promised_seconds(outputs, overwrite, skip_existing, told)
+    failed = rows if len(outputs) > 1 else None
+    promised = _promised_seconds(outputs, overwrite, skip_existing, failed)
     pipe = load() if promised else None
     with tqdm(total=sum(promised.values()), disable=not sys.stderr.isatty(), unit="s", bar_format=_BAR) as progress:
         for path in promised:
-            with naming(path, told):
+            with naming(path, failed):
                 row, line = _restore(pipe, path, outputs[path], shown or str(outputs[path]), options, progress.update)
                 rows.append(row)
                 if show:
@@ -80,7 +80,7 @@ def restore_all(
 
 
 def _promised_seconds(
-    outputs: dict[Path, Path], overwrite: bool, skip_existing: bool, told: list[dict[str, Any]] | None
+    outputs: dict[Path, Path], overwrite: bool, skip_existing: bool, failed: list[dict[str, Any]] | None
 ) -> dict[Path, float]:
     """Inputs that can be restored, and their seconds by their headers; the others are named before any work."""
     wanted = {path: out for path, out in outputs.items() if not (skip_existing and out.is_file())}
@@ -88,7 +88,7 @@ def _promised_seconds(
         print(f"srlib: {kept} of {len(outputs)} outputs exist already and are kept.", file=sys.stderr)
     inputs_of, promised = Counter(outputs.values()), {}
     for path, out in wanted.items():
-        with naming(path, told):
+        with naming(path, failed):
             if inputs_of[out] > 1:
                 raise SrlibError(f"{path}: another input would be written to {out} too; restore it elsewhere.")
             folders.check_output(out, outputs, overwrite)
@@ -128,17 +128,17 @@ def load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def naming(path: Path, told: list[dict[str, Any]] | None = None) -> Iterator[None]:
-    """Name the file in the sentence of an error, and raise it; with `told`, print it, add a row of it, and go on."""
+def naming(path: Path, failed: list[dict[str, Any]] | None = None) -> Iterator[None]:
+    """Add the file's name to an error and raise it; where rows are given, print it, append its row, and continue."""
     try:
         yield
     except (SrlibError, OSError) as error:
         sentence = " ".join(str(error).split())
         named = sentence if path.name in sentence else f"{path}: {sentence}"
-        if told is None:
+        if failed is None:
             raise SrlibError(named) from error
         print("srlib:", named, file=sys.stderr)
-        told.append({"file": str(path), "error": named})
+        failed.append({"file": str(path), "error": named})
 
 
 def read_record(path: Path) -> Any:
@@ -164,12 +164,12 @@ def compare(pairs: dict[str, list[Path]], cutoff_hz: float | None, record: Path 
 
 
 def hush() -> None:
-    """Print into nothing from here on: whoever read the output, such as `head`, has gone."""
+    """Discard what is printed from here on: the reader of the output, such as `head`, has closed it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_in_order() -> None:
-    """Let a closed terminal and `kill` end the program through its `finally`s, so that no temporary file stays."""
+    """Turn SIGTERM (`kill`) and SIGHUP (a closed terminal) into SystemExit, so that temporary files are removed."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP

@@ -25,13 +25,13 @@ BLOCK = 2**17  # samples of each channel
 # First bytes of the formats that libsndfile measures exactly; ffmpeg reads all others, also chained Ogg and MP3.
 _LIBSNDFILE = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"caff", b"riff", b".snd")
 _CHAINABLE = b"OggS"
-# A file of such a name is taken for audio unseen, so that a broken one is named and not passed over.
+# Names that count as audio without a look inside, so that a broken file is reported and not skipped.
 _CERTAIN = frozenset((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".aac", ".wma"))
 _NEVER = ("image/", "text/", "font/", "application/json", "application/pdf", "application/zip")  # types by name
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # ffprobe's name
 _STREAMED_SIZE = 0x7FFF_F000  # bytes; sizes from here up are placeholders of programs that wrote to a pipe
 _SLACK_SECONDS = 0.25  # containers round durations, and coders pad: AAC 0.04 s, Opus 0.08 s, MP3 0.05 s
-PADDING = 4096  # samples; what lies behind the end that MP4 or Ogg promise: two frames of AAC, or a block of Vorbis
+PADDING = 4096  # samples that a coder may add after the end that MP4 or Ogg promise: two AAC frames, a Vorbis block
 
 
 class Decoder(NamedTuple):
@@ -105,7 +105,7 @@ def limited(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
 
 
 def native_name(path: Path) -> str | bytes:
-    """The name of a file for libsndfile, which takes names that are no UTF-8 as bytes."""
+    """The name of a file for libsndfile: bytes, since a name need not be UTF-8."""
     return os.fsencode(path) if os.name == "posix" else str(path)
 
 
@@ -200,7 +200,7 @@ def _pipe(path: Path, stream: dict[str, Any], start: int = 0) -> Iterator[np.nda
 
 
 def ends_within_page(path: Path) -> bool:
-    """Whether an Ogg file was cut off: its header does not say how long it is, its last page how long that is."""
+    """Whether an Ogg file was cut off inside its last page, whose header says how long it is."""
     with path.open("rb") as stream:
         if stream.read(4) != _CHAINABLE:
             return False

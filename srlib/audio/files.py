@@ -32,7 +32,7 @@ _ENCODERS = {
 OUTPUT_SUFFIXES = (*_SUBTYPE, *_ENCODERS)
 _BITS = {"PCM_16": 16, "PCM_24": 24}
 _SET_ADD_PEAK_CHUNK = 0x1050  # command of libsndfile (sndfile.h); the chunk would hold the time of day
-# Texts that libsndfile stores as INFO of WAV, which programs read that know no ID3 there, by ffprobe's names.
+# Tags that libsndfile writes as INFO of WAV, for programs that read no ID3 there: ffprobe's name and soundfile's.
 _TEXTS = {"track": "tracknumber"} | {
     name: name for name in ("title", "artist", "album", "genre", "date", "comment", "copyright")
 }
@@ -75,7 +75,7 @@ def open_output(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes the next `[channels, n]` of a file, which appears under its name once it is whole.
 
-    What clips in a .flac for want of a float format is told in a warning; who asks for a subtype knows.
+    A .flac has no float format: what exceeds full scale clips, with a warning unless a subtype was asked for.
 
     Args:
         path: its suffix, one of OUTPUT_SUFFIXES, says the format.
@@ -186,7 +186,10 @@ def one_line(message: object) -> str:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A path for a file or a folder that takes the place of `path` when the block ends well; folders above are made."""
+    """A temporary path: the file or folder made there replaces `path` when the block ends without an error.
+
+    Folders above `path` are made.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a file says beside its samples: tags, cover, chapters, speaker layout; ffprobe reads it, one writer a format."""
+"""Metadata of audio files: tags, cover, chapters, speaker layout. ffprobe reads them; there is one writer a format."""
 
 from __future__ import annotations
 
