@@ -86,6 +86,10 @@ def _promised_seconds(
     wanted = {path: out for path, out in outputs.items() if not (skip_existing and out.is_file())}
     if kept := len(outputs) - len(wanted):
         print(f"srlib: {kept} of {len(outputs)} outputs exist already and are kept.", file=sys.stderr)
+    there = [out for out in wanted.values() if out.is_file()]
+    if len(wanted) > 1 and there and not overwrite:
+        several = f"{len(there)} of {len(wanted)} outputs exist already, such as {there[0]}"
+        raise SrlibError(f"{several}: add --skip-existing to keep them, or --overwrite to replace them.")
     inputs_of, promised = Counter(outputs.values()), {}
     for path, out in wanted.items():
         with naming(path, failed):
