@@ -3,10 +3,10 @@
 The public names below are imported on first use (PEP 562), so that `import srlib` loads no torch.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
-
-from srlib.audio import _torchaudio
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,14 @@ _PUBLIC = {
 }  # name: the module that owns it
 __all__ = ["__version__", "degrade", *_PUBLIC]
 
-_torchaudio.prepare()  # before anything imports diffusers, which imports torchaudio
+# torchaudio's only wheel is linked to CUDA 13.0: beside another build of torch its compiled extension fails to load,
+# and diffusers imports torchaudio wherever it is installed. What is used of it is pure torch (the mel filter bank and
+# resampling), so that this stand-in, which says that there is no extension, takes the place of the real one.
+if "torchaudio" not in sys.modules:
+    _no_extension: Any = ModuleType("torchaudio._extension")
+    _no_extension._IS_TORCHAUDIO_EXT_AVAILABLE = False
+    _no_extension.fail_if_no_align = lambda function: function
+    sys.modules["torchaudio._extension"] = _no_extension
 
 
 def __getattr__(name: str) -> Any:

@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TyperException as error:
         place = getattr(error, "ctx", None)
         called = place.command_path if place else "srlib"
-        sentence = error.format_message().replace("Value error, ", "").rstrip(".")  # the prefix is pydantic's
-        message = f"{called}: {sentence} (see {called} --help)"
+        message = f"{called}: {error.format_message().rstrip('.')} (see {called} --help)"
     except SrlibError as error:
         message = f"srlib: {error}"
     except ModuleNotFoundError as error:  # an extra that is not installed
@@ -77,19 +76,17 @@ def _hz_or_auto(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
 
-def _gap(text: str) -> tuple[float, float] | str:
-    """Start and end in seconds, or `auto`."""
-    try:
-        start, end = map(float, text.split(":"))
-        return start, end
-    except ValueError:
-        if text != "auto":
-            raise typer.BadParameter(f"{text!r} is not START:END in seconds") from None
-        return text
+def _gap(text: str) -> tuple[float, ...] | str:
+    if text.count(":") != 1 and text != "auto":
+        raise typer.BadParameter(f"{text!r} is not START:END in seconds")
+    return text if text == "auto" else tuple(map(float, text.split(":")))
 
 
 _FORMATS = ", ".join(files.OUTPUT_SUFFIXES)
 _OF_THE_BATCH = {"inputs", "out", "model", "device", "skip_existing", "overwrite", "suffix", "report", "show"}
+# Options of `degrade` that mean nothing without another.
+_NEEDS = {"filter_type": "cutoff_hz", "filter_order": "cutoff_hz", "tone_hz": "noise_type", "noise_first": "noise_type"}
+_NEEDS |= {"noise_amplitude": "noise_type", "noise_type": "noise_amplitude"}
 _NONE: Any = []  # the default of an option that can be repeated; nothing changes it
 Overwrite = Annotated[bool, Option("--overwrite", help="replace an existing output")]
 Music = Annotated[str, Option(metavar="ROOT", help="demo, musdb (in MUSDB_ROOT) or a folder of audio")]
@@ -140,7 +137,7 @@ def restore(
         outputs = folders.outputs(inputs, str(target), suffix)
         load = partial(batch.load, model, device, asked)
         shown = "standard output" if out == "-" else None
-        return batch.Batch(outputs, load, asked, overwrite, skip_existing, report, show, shown).run()
+        return batch.restore_all(outputs, load, asked, overwrite, skip_existing, report, show, shown)
 
 
 @app.command()
@@ -182,23 +179,19 @@ def _degradation(context: typer.Context, sample_rate: int) -> Any:
 
     from srlib.degrade import Degradation, DegradationConfig, sample
 
-    given = {k: v for k, v in context.params.items() if k in Degradation.__annotations__ and v not in (None, [])}
-    random, replay, noise = context.params["random"], context.params["replay"], given.get("noise_type", "none")
-    if random and replay:
-        raise SrlibError("--random and --replay exclude each other: give one of them.")
+    random, replay = context.params["random"], context.params["replay"]
+    fields = [*Degradation.__annotations__, *(["replay"] if random else [])]
+    given = {k: v for k, v in context.params.items() if k in fields and v not in (None, [], "none")}
+    option = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     decided = given.keys() - ({"seed"} if random else set()) if random or replay else set()
-    if options := [parameter.opts[0] for parameter in context.command.params if parameter.name in decided]:
-        raise SrlibError(f"{'--replay' if replay else '--random'} decides {', '.join(options)} itself: leave that out.")
+    if decided:
+        options = ", ".join(option[name] for name in sorted(decided))
+        raise SrlibError(f"{option['random' if random else 'replay']} decides {options} itself: leave that out.")
     if random:
         return sample(np.random.default_rng(given.get("seed", 0)), DegradationConfig().for_sample_rate(sample_rate))
-    if "cutoff_hz" not in given and given.keys() & {"filter_type", "filter_order"}:
-        raise SrlibError("--filter and --order describe a low-pass filter: add --cutoff-hz.")
-    if noise == "none" and given.keys() & {"noise_amplitude", "tone_hz", "noise_first"}:
-        raise SrlibError("--amplitude, --tone-hz and --noise-first describe noise: add --noise tone or --noise white.")
-    if noise != "none" and not given.get("noise_amplitude"):
-        raise SrlibError(f"--noise {noise} needs an --amplitude above zero, such as 0.01.")
-    if (noise == "tone") != ("tone_hz" in given):
-        raise SrlibError("--noise tone and --tone-hz HZ go together: give both or neither.")
+    for name, other in _NEEDS.items():
+        if name in given and other not in given:
+            raise SrlibError(f"{option[name]} needs {option[other]}: give both or neither.")
     degradation = batch.read_record(replay) if replay else Degradation(**given)
     if degradation.does_nothing:
         raise SrlibError(f"{replay or 'degrade'}: there is nothing to do: give a cutoff, noise or gaps.")
@@ -217,7 +210,8 @@ def evaluate(
     """Compare restored audio with its reference: two files, or two folders that hold files of the same names."""
     import pandas as pd
 
-    rows, faults = batch.compare(folders.matched(reference, restored, degraded), cutoff_hz, record)
+    found = batch.compare(folders.matched(reference, restored, degraded), cutoff_hz, record)
+    rows = [row for row in found if "error" not in row]
     if as_json:  # has neither NaN (undefined) nor infinity (a perfect match): null stands for both
         finite = [{k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()} for row in rows]
         print(json.dumps(finite if reference.is_dir() else finite[0], indent=2))
@@ -225,7 +219,7 @@ def evaluate(
         table = pd.DataFrame(rows).set_index("file")
         table = table.T if len(table) == 1 else pd.concat([table, table.agg(["mean", "median", "count"])])
         print(table.to_string(line_width=120, float_format="{:.4f}".format))
-    return batch.FAULT if faults else 0
+    return batch.FAULT if len(rows) < len(found) else 0
 
 
 def train(

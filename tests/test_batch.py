@@ -1,51 +1,20 @@
 """A batch of restorations: what is done stays, what fails is named, and the rest goes on."""
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from srlib.audio import files as audio
-from srlib.audio.files import open_output
-from srlib.audio.recording import open_recording
-from srlib.batch import FAULT, INCOMPLETE, Batch
+from srlib.batch import FAULT, INCOMPLETE, restore_all
 from srlib.errors import SrlibError
 
 
-@dataclass
-class Found:
-    """What a restoration says; the fields that a batch needs."""
-
-    seconds: float
-    warnings: tuple[str, ...] = ()
-
-    def sentence(self) -> str:
-        return "; ".join(["full band", *self.warnings])
-
-    def as_dict(self) -> dict:
-        return {"seconds": self.seconds, "warnings": self.warnings}
-
-
-@dataclass
-class Copies:
-    """A pipeline that writes each recording as it is."""
-
-    done: list[Path] = field(default_factory=list)
-
-    def restore_file(self, path, out, progress=None, **_options):
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with open_recording(path) as recording, open_output(out, recording) as put:
-            for block in recording.blocks_at(48_000, range(recording.channels)):
-                put(block)
-        self.done.append(path)
-        return Found(recording.samples / recording.sample_rate, (recording.incomplete or "whole",))
-
-
 @pytest.fixture
-def pipe() -> Copies:
-    return Copies()
+def restore(tiny_pipeline):
+    """Restore {input: output} with a small random model; gives the exit code."""
+    return lambda outputs, **options: restore_all(outputs, lambda: tiny_pipeline, {"num_inference_steps": 0}, **options)
 
 
 @pytest.fixture
@@ -61,49 +30,49 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_fault_is_named_and_the_rest_goes_on(tmp_path, given, pipe, capsys):
+def test_a_fault_is_named_and_the_rest_goes_on(tmp_path, given, restore, capsys):
     report = tmp_path / "report.json"
-    assert Batch(given, lambda: pipe, {}, report=report).run() == FAULT
+    assert restore(given, report=report) == FAULT
     printed = capsys.readouterr()
     assert names(tmp_path / "out") == ["a.wav", "c.wav"]
     assert printed.err.count("\n") == 1 and "b.wav is not an audio file" in printed.err
-    assert [line.split(": ")[0] for line in printed.out.splitlines()] == [str(given[p]) for p in pipe.done]
-    assert "full band; whole; 1.0 s restored in" in printed.out
+    assert [line.split(".wav: ")[0][-1] for line in printed.out.splitlines()] == ["a", "c"]
+    assert "1.0 s restored in" in printed.out
     rows = {Path(row["file"]).name: row for row in json.loads(report.read_text())}
     assert rows["a.wav"]["seconds"] == 1.0 and "not an audio file" in rows["b.wav"]["error"]
 
 
-def test_a_single_fault_is_raised(given, pipe):
+def test_a_single_fault_is_raised(given, restore):
     bad = list(given)[1]
     with pytest.raises(SrlibError, match="not an audio file"):
-        Batch({bad: given[bad]}, lambda: pipe, {}).run()
+        restore({bad: given[bad]})
 
 
-def test_a_batch_goes_on_where_it_ended(tmp_path, given, pipe, capsys):
+def test_a_batch_goes_on_where_it_ended(tmp_path, given, restore, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.wav").write_bytes(b"done")
     with pytest.raises(SrlibError, match=r"1 of 3 outputs .* --skip-existing .* --overwrite"):
-        Batch(given, lambda: pipe, {}).run()
-    assert Batch(given, lambda: pipe, {}, skip_existing=True).run() == FAULT
+        restore(given)
+    assert restore(given, skip_existing=True) == FAULT
     assert "1 of 3 outputs exist already and are kept" in capsys.readouterr().err
-    assert (tmp_path / "out" / "a.wav").read_bytes() == b"done" and [path.name for path in pipe.done] == ["c.wav"]
+    assert (tmp_path / "out" / "a.wav").read_bytes() == b"done" and names(tmp_path / "out") == ["a.wav", "c.wav"]
 
 
-def test_equal_names_stop_only_themselves(tmp_path, given, pipe, capsys):
+def test_equal_names_stop_only_themselves(tmp_path, given, restore, capsys):
     same = dict.fromkeys(list(given)[:2], tmp_path / "out" / "same.wav")
-    assert Batch(same | {tmp_path / "c.wav": given[tmp_path / "c.wav"]}, lambda: pipe, {}).run() == FAULT
+    assert restore(same | {tmp_path / "c.wav": given[tmp_path / "c.wav"]}) == FAULT
     assert names(tmp_path / "out") == ["c.wav"] and capsys.readouterr().err.count("another input") == 2
 
 
-def test_a_damaged_file_is_restored_and_said(tmp_path, given, pipe, capsys):
+def test_a_damaged_file_is_restored_and_said(tmp_path, given, restore, capsys):
     cut = tmp_path / "a.wav"
     cut.write_bytes(cut.read_bytes()[:-96_000])
-    assert Batch({cut: given[cut]}, lambda: pipe, {}).run() == INCOMPLETE
+    assert restore({cut: given[cut]}) == INCOMPLETE
     assert "0.500 s of the 1.000 s that its header promises are missing" in capsys.readouterr().out
     assert audio.read(given[cut])[0].shape == (1, 24_000)
 
 
-def test_spectrograms_lie_beside_the_outputs(tmp_path, given, pipe):
+def test_spectrograms_lie_beside_the_outputs(tmp_path, given, restore):
     first = tmp_path / "a.wav"
-    Batch({first: given[first]}, lambda: pipe, {}, show=True).run()
+    restore({first: given[first]}, show=True)
     assert (tmp_path / "out" / "a.wav.png").read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,6 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import soundfile
 
 from srlib import config, degrade
 from srlib.audio import files as audio
@@ -58,27 +57,23 @@ def refusal(capsys, folder: Path, *argv: str | Path) -> str:
     return printed.err
 
 
-def test_choices_are_those_of_the_library():
+def test_help_names_every_choice_of_the_library(capsys):
     """The names stand in `srlib.config`, so that help needs no scipy and no torch."""
     from srlib.audiosr.checkpoint import DTYPES
     from srlib.models.diffusion import SCHEDULERS
     from srlib.training.objectives import STAGES
 
-    assert set(get_args(config.Scheduler)) == set(SCHEDULERS)
-    assert set(get_args(config.DType)) == set(DTYPES)
-    assert set(get_args(config.Stage)) == set(STAGES)
-
-
-def test_help_names_every_choice(capsys):
-    for verb, choices in [
-        (["restore"], [config.Scheduler, config.Merge]),
-        (["degrade"], [config.FilterType, config.NoiseType]),
-        (["import-audiosr"], [config.DType]),
-        (["train"], [config.Stage]),
+    for verb, choice, known in [
+        ("restore", config.Scheduler, SCHEDULERS),
+        ("restore", config.Merge, config.MERGES),
+        ("degrade", config.FilterType, config.FILTER_TYPES),
+        ("degrade", config.NoiseType, config.NOISE_TYPES),
+        ("import-audiosr", config.DType, DTYPES),
+        ("train", config.Stage, STAGES),
     ]:
-        assert run(*verb, "--help") == run(*verb, "-h") == 0
+        assert run(verb, "--help") == run(verb, "-h") == 0
         printed = capsys.readouterr().out
-        assert all(name in printed for choice in choices for name in get_args(choice))
+        assert set(get_args(choice)) == set(known) and all(name in printed for name in known)
 
 
 @pytest.mark.parametrize(
@@ -86,38 +81,43 @@ def test_help_names_every_choice(capsys):
     [
         ([], "srlib: Missing command (see srlib --help)"),
         (["louder"], "No such command 'louder'"),
-        (["restore", "a.wav"], "srlib restore: Missing option"),
         (["restore", "-o", "x.wav"], "Missing argument 'IN'"),
         (["restore", "a.wav", "-o", "x.wav", "--louder"], "No such option: --louder"),
-        (["train", "gan", "--config", "c"], "srlib train: No such command 'gan'"),
         (["train", "ldm"], "srlib train ldm: Missing option '--config'"),
-        (["import-audiosr", "x"], "Missing option"),
         (["reproduce", "--only", "02", "--from", "03"], "exclude each other"),
         (["reproduce", "--profile", "huge"], "smoke, demo, paper"),
-        (["report", "--profile", "huge"], "smoke, demo, paper"),
     ],
 )
 def test_usage_is_refused(capsys, tmp_path, argv, words):
     assert words in refusal(capsys, tmp_path, *argv)
 
 
-def test_an_interrupt_ends_with_130_and_no_words(capsys, monkeypatch, clip):
-    def interrupt(*_args):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(28, "No space left on device", "d.wav"), 2, "srlib: d.wav: No space left on device\n"),
+        (ModuleNotFoundError("", name="x"), 2,
+         "srlib: x is not installed: pip install 'srlib[report]', or 'srlib[train]' to train.\n"),
+    ],
+)  # fmt: skip
+def test_what_ends_a_verb_is_a_sentence_at_most(capsys, monkeypatch, clip, error, code, words):
+    def fail(*_args):
+        raise error
 
-    monkeypatch.setattr("srlib.audio.files.read", interrupt)
-    assert run("degrade", clip, "-o", clip.with_name("d.wav"), *CUT_4K) == 130
-    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("srlib.audio.files.read", fail)
+    assert run("degrade", clip, "-o", clip.with_name("d.wav"), *CUT_4K) == code
+    assert capsys.readouterr() == ("", words)
 
 
 def test_the_shell_gets_the_same(tmp_path, clip):
-    """One run through a real process, for the exit code and the streams."""
-    command = [sys.executable, "-m", "srlib", "degrade", str(clip), "-o", str(tmp_path / "d.wav")]
-    done = subprocess.run([*command, *CUT_4K], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    done = subprocess.run([*command, *CUT_4K], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"srlib: {tmp_path / 'd.wav'}: exists already; add --overwrite to replace it.\n"
+    """Through a real process, for the exit code and the streams."""
+    command = [sys.executable, "-m", "srlib", "degrade", str(clip), "-o", str(tmp_path / "d.wav"), *CUT_4K]
+    done = [subprocess.run(command, capture_output=True, text=True) for _ in range(2)]
+    assert [one.returncode for one in done] == [0, 2]
+    assert done[0].stderr == done[1].stdout == "" and done[1].stderr.endswith(
+        "d.wav: exists already; add --overwrite to replace it.\n"
+    )
 
 
 # degrade
@@ -158,7 +158,6 @@ def test_a_record_replays_to_the_same_bits(tmp_path, clip, options):
     ("options", "words"),
     [
         ([], "nothing to do"),
-        (["--cutoff-hz", "0"], "cutoff_hz is 0.0"),
         (["--cutoff-hz", "0.0001"], "the lowest of a filter"),
         (["--cutoff-hz", "24000"], "half the sample rate"),
         ([*CUT_4K, "--filter", "bessel"], "bessel"),
@@ -166,16 +165,12 @@ def test_a_record_replays_to_the_same_bits(tmp_path, clip, options):
         (["--order", "4"], "--cutoff-hz"),
         (["--amplitude", "0.1"], "--noise"),
         (["--noise", "white"], "--amplitude"),
-        (["--noise", "tone", "--amplitude", "0.1"], "--tone-hz"),
-        (["--noise", "white", "--amplitude", "0.1", "--tone-hz", "50"], "--tone-hz"),
+        (["--noise", "tone", "--amplitude", "0.1"], "tone_hz"),
         (["--gap", "1"], "START:END"),
         (["--gap", "auto"], "gaps"),
-        (["--gap", "2.5:3.5"], "outside the file"),
         (["--random", *CUT_4K], "--random decides --cutoff-hz"),
-        (["--random", "--replay", "x.json"], "exclude each other"),
+        (["--random", "--replay", "x.json"], "--random decides --replay"),
         (["--replay", "x.json", "--seed", "1"], "--replay decides --seed"),
-        (["--replay", "no-such-record.json"], "no-such-record.json"),
-        (["--seed", "-1", "--random"], "greater than or equal to 0"),
     ],
 )
 def test_degrade_refuses(capsys, tmp_path, clip, options, words):
@@ -202,48 +197,35 @@ def test_inputs_and_existing_files_are_safe(capsys, tmp_path, clip, verb):
 def test_degrade_writes_both_files_or_neither(capsys, tmp_path, clip):
     (tmp_path / "d.wav.json").write_text("someone's")
     assert "d.wav.json" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", *CUT_4K)
-    assert "does not exist" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "nowhere" / "d.wav", *CUT_4K)
     assert run("degrade", clip, "-o", tmp_path / "d.wav", *CUT_4K, "--overwrite") == 0
     assert json.loads((tmp_path / "d.wav.json").read_text())["cutoff_hz"] == 4000
 
 
 def test_a_record_that_is_none(capsys, tmp_path, clip):
     bad = tmp_path / "bad.json"
-    damaged = ("not json", "[]", '{"cutoff_hz": -1}', '{"colour": "red"}', "\x00\xff", "[" * 100_000)
-    for text in (*damaged, "{}", '{"gaps": []}'):
-        bad.write_text(text, encoding="latin-1")
+    for text in (b"{}", b"\xff\xfe"):
+        bad.write_bytes(text)
         assert "bad.json" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", "--replay", bad)
-    bad.write_bytes(b"\xff\xfe")
     assert "bad.json: the record is not JSON" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", bad)
 
 
 def test_what_clips_in_a_flac_is_told_in_a_line(tmp_path, music, tiny, capsys):
     loud = tmp_path / "loud.wav"
     audio.write(loud, music / np.abs(music).max() * 4, 48_000)
-    with pytest.warns(match=r"d\.flac.*% of the samples clip"):
+    with pytest.warns(match=r"d\.flac.*clip at full scale"):
         assert run("degrade", *CUT_4K, loud, "-o", tmp_path / "d.flac") == 0
     options = ["--merge", "replace", "--steps", "0", "--report", tmp_path / "r.json"]
     assert run("restore", *options, loud, "-o", tmp_path / "r.flac") == 0
-    assert "% of the samples clip" in capsys.readouterr().out
-    assert "% of the samples clip" in json.loads((tmp_path / "r.json").read_text())[0]["warnings"][0]
+    assert "clip at full scale" in capsys.readouterr().out
+    assert "clip at full scale" in json.loads((tmp_path / "r.json").read_text())[0]["warnings"][0]
 
 
-@pytest.mark.parametrize("name", ["text.wav", "nan.wav", "missing.wav", "folder"])
-def test_bad_files_are_refused_by_name(capsys, tmp_path, clip, name, tiny):
-    """tests/audio/test_decoding.py knows more of them."""
-    bad = tmp_path / name
-    if name == "folder":
-        bad.mkdir()
-    elif name == "nan.wav":
-        soundfile.write(bad, np.array([0.0, np.nan] * 500), 48_000, subtype="FLOAT")
-    elif name != "missing.wav":
-        bad.write_bytes(b"This is not audio." * 50)
-    for argv in (
-        ["degrade", bad, "-o", tmp_path / "out.wav", *CUT_4K],
-        ["restore", bad, "-o", tmp_path / "out.wav"],
-        ["evaluate", clip, bad],
-    ):
-        assert name in refusal(capsys, tmp_path, *argv)
+def test_bad_files_are_refused_by_name(capsys, tmp_path, clip, tiny):
+    """tests/audio knows more of them."""
+    bad, out = tmp_path / "text.wav", ["-o", tmp_path / "out.wav"]
+    bad.write_bytes(b"This is not audio." * 50)
+    for argv in (["degrade", bad, *out, *CUT_4K], ["restore", bad, *out], ["evaluate", clip, bad]):
+        assert "text.wav is not an audio file" in refusal(capsys, tmp_path, *argv)
 
 
 # restore
@@ -271,49 +253,34 @@ def test_a_folder_is_restored_in_its_order_and_evaluated(tmp_path, music, tiny, 
         assert run("restore", album, "-o", album / "restored", *options) == 0
         written = sorted((album / "restored").rglob("*.wav"))
         assert [path.relative_to(album / "restored").as_posix() for path in written] == names
-    assert "3 audio files in it are left out" in capsys.readouterr().err
     assert [row["file"] for row in evaluated(capsys, album, album / "restored")] == names
 
 
-@pytest.mark.parametrize("source", ["-", "pipe"])
-def test_pipes_at_both_ends(tmp_path, clip, tiny_folder, source):
-    command = f"{sys.executable} -m srlib restore --model {tiny_folder} --steps 1"
-    given = f"- < {clip}" if source == "-" else f"<(cat {clip})"
-    done = subprocess.run(
-        ["bash", "-c", f"{command} {given} -o - > {tmp_path / 'out'}"], capture_output=True, text=True
-    )
+def test_pipes_at_both_ends(tmp_path, clip, tiny_folder):
+    command = f"{sys.executable} -m srlib restore --model {tiny_folder} --steps 1 <(cat {clip}) -o - > {tmp_path}/out"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert audio.read(tmp_path / "out")[0].shape == audio.read(clip)[0].shape
-    assert (
-        done.stderr.startswith("standard output: ") and done.stderr.count("\n") == 1 and not (tmp_path / "-").exists()
-    )
+    assert done.stderr.startswith("standard output: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("console", ["cp1252", "ascii"])
-def test_names_that_the_console_cannot_print(tmp_path, music, tiny_folder, console):
-    for name in ("1日.wav", os.fsdecode(b"2\xe9.wav"), "x" * 246 + ".wav"):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        audio.write(tmp_path / "in" / name, music[:4800], 48_000)
-    command = [sys.executable, "-m", "srlib", "restore", tmp_path / "in", "-o", tmp_path / "out", "--steps", "1"]
-    environment = os.environ | {"PYTHONIOENCODING": console}
-    done = subprocess.run([*command, "--model", tiny_folder], capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(tmp_path / "in"))
-    assert done.stdout.count(b"\n") == 3
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_stopped_batch_leaves_what_is_done_and_no_temporary_file(tmp_path, music, tiny_folder, name):
+def test_a_closed_terminal_leaves_what_is_done_under_names_that_it_could_not_print(tmp_path, music, tiny_folder):
+    """Names of any bytes and of 250 of them, on a console of ASCII; nothing is left of the last file."""
+    names = ["1日.wav", os.fsdecode(b"2\xe9.wav"), "3" * 246 + ".wav", "4.wav"]
     (tmp_path / "in").mkdir()
-    for i, samples in enumerate((4800, 48_000 * 600)):
-        audio.write(tmp_path / "in" / f"{i}.wav", np.resize(music, samples), 48_000)
+    for name in names:
+        audio.write(tmp_path / "in" / name, np.resize(music, 48_000 * 600 if name == "4.wav" else 4800), 48_000)
     command = [sys.executable, "-m", "srlib", "restore", tmp_path / "in", "-o", tmp_path / "out", "--steps", "1"]
-    heard = partial(signal.signal, getattr(signal, name), signal.SIG_DFL)  # nohup would have it ignored
-    process = subprocess.Popen([*command, "--model", tiny_folder], stdout=subprocess.PIPE, preexec_fn=heard)
-    assert b"0.wav" in process.stdout.readline()
-    process.send_signal(getattr(signal, name))
-    assert process.wait() == 128 + getattr(signal, name)
-    assert os.listdir(tmp_path / "out") == ["0.wav"]
+    process = subprocess.Popen(
+        [*command, "--model", tiny_folder],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # nohup would have it ignored
+    )
+    assert all(process.stdout.readline() for _ in names[:3])
+    process.send_signal(signal.SIGHUP)
+    assert process.wait() == 128 + signal.SIGHUP
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(names[:3])
 
 
 def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny):
@@ -326,24 +293,14 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--cutoff-hz", "24000"], "24000"),
         (["--cutoff-hz", "high"], "--cutoff-hz"),
-        (["--guidance", "1e38"], "100"),
         (["--gap", "2.9:3.1"], "not inside the audio"),
         (["--gap", "auto", "--gap", "1:2"], "leave out the others"),
         (["--gap", "2"], "START:END"),
         (["--steps", "1001"], "1001 steps cannot be taken: give a whole number from 0 to 1000"),
-        (["--steps", "-1"], "--steps"),
         (["--samples", "0"], "--samples"),
-        (["--scheduler", "euler"], "euler"),
-        (["--merge", "sum"], "sum"),
-        (["--eta", "-1"], "eta"),
-        (["--seed", "9" * 23], "99"),
         (["--device", "abacus"], "no device"),
         (["--model", "no-such-model"], "no-such-model"),
-        (["--blend", "1.5"], "--blend"),
-        (["--subtype", "PCM_8"], "PCM_8"),
-        (["--sample-rate", "0"], "--sample-rate"),
         (["--suffix", "_new"], "end it with one of"),
         (["--report", "report.wav"], "one of .json"),
         (["--show", "-"], "give files instead of pipes"),
@@ -376,7 +333,8 @@ def evaluated(capsys, *argv: str | Path) -> dict | list:
 def test_evaluate_gives_the_promised_keys(tmp_path, clip, capsys):
     degraded = tmp_path / "d.wav"
     assert run("degrade", clip, "-o", degraded, *TONE, *CUT_4K) == 0
-    assert set(evaluated(capsys, clip, degraded)) == BASE_KEYS
+    same = evaluated(capsys, clip, clip)
+    assert set(same) == BASE_KEYS and same["lsd"] == 0 and same["snr_db"] is None  # JSON has no infinity
     assert set(evaluated(capsys, clip, degraded, "--cutoff-hz", "4000")) == BASE_KEYS | BAND_KEYS
     scores = evaluated(capsys, clip, degraded, "--degraded", degraded, "--record", f"{degraded}.json")
     assert BASE_KEYS | BAND_KEYS | {"lsd_gain", "oracle_lsd_19k", "oracle_ratio", "tone_suppression_db"} <= set(scores)
@@ -384,13 +342,6 @@ def test_evaluate_gives_the_promised_keys(tmp_path, clip, capsys):
     assert scores["oracle_ratio"] > 1
     both = ["--record", f"{degraded}.json", *CUT_4K]
     assert "d.wav: the record" in refusal(capsys, tmp_path, "evaluate", clip, degraded, *both)
-
-
-def test_evaluate_knows_perfect_and_half_as_loud(tmp_path, clip, music, capsys):
-    audio.write(tmp_path / "half.wav", music / 2, 48_000)
-    same, half = evaluated(capsys, clip, clip), evaluated(capsys, clip, tmp_path / "half.wav")
-    assert same["lsd"] == 0 and same["snr_db"] is None  # JSON has no infinity
-    assert half["lsd_ssr_eval"] == pytest.approx(np.log10(4), abs=0.005)
 
 
 def test_evaluate_pairs_folders_by_name(tmp_path, music, capsys):
@@ -409,33 +360,13 @@ def test_evaluate_pairs_folders_by_name(tmp_path, music, capsys):
     assert all(row["lsd_gain"] > 0 for row in rows)
     assert "tone_suppression_db" in rows[0] and "tone_suppression_db" not in rows[1]
     assert run("evaluate", *folders, *options) == 0
-    printed = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:5]}
-    assert (
-        printed["a.wav"] == f"{rows[0]['lsd']:.4f}"
-        and printed["mean"] == f"{(rows[0]['lsd'] + rows[1]['lsd']) / 2:.4f}"
-    )
-    (tmp_path / "degraded" / "a.wav").unlink()
-    assert "a is only in one" in refusal(capsys, tmp_path, "evaluate", *folders, *options)
-    assert "only files or only folders" in refusal(capsys, tmp_path, "evaluate", folders[0], tmp_path / "x.wav")
-
-
-def test_evaluate_refuses_other_lengths_and_channels(capsys, tmp_path, clip, music):
-    audio.write(tmp_path / "short.wav", music[:-4800], 48_000)
-    audio.write(tmp_path / "stereo.wav", np.stack([music, music]), 48_000)
-    for name in ("short.wav", "stereo.wav"):
-        assert name in refusal(capsys, tmp_path, "evaluate", clip, tmp_path / name)
-
-
-def test_evaluate_names_a_bad_pair_and_goes_on(capsys, tmp_path, music):
-    for folder in ("reference", "restored"):
-        (tmp_path / folder).mkdir()
-        for name in ("a.wav", "b.wav", "c.wav"):
-            audio.write(tmp_path / folder / name, music, 48_000)
-    (tmp_path / "restored" / "b.wav").write_bytes(b"no audio")
-    assert run("evaluate", tmp_path / "reference", tmp_path / "restored", "--json") == 2
+    printed = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[1:5]}
+    assert printed["mean"] == pytest.approx((rows[0]["lsd"] + rows[1]["lsd"]) / 2, abs=1e-4)
+    (tmp_path / "restored" / "b.2.wav").write_bytes(b"no audio")  # is named, and the others are judged
+    assert run("evaluate", *folders, "--json") == 2
     printed = capsys.readouterr()
-    assert [row["file"] for row in json.loads(printed.out)] == ["a.wav", "c.wav"]
-    assert printed.err.count("\n") == 1 and "b.wav is not an audio file" in printed.err
+    assert [row["file"] for row in json.loads(printed.out)] == ["a.wav"]
+    assert printed.err.count("\n") == 1 and "b.2.wav is not an audio file" in printed.err
 
 
 # the project's own verbs
@@ -476,17 +407,3 @@ def test_profiles_and_a_verdict(monkeypatch, capsys):
     monkeypatch.setattr("srlib.report.pdf.build", lambda *_args, **_kwargs: "a")
     monkeypatch.setattr("srlib.report.listen.pages", lambda *_args: ["b", "c"])
     assert run("report", "--draft") == 0 and capsys.readouterr().out.split() == ["a", "b", "c"]
-
-
-def test_disk_errors_are_one_sentence(capsys, tmp_path, clip, monkeypatch):
-    def fail(*_args, **_kwargs):
-        raise OSError(28, "No space left on device", str(tmp_path / "d.wav"))
-
-    monkeypatch.setattr("soundfile.SoundFile.write", fail)
-    assert "No space left" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", *CUT_4K)
-
-
-def test_a_package_of_an_extra_that_is_missing_is_a_sentence(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    assert main(["evaluate", "a.wav", "b.wav"]) == 2
-    assert "pip install 'srlib[report]'" in capsys.readouterr().err

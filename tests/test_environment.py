@@ -1,6 +1,7 @@
 """The environment is pinned in one way everywhere, and the package starts light."""
 
 import ast
+import os
 import resource
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -59,9 +62,9 @@ def test_torch_pins_leave_the_build_open():
     assert not [name for name in constraints() if name.startswith(CUDA_PREFIXES)]
 
 
-def test_indirect_dependencies_are_pinned_and_installed_as_pinned():
-    """Walks what is installed from srlib[dev] on: every distribution is in constraints.txt, at that version."""
-    pins, seen, queue = constraints(), {"srlib"}, list(direct_requirements().values())
+def installed(requirements: list[Requirement]) -> dict[str, str]:
+    """Versions of the distributions that requirements bring along, and of those that these bring."""
+    versions, seen, queue = {}, {"srlib"}, list(requirements)
     while queue:
         requirement = queue.pop()
         name = canonicalize_name(requirement.name)
@@ -70,12 +73,62 @@ def test_indirect_dependencies_are_pinned_and_installed_as_pinned():
             continue
         seen.add(key)
         distribution = metadata.distribution(name)
-        assert distribution.version.split("+")[0] == pins[name], name
+        versions[name] = distribution.version.split("+")[0]
         for line in distribution.requires or ():
             inner = Requirement(line)
             wanted = [{"extra": extra} for extra in (requirement.extras or {""})]
             if inner.marker is None or any(inner.marker.evaluate(extra) for extra in wanted):
                 queue.append(inner)
+    return versions
+
+
+def test_indirect_dependencies_are_pinned_and_installed_as_pinned():
+    pins = constraints()
+    for name, version in installed(list(direct_requirements().values())).items():
+        assert version == pins[name], name
+
+
+# A program in which the modules of its first argument, a list with commas, seem not to be installed.
+WITHOUT = """
+import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+class Visible(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in hidden else super().find_spec(name, path, target)
+
+hidden = set(sys.argv.pop(1).split(","))
+sys.meta_path[:] = BuiltinImporter, FrozenImporter, Visible
+import srlib.cli
+print(srlib.__file__)
+sys.exit(srlib.cli.main())
+"""
+
+
+def test_a_wheel_restores_with_the_base_dependencies_alone(tmp_path):
+    """What goes into a wheel lies in an empty folder; all packages of the extras are hidden."""
+    setup = [sys.executable, "-c", "from setuptools import setup; setup()", "-q", "egg_info", "--egg-base", tmp_path]
+    build = ["build", "--build-base", tmp_path / "build", "--build-lib", tmp_path / "wheel"]
+    subprocess.run([*setup, *build], check=True, capture_output=True, cwd=ROOT)
+    base = installed([Requirement(line) for line in PROJECT["dependencies"]])
+    owners = {top: set(map(canonicalize_name, found)) for top, found in metadata.packages_distributions().items()}
+    hidden = {top for top, found in owners.items() if not found & (base.keys() | {"srlib"})}
+    assert {"librosa", "pandas", "matplotlib", "musdb", "accelerate"} <= hidden
+    tone = 0.1 * np.sin(2 * np.pi * 440 * np.arange(22_050) / 22_050)
+    soundfile.write(tmp_path / "a.wav", np.stack([tone, tone / 2], axis=1), 22_050)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, ",".join(hidden), "restore", "a.wav", "-o", "new/b.flac", "--steps", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "wheel")},
+    )
+    assert done.returncode == 0, done.stderr
+    place, line = done.stdout.splitlines()
+    assert place == str(tmp_path / "wheel" / "srlib" / "__init__.py") and line.startswith("new/b.flac: ")
+    restored, sample_rate = soundfile.read(tmp_path / "new" / "b.flac")
+    assert (restored.shape, sample_rate) == ((48_000, 2), 48_000) and 0.05 < np.abs(restored).max() < 0.2
 
 
 OURS = {"srlib", "__future__", "conftest"}

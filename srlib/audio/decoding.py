@@ -7,7 +7,6 @@ import mimetypes
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -26,13 +25,13 @@ BLOCK = 2**17  # samples of each channel
 # First bytes of the formats that libsndfile measures exactly; ffmpeg reads all others, also chained Ogg and MP3.
 _LIBSNDFILE = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"caff", b"riff", b".snd")
 _CHAINABLE = b"OggS"
-# A file of such a name is taken for audio unseen, so that a broken one is named and not passed over.
+# Names that count as audio without a look inside, so that a broken file is reported and not skipped.
 _CERTAIN = frozenset((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".aac", ".wma"))
 _NEVER = ("image/", "text/", "font/", "application/json", "application/pdf", "application/zip")  # types by name
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # ffprobe's name
 _STREAMED_SIZE = 0x7FFF_F000  # bytes; sizes from here up are placeholders of programs that wrote to a pipe
 _SLACK_SECONDS = 0.25  # containers round durations, and coders pad: AAC 0.04 s, Opus 0.08 s, MP3 0.05 s
-PADDING = 4096  # samples; what lies behind the end that MP4 or Ogg promise: two frames of AAC, or a block of Vorbis
+PADDING = 4096  # samples that a coder may add after the end that MP4 or Ogg promise: two AAC frames, a Vorbis block
 
 
 class Decoder(NamedTuple):
@@ -52,11 +51,10 @@ class Decoder(NamedTuple):
 
 def find_ffmpeg() -> None:
     """Make `ffmpeg` and `ffprobe` callable, also from an environment that is used without being activated."""
+    path, bin_folder = os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)
+    if bin_folder not in path.split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join((path, bin_folder))
     missing = [program for program in ("ffmpeg", "ffprobe") if shutil.which(program) is None]
-    bin_folder = str(Path(sys.executable).parent)
-    if missing and bin_folder not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), bin_folder))
-        missing = [program for program in missing if shutil.which(program) is None]
     if missing:
         raise SrlibError(
             f"{' and '.join(missing)} not found on PATH: install ffmpeg, or use the environment that `make` sets up."
@@ -65,33 +63,33 @@ def find_ffmpeg() -> None:
 
 def decoders(path: Path) -> Iterator[Decoder]:
     """The readers of a file, the one that its first bytes ask for first; SrlibError if none can open it."""
-    with path.open("rb") as stream:
-        magic = stream.read(4)
-    readers = [_with_ffmpeg]
-    if magic in _LIBSNDFILE:
-        readers.insert(0, _with_libsndfile)
-    elif magic == _CHAINABLE:
-        readers.append(_with_libsndfile)
-    found = False
-    for reader in readers:
-        try:
-            decoder = reader(path)
-        except SrlibError:  # there is no ffmpeg
-            if found:
-                return
-            raise
-        if decoder:
-            found = True
+    opened, readers = 0, [_with_ffmpeg, _with_libsndfile]
+    for reader in reversed(readers) if _first_bytes(path) in _LIBSNDFILE else readers:
+        if decoder := reader(path):
+            opened += 1
             yield decoder
-    if not found:
+    if not opened:
+        find_ffmpeg()
         raise SrlibError(
             f"{path} is not an audio file, or too damaged: neither libsndfile nor ffmpeg reads sound in it."
         )
 
 
+def _first_bytes(path: Path) -> bytes:
+    """Four bytes that tell the format; SrlibError for what is empty or no file that can be read."""
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+    except OSError as error:
+        raise SrlibError(f"{path} cannot be read ({error.strerror}): give an audio file.") from error
+    if not magic:
+        raise SrlibError(f"{path} is empty (0 bytes): give an audio file.")
+    return magic
+
+
 def info(path: str | os.PathLike) -> Decoder:
     """What a file's header says; where it does not say the length, the file is decoded once."""
-    decoder = next(decoders(existing_file(path)))
+    decoder = next(decoders(Path(path)))
     if decoder.samples:  # fragmented MP4 says 0
         return decoder
     return decoder._replace(samples=sum(block.shape[1] for block in decoder.blocks()))
@@ -107,13 +105,16 @@ def limited(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
 
 
 def native_name(path: Path) -> str | bytes:
-    """The name of a file for libsndfile, which takes names that are no UTF-8 as bytes."""
+    """The name of a file for libsndfile: bytes, since a name need not be UTF-8."""
     return os.fsencode(path) if os.name == "posix" else str(path)
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """ffprobe's report on a file; empty if it finds nothing that it knows."""
-    find_ffmpeg()
+    """ffprobe's report on a file; empty if it finds nothing that it knows, or is not there."""
+    try:
+        find_ffmpeg()
+    except SrlibError:
+        return {}
     command = ["ffprobe", "-v", "warning", "-protocol_whitelist", "file", "-show_streams", "-show_format"]
     command += ["-show_chapters", "-of", "json=string_validation=ignore", "-i", f"file:{path}"]
     done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
@@ -199,7 +200,7 @@ def _pipe(path: Path, stream: dict[str, Any], start: int = 0) -> Iterator[np.nda
 
 
 def ends_within_page(path: Path) -> bool:
-    """Whether an Ogg file was cut off: its header does not say how long it is, its last page how long that is."""
+    """Whether an Ogg file was cut off inside its last page, whose header says how long it is."""
     with path.open("rb") as stream:
         if stream.read(4) != _CHAINABLE:
             return False
@@ -211,7 +212,7 @@ def ends_within_page(path: Path) -> bool:
 
 def is_pipe(path: Path) -> bool:
     """Whether a path can be read only once: `-` for standard input, or what the shell makes of `<(command)`."""
-    return str(path) == "-" or (path.exists() and stat.S_ISFIFO(path.stat().st_mode))
+    return str(path) == "-" or path.is_fifo()
 
 
 def is_audio_file(path: Path) -> bool:
@@ -227,7 +228,7 @@ def local_file(path: str | os.PathLike) -> Iterator[Path]:
     """A file that can be read more than once: `path`, or a temporary copy of a pipe or of standard input (`-`)."""
     path = Path(path)
     if not is_pipe(path):
-        yield existing_file(path)
+        yield path
         return
     with tempfile.TemporaryDirectory(prefix="srlib-") as folder:
         copy = Path(folder) / "input"
@@ -238,18 +239,4 @@ def local_file(path: str | os.PathLike) -> Iterator[Path]:
             raise SrlibError(
                 f"The temporary folder {folder} does not take {path} ({error.strerror}); set TMPDIR."
             ) from error
-        yield existing_file(copy)
-
-
-def existing_file(path: str | os.PathLike) -> Path:
-    """The path of a file that can be read and is not empty; else SrlibError says why."""
-    path = Path(path)
-    if path.is_dir():
-        raise SrlibError(f"{path} is a folder: give an audio file.")
-    if not path.is_file():
-        raise SrlibError(f"{path} does not exist: check the name of the audio file.")
-    if path.stat().st_size == 0:
-        raise SrlibError(f"{path} is empty (0 bytes): give an audio file.")
-    if not os.access(path, os.R_OK):
-        raise SrlibError(f"{path} cannot be read: check its permissions.")
-    return path
+        yield copy

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 from mutagen import MutagenError
 
-from srlib.audio.decoding import BLOCK, decoders, existing_file, find_ffmpeg, limited, native_name
+from srlib.audio.decoding import BLOCK, decoders, find_ffmpeg, limited, native_name
 from srlib.audio.decoding import info as info
-from srlib.audio.decoding import is_audio_file as is_audio_file
 from srlib.audio.recording import Recording, Resampler, as_channels, is_finite, open_recording
-from srlib.audio.tags import Metadata, settle_header, write_metadata
+from srlib.audio.tags import Metadata, set_speakers, write_metadata
 from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError
 
@@ -33,6 +31,11 @@ _ENCODERS = {
 }
 OUTPUT_SUFFIXES = (*_SUBTYPE, *_ENCODERS)
 _BITS = {"PCM_16": 16, "PCM_24": 24}
+_SET_ADD_PEAK_CHUNK = 0x1050  # command of libsndfile (sndfile.h); the chunk would hold the time of day
+# Tags that libsndfile writes as INFO of WAV, for programs that read no ID3 there: ffprobe's name and soundfile's.
+_TEXTS = {"track": "tracknumber"} | {
+    name: name for name in ("title", "artist", "album", "genre", "date", "comment", "copyright")
+}
 _WAV_LIMIT = 2**32 - 2**24  # bytes; the size field of WAV has 32 bits, and tags follow the samples
 
 
@@ -45,12 +48,11 @@ def read(path: str | os.PathLike, start: int = 0, frames: int | None = None) -> 
     if start == 0 and frames is None:
         with open_recording(path, strict=True) as recording:
             return np.concatenate(list(recording.blocks()), axis=1), recording.sample_rate
-    decoder = next(decoders(existing_file(path)))
+    decoder = next(decoders(Path(path)))
     blocks = list(limited(decoder.blocks(start), sys.maxsize if frames is None else frames))
-    if not blocks:
-        raise SrlibError(f"{path} holds no samples from sample {start} on: nothing to process.")
-    if not all(map(is_finite, blocks)):
-        raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
+    if not blocks or not all(map(is_finite, blocks)):
+        fault = "the samples hold NaN or Inf" if blocks else f"there are no samples from sample {start} on"
+        raise SrlibError(f"{path}: {fault}: nothing that can be processed.")
     return np.concatenate(blocks, axis=1), decoder.sample_rate
 
 
@@ -59,11 +61,7 @@ def write(path: str | os.PathLike, wav: np.ndarray, sample_rate: int, subtype: s
 
     Integer subtypes clip at full scale. The same samples give the same bytes.
     """
-    try:
-        recording = Recording.from_array(wav, sample_rate)
-    except SrlibError as error:
-        raise SrlibError(f"{path} was not written. {error}") from error
-    with open_output(path, recording, sample_rate, subtype, sample_rate) as put:
+    with open_output(path, Recording.from_array(wav, sample_rate), sample_rate, subtype, sample_rate) as put:
         put(as_channels(wav, sample_rate))
 
 
@@ -77,7 +75,7 @@ def open_output(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes the next `[channels, n]` of a file, which appears under its name once it is whole.
 
-    What clips in a .flac for want of a float format is told in a warning; who asks for a subtype knows.
+    A .flac has no float format: what exceeds full scale clips, with a warning unless a subtype was asked for.
 
     Args:
         path: its suffix, one of OUTPUT_SUFFIXES, says the format.
@@ -86,7 +84,7 @@ def open_output(
         subtype: of libsndfile; by default float32 for .wav and 24 bit for .flac. 16 bit is dithered.
         put_rate: sample rate of the blocks, Hz.
     """
-    path, samples, clipped = Path(path), recording.samples_at(sample_rate), 0
+    path, loudest = Path(path), 0.0
     suffix = path.suffix.lower()
     formats = (".wav", ".flac") if subtype else OUTPUT_SUFFIXES
     if suffix not in formats:
@@ -94,22 +92,22 @@ def open_output(
         raise SrlibError(f"{path}: {wanted}, not {f'as {suffix}' if suffix else 'without a suffix'}.")
     if suffix in _ENCODERS:
         find_ffmpeg()
-    resampler = Resampler(put_rate, sample_rate, recording.channels, samples)
+    resampler = Resampler(put_rate, sample_rate, recording.channels, recording.samples_at(sample_rate))
     with atomic_path(path) as temporary:
         with _sink(temporary, path, recording, sample_rate, subtype or _SUBTYPE.get(suffix, "FLOAT")) as sink:
 
             def put(block: np.ndarray) -> None:
-                nonlocal clipped
+                nonlocal loudest
                 if not is_finite(block):
                     raise SrlibError(f"{path} was not written: it would hold NaN or Inf; check the model's weights.")
                 block = resampler.feed(block)
-                clipped += int((np.abs(block) > 1).sum()) if suffix == ".flac" and not subtype else 0
+                loudest = max(loudest, float(np.abs(block).max(initial=0)))
                 sink(block)
 
             yield put
             sink(resampler.end())
-        if suffix not in (".flac", ".ogg"):
-            settle_header(temporary, recording.metadata.mask)
+        if recording.metadata.mask and suffix not in (".flac", ".ogg"):
+            set_speakers(temporary, recording.metadata.mask)
         if suffix in _ENCODERS:
             _encode(temporary, path, recording.metadata)
             if (encoded := next(decoders(temporary)).sample_rate) != sample_rate:
@@ -118,10 +116,8 @@ def open_output(
             write_metadata(temporary, suffix, recording.metadata, recording.sample_rate, sample_rate)
         except (MutagenError, ValueError, OverflowError) as error:  # no reason to lose the audio
             recording.warn(path, f"not all tags were kept ({one_line(error)})")
-    if clipped:
-        per_cent = 100 * clipped / (samples * recording.channels)
-        share = f"{per_cent:.2f} %" if per_cent >= 0.01 else "less than 0.01 %"
-        recording.warn(path, f"{share} of the samples clip at full scale; a .wav file keeps them")
+    if loudest > 1 and suffix == ".flac" and not subtype:
+        recording.warn(path, f"samples up to {loudest:.2f} clip at full scale, 1; a .wav file keeps them")
 
 
 @contextmanager
@@ -130,14 +126,18 @@ def _sink(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes blocks into a file of libsndfile; `path` is what its errors name."""
     samples, channels, rng = recording.samples_at(sample_rate), recording.channels, np.random.default_rng(0)
-    size = samples * channels * (8 if subtype == "DOUBLE" else 4)
-    wave = "RF64" if size > _WAV_LIMIT else "WAVEX" if recording.metadata.mask else "WAV"
+    wave = "WAVEX" if recording.metadata.mask else "WAV"
+    wave = "RF64" if samples * channels * 4 > _WAV_LIMIT else wave  # bytes of float32
     file_format = {".flac": "FLAC", ".ogg": "OGG"}.get(path.suffix.lower(), wave)
     if not soundfile.check_format(file_format, subtype):
         raise SrlibError(f"{path}: {file_format} has no subtype {subtype}: choose PCM_16, PCM_24 or, in .wav, FLOAT.")
     name = native_name(temporary)
     try:
         with soundfile.SoundFile(name, "w", sample_rate, channels, subtype, format=file_format) as file:
+            soundfile._snd.sf_command(file._file, _SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)
+            for tag, text in recording.metadata.tags.items():
+                if text and tag in _TEXTS:
+                    setattr(file, _TEXTS[tag], text)
 
             def write(block: np.ndarray) -> None:
                 for start in range(0, block.shape[1], BLOCK):  # libsndfile's Vorbis crashes on long ones
@@ -164,17 +164,17 @@ def _encode(temporary: Path, path: Path, metadata: Metadata) -> None:
 
 
 def _quantised(block: np.ndarray, subtype: str, rng: np.random.Generator) -> np.ndarray:
-    """Integers of 16 or 24 bit in the upper bits of int32, clipped; 16 bit with triangular dither of two steps.
+    """Integers of 16 or 24 bit in the upper bits of int32, clipped; other subtypes are left to libsndfile.
 
-    What has 16 bit already, such as silence, is not dithered. Other subtypes are left to libsndfile.
+    16 bit gets triangular dither of two steps, except for what has 16 bit already, such as silence. libsndfile itself
+    would scale by 2^n - 1, which moves loud samples by a step.
     """
     if subtype not in _BITS:
         return block
     limit = 2 ** (_BITS[subtype] - 1)
     steps = block.astype(np.float64) * limit
     if subtype == "PCM_16":
-        dither = rng.random(block.shape) - rng.random(block.shape)
-        steps += np.where(steps == np.rint(steps), 0, dither)
+        steps += (steps != np.rint(steps)) * (rng.random(block.shape) - rng.random(block.shape))
     return np.clip(np.rint(steps), -limit, limit - 1).astype(np.int32) << (32 - _BITS[subtype])
 
 
@@ -186,70 +186,55 @@ def one_line(message: object) -> str:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A path to write to, in a temporary folder beside `path`; when the block ends well it is renamed to `path`."""
+    """A temporary path: the file or folder made there replaces `path` when the block ends without an error.
+
+    Folders above `path` are made.
+    """
     path = Path(path)
-    if path.is_dir():
-        raise SrlibError(f"{path} is a folder: give the name of a file to write.")
-    if not path.parent.is_dir():
-        raise SrlibError(f"The folder {path.parent} does not exist: create it, or write elsewhere.")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
             part = Path(folder) / "part"  # without a suffix: nobody takes half a file for music
             yield part
-            os.replace(part, path)
+            if part.is_dir() and path.is_dir():
+                _exchange(part, path)
+            else:
+                os.replace(part, path)
     except OSError as error:
         raise SrlibError(f"Cannot write {path} ({error.strerror or error}).") from error
 
 
+def _exchange(new: Path, path: Path) -> None:
+    """Put a folder in the place of another, which is moved beside it; if that fails, the old one stays."""
+    old = new.with_name("old")
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file or a new folder, which appears under its name once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` fill a file or a folder, which takes the place of `path` once it is whole."""
     with atomic_path(path) as part:
         write(part)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, all of it or none."""
-    write_atomically(path, lambda part: part.write_bytes(content))
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with Unix line ends, all of it or none."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a folder, then put it in the place of `path`; if that fails, the old folder stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
-        new, old = Path(folder) / "new", Path(folder) / "old"
-        write(new)
-        if path.exists():
-            os.rename(path, old)
-        try:
-            os.rename(new, path)
-        except BaseException:
-            if old.exists():
-                os.rename(old, path)
-            raise
+    write_atomically(path, lambda part: part.write_bytes(text.encode("utf-8")))
 
 
 def resample(wav: np.ndarray, sample_rate: int, new_rate: int) -> np.ndarray:
     """Resample [samples] or [channels, samples] with soxr VHQ to exactly round(samples * new_rate / sample_rate)."""
-    if sample_rate <= 0 or new_rate <= 0:
-        raise SrlibError(f"Sample rates are positive, got {sample_rate} and {new_rate} Hz.")
     if sample_rate == new_rate:
         return wav
-    resampled = soxr.resample(np.ascontiguousarray(wav.T), sample_rate, new_rate, quality="VHQ").T
-    length = max(1, round(wav.shape[-1] * new_rate / sample_rate))
-    missing = length - resampled.shape[-1]
-    if missing > 0:  # soxr's own rounding, a sample at most
-        resampled = np.pad(resampled, [(0, 0)] * (wav.ndim - 1) + [(0, missing)])
-    return resampled[..., :length]
+    rows = np.atleast_2d(wav)
+    resampler = Resampler(sample_rate, new_rate, len(rows), max(1, round(rows.shape[1] * new_rate / sample_rate)))
+    return np.concatenate([resampler.feed(rows), resampler.end()], axis=1).reshape(*wav.shape[:-1], -1)
 
 
 def to_mono(wav: np.ndarray) -> np.ndarray:
     """Mean of the channels: [channels, samples] or [samples] -> [samples]."""
-    if wav.ndim == 1:
-        return wav
-    return wav[0] if len(wav) == 1 else wav.mean(axis=0, dtype=wav.dtype)
+    return np.atleast_2d(wav).mean(axis=0, dtype=wav.dtype)

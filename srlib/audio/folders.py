@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from srlib.audio.decoding import is_audio_file, is_pipe
@@ -14,27 +12,25 @@ from srlib.audio.files import OUTPUT_SUFFIXES
 from srlib.errors import SrlibError
 
 
-def audio_files(folder: Path) -> dict[str, Path]:
+def audio_files(folder: Path, written: Path | None = None) -> dict[str, Path]:
     """Audio of a folder and the folders in it, by its path from there without the suffix; nothing hidden.
 
-    Where names differ only in their suffix, it stays: `01.mp3` and `01.wav`.
+    Where names differ only in their suffix, it stays: `01.mp3` and `01.wav`. If `written` is a folder in this one, it
+    holds outputs, and its files are left out.
     """
-    inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
-    shown = {name: path for name, path in inside.items() if not any(part.startswith(".") for part in name.parts)}
-    paths = {name: path for name, path in shown.items() if is_audio_file(path)}
-    stems = Counter(name.with_suffix("") for name in paths)
-    return {(n if stems[n.with_suffix("")] > 1 else n.with_suffix("")).as_posix(): path for n, path in paths.items()}
+    left_out = written.resolve() if written and folder.resolve() in written.resolve().parents else None
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not hidden and left_out not in path.resolve().parents and is_audio_file(path):
+            found[name] = path
+    stems = Counter(name.with_suffix("") for name in found)
+    unique = {name: name.with_suffix("") if stems[name.with_suffix("")] == 1 else name for name in found}
+    return {unique[name].as_posix(): path for name, path in found.items()}
 
 
-def _outside(found: dict[str, Path], folder: Path, written: Path) -> dict[str, Path]:
-    """The files of a folder without those in `written`, where that is a folder inside it."""
-    written = written.resolve()
-    if folder.resolve() not in written.parents:
-        return found
-    return {name: path for name, path in found.items() if written not in path.resolve().parents}
-
-
-def outputs(given: Iterable[Path], out: str, suffix: str = ".wav") -> dict[Path, Path]:
+def outputs(given: Collection[Path], out: str, suffix: str = ".wav") -> dict[Path, Path]:
     """The file that each input is to be restored into, {input: output}.
 
     Args:
@@ -48,36 +44,19 @@ def outputs(given: Iterable[Path], out: str, suffix: str = ".wav") -> dict[Path,
     folder = Path(out)
     if not suffix.lower().endswith(OUTPUT_SUFFIXES):
         raise SrlibError(f"The suffix of outputs is {suffix!r}: end it with one of {', '.join(OUTPUT_SUFFIXES)}.")
-    given = list(given)
-    names = _inputs(given, folder)
-    into_folder = (
-        folder.is_dir() or out.endswith(("/", os.sep)) or any(path.is_dir() for path in given) or len(names) > 1
-    )
-    if into_folder and folder.suffix.lower() in OUTPUT_SUFFIXES and not folder.is_dir():
-        raise SrlibError(f"{out}: the output has to be a folder, since there are several inputs.")
-    if not into_folder and re.search(r"\.[A-Za-z]\w{1,3}$", out):  # looks like the name of a file
-        return {next(iter(names)): folder}
-    return {path: folder / f"{name}{suffix}" for path, name in names.items()}
-
-
-def _inputs(given: Iterable[Path], out: Path) -> dict[Path, str]:
-    """The files that are given, and what each is called below `out`; what lies in `out` is no input."""
-    names: dict[Path, str] = {}
+    names: dict[Path, str] = {}  # what each input is called below `out`
     for path in given:
-        inside = audio_files(path) if path.is_dir() else {"restored" if is_pipe(path) else path.stem: path}
-        found = _outside(inside, path, out)
+        found = audio_files(path, folder) if path.is_dir() else {"restored" if is_pipe(path) else path.stem: path}
         if not found:
             raise SrlibError(f"{path}: this folder holds no audio files.")
-        if left := len(inside) - len(found):
-            print(f"srlib: {out} is where the output goes: {left} audio files in it are left out.", file=sys.stderr)
         names |= {file: name for name, file in found.items()}
-    return names
-
-
-def collisions(outputs: dict[Path, Path]) -> dict[Path, Path]:
-    """Inputs whose outputs would be the same file, and that file."""
-    counts = Counter(outputs.values())
-    return {path: out for path, out in outputs.items() if counts[out] > 1}
+    alone = len(names) == 1 and next(iter(names)) in given
+    named = re.search(r"\.[A-Za-z]\w{1,3}$", out) and not folder.is_dir()  # as a file is
+    if alone and named:
+        return {next(iter(names)): folder}
+    if named and folder.suffix.lower() in OUTPUT_SUFFIXES:
+        raise SrlibError(f"{out}: the output has to be a folder, since there are several inputs.")
+    return {path: folder / f"{name}{suffix}" for path, name in names.items()}
 
 
 def check_output(out: Path, given: Collection[Path], overwrite: bool, formats: Sequence[str] = OUTPUT_SUFFIXES) -> None:
@@ -108,8 +87,7 @@ def matched(reference: Path, restored: Path, degraded: Path | None = None) -> di
         raise SrlibError(f"{', '.join(map(str, given))}: give only files or only folders.")
     if not reference.is_dir():
         return {restored.stem: given}
-    first, *others = (audio_files(path) for path in given)
-    first = _outside(first, reference, restored)
+    first, *others = (audio_files(path, restored if path == reference else None) for path in given)
     for path, files in zip(given[1:], others, strict=True):
         lone = sorted(first.keys() ^ files.keys() if path == restored else first.keys() - files.keys())
         if lone or not first:

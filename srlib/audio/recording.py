@@ -146,9 +146,9 @@ def _longest(path: Path, notes: list[str]) -> tuple[Decoder, int]:
     for decoder in decoders(path):
         samples = 0
         for block in decoder.blocks():
-            if not is_finite(block):
-                raise SrlibError(f"{path}: the samples contain NaN or Inf: repair the audio before it is processed.")
             samples += block.shape[1]
+            if not is_finite(block):
+                raise SrlibError(f"{path}: the samples hold NaN or Inf: repair the audio first.")
         counted.append((samples, decoder))
         if samples >= max(1, decoder.samples or 0):
             break

@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchaudio
 
-from srlib.audio._torchaudio import torchaudio
 from srlib.config import F_MAX, F_MIN, FRAME_PAD, HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, N_MELS, SAMPLE_RATE
 
 BINS_HZ = np.linspace(0, F_MAX, N_FFT // 2 + 1)  # centre frequencies of the STFT's bins

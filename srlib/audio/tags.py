@@ -1,21 +1,19 @@
-"""What a file says beside its samples: tags, cover, chapters, speaker layout; ffprobe reads it, one writer a format."""
+"""Metadata of audio files: tags, cover, chapters, speaker layout. ffprobe reads them; there is one writer a format."""
 
 from __future__ import annotations
 
 import base64
 import io
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import mutagen
-from mutagen import flac, id3, mp4
+from mutagen import MutagenError, flac, id3, mp4
+from mutagen._riff import RiffFile
 
 from srlib.audio.decoding import probe, sound
-from srlib.errors import SrlibError
 
 # What describes the old file and not the music, by ffprobe's names.
 _OF_THE_FILE = {
@@ -25,11 +23,6 @@ _OF_THE_FILE = {
 _FRAMES = {
     "title": "TIT2", "artist": "TPE1", "album": "TALB", "album_artist": "TPE2", "track": "TRCK", "disc": "TPOS",
     "composer": "TCOM", "genre": "TCON", "date": "TDRC", "copyright": "TCOP", "publisher": "TPUB", "tbpm": "TBPM",
-}  # fmt: skip
-# What programs read that know no ID3 in WAV.
-_INFO = {
-    "title": "INAM", "artist": "IART", "album": "IPRD", "track": "IPRT", "genre": "IGNR", "date": "ICRD",
-    "comment": "ICMT", "copyright": "ICOP",
 }  # fmt: skip
 _VORBIS = {"album_artist": "albumartist", "track": "tracknumber", "disc": "discnumber"}
 # Speakers of WAVE_FORMAT_EXTENSIBLE, a bit each, by ffmpeg's names of layouts (libavutil/channel_layout.h).
@@ -58,10 +51,7 @@ class Metadata:
 
 def read_metadata(path: Path) -> Metadata:
     """The metadata of a file; without ffmpeg there are none."""
-    try:
-        report = probe(path)
-    except SrlibError:
-        return Metadata()
+    report = probe(path)
     stream = sound(report) or {}
     tags = report.get("format", {}).get("tags") or stream.get("tags", {})  # Ogg has them in the stream
     kept = {name.lower(): _text(value) for name, value in tags.items() if name.lower() not in _OF_THE_FILE}
@@ -70,9 +60,8 @@ def read_metadata(path: Path) -> Metadata:
         (float(chapter["start_time"]), _text(chapter.get("tags", {}).get("title", "")))
         for chapter in report.get("chapters", ())
     ]
-    with path.open("rb") as file:
-        bext = next((file.read(size) for name, size in _chunks(file) if name == b"bext"), None)
-    return Metadata(kept, _cover(path, covers[0]) if covers else None, chapters, stream.get("channel_layout"), bext)
+    cover = _cover(path, covers[0]) if covers else None
+    return Metadata(kept, cover, chapters, stream.get("channel_layout"), _bext(path))
 
 
 def _text(value: str) -> str:
@@ -87,10 +76,16 @@ def _cover(path: Path, index: int) -> bytes | None:
     return subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout or None
 
 
+def _bext(path: Path) -> bytes | None:
+    with path.open("rb") as file, suppress(MutagenError, KeyError):
+        return RiffFile(file)["bext"].read()
+    return None
+
+
 def write_metadata(path: Path, suffix: str, metadata: Metadata, old_rate: int, new_rate: int) -> None:
     """Add metadata to a finished file of a format: .wav, .flac, .ogg, .opus, .mp3; to .m4a the cover alone."""
     if suffix == ".wav":
-        _write_chunks(path, metadata, old_rate, new_rate)
+        _write_wave(path, metadata, old_rate, new_rate)
     elif suffix == ".mp3":
         _id3(metadata).save(path)
     elif suffix != ".m4a":
@@ -142,77 +137,36 @@ def _write_vorbis(path: Path, metadata: Metadata) -> None:
     file.save()
 
 
-# ------------------------------------------------------------------------------------------------ chunks of WAV
-
-
-def _chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Name and size in bytes of each chunk of a WAV file, with the stream at its content, as long as sizes are true."""
-    head, data_size = stream.read(12), None
-    if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
-        return
-    end = stream.seek(0, io.SEEK_END)
-    place = 12
-    while stream.seek(place) + 8 <= end:
-        header = stream.read(8)
-        name, size, place = header[:4], int.from_bytes(header[4:], "little"), place + 8
-        size = data_size if name == b"data" and data_size is not None else size
-        if place + size > end:
-            return
-        if name == b"ds64":
-            data_size = int.from_bytes(stream.read(16)[8:], "little")
-            stream.seek(place)
-        yield name, size
-        place += size + size % 2
-
-
-def settle_header(path: Path, mask: int) -> None:
-    """Set the speakers of a WAV file, and clear the time of day in PEAK, so that bytes can be repeated."""
+def set_speakers(path: Path, mask: int) -> None:
+    """Set the speakers of a WAV file of WAVE_FORMAT_EXTENSIBLE."""
     with path.open("r+b") as stream:
-        for name, _ in _chunks(stream):
-            if name == b"PEAK":
-                stream.seek(4, io.SEEK_CUR)  # its version
-                stream.write(bytes(4))
-            if name == b"fmt " and mask:
-                stream.seek(20, io.SEEK_CUR)
-                stream.write(mask.to_bytes(4, "little"))
+        stream.seek(stream.read(128).index(b"fmt ") + 28)  # bytes from there to the mask
+        stream.write(mask.to_bytes(4, "little"))
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
+def _write_wave(path: Path, metadata: Metadata, old_rate: int, new_rate: int) -> None:
+    """Append what a WAV file can hold: bext, with its start (samples since midnight) at the new rate, cues and ID3."""
+    chunks = _cues(metadata.chapters, new_rate) if metadata.chapters else []
+    if metadata.bext and len(metadata.bext) >= 602:  # bytes, without the coding history
+        start = round(int.from_bytes(metadata.bext[338:346], "little") * new_rate / old_rate)
+        chunks.append(("bext", metadata.bext[:338] + start.to_bytes(8, "little") + metadata.bext[346:]))
+    if metadata.tags or metadata.cover:
+        tags = io.BytesIO()
+        _id3(metadata).save(tags, padding=lambda _: 0)
+        chunks.append(("id3", tags.getvalue()))
+    if chunks:
+        with path.open("r+b") as stream:
+            riff = RiffFile(stream)
+            for name, content in chunks:
+                riff.insert_chunk(name, content)
 
 
-def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[bytes, bytes]]:
+def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[str, bytes]]:
+    """Chunks of WAV: a place for each chapter, and its title as a label."""
     points, labels = len(chapters).to_bytes(4, "little"), b"adtl"
     for i, (seconds, title) in enumerate(chapters, 1):
         number, place = i.to_bytes(4, "little"), round(seconds * sample_rate).to_bytes(4, "little")
         points += number + place + b"data" + bytes(8) + place
         text = number + title.encode() + b"\0"
-        labels += _chunk(b"labl", text)
-    return [(b"cue ", points), (b"LIST", labels)]
-
-
-def _write_chunks(path: Path, metadata: Metadata, old_rate: int, new_rate: int) -> None:
-    """Append what a WAV file can hold: bext, with its start (samples since midnight) at the new rate, cues and ID3."""
-    added = []
-    if metadata.bext and len(metadata.bext) >= 602:  # bytes, without the coding history
-        start = round(int.from_bytes(metadata.bext[338:346], "little") * new_rate / old_rate)
-        added.append((b"bext", metadata.bext[:338] + start.to_bytes(8, "little") + metadata.bext[346:]))
-    if metadata.chapters:
-        added += _cues(metadata.chapters, new_rate)
-    if metadata.tags or metadata.cover:
-        id3 = io.BytesIO()
-        _id3(metadata).save(id3, padding=lambda _: 0)
-        added.append((b"id3 ", id3.getvalue()))
-        texts = {_INFO[name].encode(): text.encode() + b"\0" for name, text in metadata.tags.items() if name in _INFO}
-        added.append((b"LIST", b"INFO" + b"".join(_chunk(name, text) for name, text in texts.items())))
-    if not added:
-        return
-    with path.open("r+b") as stream:
-        is_64 = stream.read(4) == b"RF64"
-        stream.seek(0, io.SEEK_END)
-        stream.write(bytes(stream.tell() % 2))
-        for name, content in added:
-            stream.write(_chunk(name, content))
-        size = stream.tell() - 8
-        stream.seek(20 if is_64 else 4)  # ds64 is the first chunk
-        stream.write(size.to_bytes(8 if is_64 else 4, "little"))
+        labels += b"labl" + len(text).to_bytes(4, "little") + text + bytes(len(text) % 2)
+    return [("cue", points), ("LIST", labels)]

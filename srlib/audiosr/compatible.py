@@ -10,9 +10,9 @@ from __future__ import annotations
 import librosa
 import numpy as np
 import torch
+import torchaudio
 from scipy import signal
 
-from srlib.audio._torchaudio import torchaudio
 from srlib.audio.recording import as_channels
 from srlib.audio.stft import log_mel, stft_magnitude
 from srlib.config import LATENT_FACTOR, N_FFT, SAMPLE_RATE

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlib.audio.files import write_bytes, write_text
+from srlib.audio.files import write_atomically, write_text
 from srlib.errors import SrlibError
 from srlib.report import artifacts
 
@@ -246,5 +246,5 @@ def _typeset(source: Path, target: Path) -> Path:
         raise SrlibError(f"typst cannot set {source}: {str(error).splitlines()[0]}. Mend report/report.md.") from error
     if warnings:
         raise SrlibError(f"typst warns about {source}: {warnings[0]}. Mend report/report.md or template.typ.")
-    write_bytes(target, pdf)
+    write_atomically(target, lambda part: part.write_bytes(pdf))
     return target

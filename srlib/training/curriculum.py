@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from srlib.audio.files import read, replace_folder, write_text
+from srlib.audio.files import read, write_atomically, write_text
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
@@ -116,7 +116,7 @@ def _assemble(runs: Path, order: Sequence[str], out: Path) -> Path:
             shutil.rmtree(whole / part)
             shutil.copytree(runs / name / "pipeline" / part, whole / part)
 
-    replace_folder(out, copy)
+    write_atomically(out, copy)
     return out
 
 
@@ -128,7 +128,7 @@ def publish(runs: str | Path, out: str | Path) -> Path:
     its record to `training.json`, without paths of this machine. `out` is replaced as a whole, or not at all.
     """
     runs, out = Path(runs), Path(out)
-    replace_folder(out, lambda part: _write(runs, part))
+    write_atomically(out, lambda part: _write(runs, part))
     return out
 
 

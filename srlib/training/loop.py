@@ -29,7 +29,7 @@ from diffusers.training_utils import EMAModel
 from filelock import SoftFileLock, Timeout
 from tqdm import tqdm
 
-from srlib.audio.files import replace_folder, write_atomically, write_text
+from srlib.audio.files import write_atomically, write_text
 from srlib.data.batches import Corpus, Examples, ahead, draw, pooled
 from srlib.data.tracks import load_dataset, refuse
 from srlib.errors import SrlibError
@@ -316,7 +316,7 @@ class Run:
         if score < self.best:
             self.best = score
             with self._ema_weights():
-                replace_folder(self.folder / "pipeline", self.pipeline.save_pretrained)
+                write_atomically(self.folder / "pipeline", self.pipeline.save_pretrained)
         state = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {"step": self.step, "elapsed": time.monotonic() - self.started, "best": self.best}
         write_atomically(self.folder / CHECKPOINT, lambda partial: torch.save(state, partial))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import soundfile
 from scipy import signal
 
 from srlib.audio import files as audio
-from srlib.audio.files import replace_folder
 from srlib.audio.recording import Recording
 from srlib.audio.tags import Metadata
 from srlib.errors import SrlibError
@@ -42,6 +42,12 @@ def test_every_sample_format_and_channel_count(tmp_path, subtype, channels):
     back, _ = audio.read(tmp_path / "a.wav")
     assert back.shape == wav.shape
     assert np.abs(back - wav).max() <= (2**-7 if subtype == "PCM_U8" else 2**-15)
+
+
+def test_24_bit_are_kept_to_the_bit(tmp_path):
+    wav = np.arange(-(2**23), 2**23, 4001, dtype=np.float32) / 2**23
+    audio.write(tmp_path / "a.flac", wav, SAMPLE_RATE)
+    assert np.array_equal(audio.read(tmp_path / "a.flac")[0][0], wav)
 
 
 def recording(samples: int, channels: int = 1) -> Recording:
@@ -81,9 +87,8 @@ def test_an_output_has_the_rate_and_the_length_that_was_asked_for(tmp_path, rate
             put(restored[:, start : start + 5000])
     back, sample_rate = audio.read(tmp_path / "a.wav")
     assert sample_rate == rate and back.shape == (2, source.samples_at(rate))
-    np.testing.assert_allclose(
-        back[:, 200:-200], audio.resample(restored, SAMPLE_RATE, rate)[:, : back.shape[1]][:, 200:-200]
-    )
+    expected = audio.resample(restored, SAMPLE_RATE, rate)[:, : back.shape[1]]
+    np.testing.assert_allclose(back[:, 200:-200], expected[:, 200:-200])
 
 
 def test_a_cover_that_a_format_cannot_hold_costs_no_audio(tmp_path):
@@ -113,19 +118,7 @@ def test_a_rate_that_a_format_lacks_is_told(tmp_path, suffix, rate, becomes):
     assert audio.read(tmp_path / f"a{suffix}")[1] == becomes
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_inf_are_refused_both_ways(tmp_path, value):
-    wav = noise(100)
-    wav[1, 50] = value
-    soundfile.write(tmp_path / "a.wav", wav.T, SAMPLE_RATE, subtype="FLOAT")
-    with pytest.raises(SrlibError, match="NaN or Inf"):
-        audio.read(tmp_path / "a.wav")
-    with pytest.raises(SrlibError, match="NaN or Inf"):
-        audio.write(tmp_path / "b.wav", wav, SAMPLE_RATE)
-    assert not (tmp_path / "b.wav").exists()
-
-
-@pytest.mark.parametrize("target", ["a.xyz", "a", "missing/a.wav", "folder.wav"])
+@pytest.mark.parametrize("target", ["a.xyz", "a", "folder.wav"])
 def test_refused_targets(tmp_path, target):
     (tmp_path / "folder.wav").mkdir()
     with pytest.raises(SrlibError, match=target.split("/")[0]):
@@ -133,70 +126,60 @@ def test_refused_targets(tmp_path, target):
     assert [path.name for path in tmp_path.iterdir()] == ["folder.wav"]
 
 
-@pytest.mark.parametrize("wav", [np.zeros((2, 0)), np.zeros((1, 2, 3)), np.zeros(5, dtype=int), np.zeros((9, 5))])
-def test_refused_samples(tmp_path, wav):
-    with pytest.raises(SrlibError):
-        audio.write(tmp_path / "a.flac", wav, SAMPLE_RATE)
-    assert not list(tmp_path.iterdir())
-
-
 def test_clipping_is_told_of_a_flac_that_nobody_chose_a_subtype_for(tmp_path, recwarn):
-    wav = np.zeros((2, 1000), np.float32)
-    wav[0, :10], wav[0, 990:], wav[1, 5], wav[1, 6] = 1.5, -1.5, 1.0, -1.0  # full scale itself does not clip
-    with audio.open_output(tmp_path / "a.flac", recording(1000, 2)) as put:
-        for start in range(0, 1000, 100):
-            put(wav[:, start : start + 100])
-    audio.write(tmp_path / "a.wav", wav, SAMPLE_RATE)
-    audio.write(tmp_path / "b.flac", wav, SAMPLE_RATE, subtype="PCM_16")
-    told = f"{tmp_path / 'a.flac'}: 1.00 % of the samples clip at full scale; a .wav file keeps them"
-    assert [str(warning.message) for warning in recwarn] == [told]
+    for name, peak, subtype in [
+        ("a.flac", 1.5, None),
+        ("b.flac", 1, None),
+        ("a.wav", 1.5, None),
+        ("c.flac", 2, "PCM_16"),
+    ]:
+        audio.write(tmp_path / name, np.full(1000, peak, np.float32), SAMPLE_RATE, subtype)
+    (warning,) = recwarn
+    assert "a.flac: samples up to 1.50 clip at full scale" in str(warning.message)
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), audio.atomic_path(path) as temporary:
-        temporary.write_text("half of the n")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
-    with audio.atomic_path(path) as temporary:
-        temporary.write_text("new")
-    assert path.read_text() == "new"
+def written(text, folder=False):
+    """Write a file, or a folder with a file in it."""
 
-
-def holds(folder) -> str:
-    """What version stands in a folder that `version` wrote."""
-    (path,) = folder.iterdir()
-    return path.read_text()
-
-
-def version(text):
-    def write(folder):
-        folder.mkdir()
-        (folder / "a").write_text(text)
+    def write(path):
+        if folder:
+            path.mkdir()
+        (path / "a" if folder else path).write_text(text)
 
     return write
 
 
-def test_a_folder_whose_replacement_fails_stays(tmp_path, monkeypatch):
-    folder = tmp_path / "folder"
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, folder):
+    path = tmp_path / "new" / "a"
+
+    def interrupted(*_names):
+        raise KeyboardInterrupt
+
     for text in ("older", "old"):
-        replace_folder(folder, version(text))
-        assert holds(folder) == text
-    rename, renamed = os.rename, []
-
-    def interrupted(*names):
-        renamed.append(names)
-        if len(renamed) == 2:
-            raise KeyboardInterrupt
-        rename(*names)
-
-    monkeypatch.setattr(os, "rename", interrupted)
+        audio.write_atomically(path, written(text, folder))
+        assert (path / "a" if folder else path).read_text() == text
+    with pytest.raises(ZeroDivisionError):
+        audio.write_atomically(path, lambda part: written("half of the n", folder)(part) or 1 / 0)
+    monkeypatch.setattr(os, "rename" if folder else "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        replace_folder(folder, version("new"))
-    assert holds(folder) == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+        audio.write_atomically(path, written("new", folder))
+    assert (path / "a" if folder else path).read_text() == "old" and os.listdir(path.parent) == ["a"]
+
+
+def test_the_old_folder_returns_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    audio.write_atomically(tmp_path / "a", written("old", folder=True))
+    rename = os.rename
+
+    def refused(old, new):
+        if Path(old).name == "part":
+            raise PermissionError(13, "Permission denied")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(SrlibError, match="Cannot write"):
+        audio.write_atomically(tmp_path / "a", written("new", folder=True))
+    assert (tmp_path / "a" / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
@@ -214,18 +197,6 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [(44_100, 48_000), (8000, 48_000), (48_000, 44_100), (192_000, 48_000), (11_025, 48_000)]
-)
-@pytest.mark.parametrize("samples", [1, 2, 147, 10_007])
-def test_resampled_length_is_exact(old, new, samples):
-    wav = noise(samples)
-    resampled = audio.resample(wav, old, new)
-    assert resampled.dtype == np.float32
-    assert resampled.shape == (2, max(1, round(samples * new / old)))
-    assert audio.resample(wav[0], old, new).shape == resampled.shape[1:]
-
-
 @pytest.mark.parametrize(("old", "new"), [(44_100, 48_000), (48_000, 44_100), (16_000, 48_000)])
 def test_resampling_agrees_with_scipy(old, new):
     """The independent truth is scipy's polyphase resampler with a long Kaiser window, on noise to 0.35 x the rate."""
@@ -240,7 +211,5 @@ def test_resampling_agrees_with_scipy(old, new):
 
 def test_mono_is_the_mean_of_the_channels():
     wav = noise(10, 3)
-    assert np.allclose(audio.to_mono(wav), wav.mean(axis=0))
-    assert np.array_equal(audio.to_mono(wav[:1]), wav[0])
-    assert np.array_equal(audio.to_mono(wav[0]), wav[0])
-    assert audio.to_mono(wav).dtype == np.float32
+    np.testing.assert_allclose(audio.to_mono(wav), (wav[0] + wav[1] + wav[2]) / 3, rtol=1e-6)
+    assert np.array_equal(audio.to_mono(wav[0]), wav[0]) and audio.to_mono(wav).dtype == np.float32

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from srlib.audio.folders import audio_files, check_output, collisions, matched, outputs, record
+from srlib.audio.folders import audio_files, matched, outputs, record
 from srlib.errors import SrlibError
 
 
@@ -38,8 +38,6 @@ def test_outputs_keep_their_places(album, tmp_path):
     assert outputs([Path("-")], str(out)) == {Path("-"): out / "restored.wav"}
     above = outputs([album / "disc 1"], str(album))  # into the folder above
     assert above == {album / "disc 1" / "song.flac": album / "song.wav"}
-    both = outputs([album / "disc 1", album / "disc 2", talk], str(out))
-    assert set(collisions(both)) == {album / "disc 1" / "song.flac", album / "disc 2" / "song.flac"}
 
 
 @pytest.mark.parametrize(
@@ -53,17 +51,6 @@ def test_outputs_keep_their_places(album, tmp_path):
 def test_outputs_are_refused(album, given, out, suffix, words):
     with pytest.raises(SrlibError, match=words):
         outputs([album.parent / path for path in given], str(album.parent / out), suffix)
-
-
-def test_an_existing_output_is_kept(tmp_path):
-    (tmp_path / "old.wav").touch()
-    with pytest.raises(SrlibError, match="--overwrite"):
-        check_output(tmp_path / "old.wav", [], overwrite=False)
-    check_output(tmp_path / "old.wav", [], overwrite=True)
-    with pytest.raises(SrlibError, match="never overwritten"):
-        check_output(tmp_path / "old.wav", [tmp_path / "old.wav"], overwrite=True)
-    with pytest.raises(SrlibError, match=r"one of \.wav"):
-        check_output(tmp_path / "old.xyz", [], overwrite=True)
 
 
 def test_folders_are_matched_by_name(album, tmp_path):

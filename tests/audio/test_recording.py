@@ -26,15 +26,6 @@ def test_every_pass_over_a_file_gives_its_samples(tmp_path):
             np.testing.assert_allclose(np.concatenate(blocks, axis=1), wav, atol=2**-23)
 
 
-@pytest.mark.parametrize("shape", [(5,), (3, 300_001)])
-def test_an_array_gives_its_rows(shape):
-    wav = np.random.default_rng(0).standard_normal(shape)  # float64
-    recording = Recording.from_array(wav, 8000)
-    assert (recording.channels, recording.samples) == np.atleast_2d(wav).shape
-    for _ in range(2):
-        np.testing.assert_array_equal(np.concatenate(list(recording.blocks()), 1), np.float32(np.atleast_2d(wav)))
-
-
 @pytest.mark.parametrize(
     ("wav", "sample_rate", "words"),
     [

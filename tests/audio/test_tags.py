@@ -93,7 +93,6 @@ def test_speakers_keep_their_places(tmp_path, layout, suffix):
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path):
-    """libsndfile would store the time of day in float WAV files."""
+    """The chunk PEAK of libsndfile would hold the time of day."""
     audio.write(tmp_path / "a.wav", np.zeros((2, 100), np.float32), 48_000)
-    peak = (tmp_path / "a.wav").read_bytes().partition(b"PEAK")[2]
-    assert peak[8:12] == bytes(4)
+    assert b"PEAK" not in (tmp_path / "a.wav").read_bytes()
