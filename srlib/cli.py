@@ -192,6 +192,8 @@ def _degradation(context: typer.Context, sample_rate: int) -> Any:
     for name, other in _NEEDS.items():
         if name in given and other not in given:
             raise SrlibError(f"{option[name]} needs {option[other]}: give both or neither.")
+    if "tone_hz" in given and given["noise_type"] != "tone":
+        raise SrlibError(f"{option['tone_hz']} is the frequency of a tone: add --noise tone.")
     degradation = batch.read_record(replay) if replay else Degradation(**given)
     if degradation.does_nothing:
         raise SrlibError(f"{replay or 'degrade'}: there is nothing to do: give a cutoff, noise or gaps.")

@@ -166,6 +166,7 @@ def test_a_record_replays_to_the_same_bits(tmp_path, clip, options):
         (["--amplitude", "0.1"], "--noise"),
         (["--noise", "white"], "--amplitude"),
         (["--noise", "tone", "--amplitude", "0.1"], "tone_hz"),
+        (["--noise", "white", "--amplitude", "0.1", "--tone-hz", "440"], "--noise tone"),
         (["--gap", "1"], "START:END"),
         (["--gap", "auto"], "gaps"),
         (["--random", *CUT_4K], "--random decides --cutoff-hz"),
