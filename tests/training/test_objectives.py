@@ -11,7 +11,7 @@ from srlib.restore.merge import FULL_BAND, Band
 from srlib.restore.pipeline import build
 from srlib.training import objectives
 from srlib.training.config import TrainConfig
-from srlib.training.told import ToldBatch
+from srlib.training.pairs import Batch
 
 
 def objective_of(stage, pipeline):
@@ -22,7 +22,7 @@ def batch_of(reference, degraded=None, bandwidth_hz=24000.0, band=FULL_BAND):
     rows = len(reference)
     degraded = reference.clone() if degraded is None else degraded
     bandwidth = torch.full((rows,), bandwidth_hz, dtype=torch.float64)
-    return ToldBatch(reference, degraded, bandwidth, [Degradation()] * rows, [band] * rows, [None] * rows, [()] * rows)
+    return Batch(reference, degraded, bandwidth, [Degradation()] * rows, [band] * rows, [None] * rows, [()] * rows)
 
 
 def white(rows=2, level=0.1, seed=0):
