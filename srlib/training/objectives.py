@@ -166,9 +166,8 @@ class LdmObjective(Objective):
         factor = self.pipeline.vae.config.scaling_factor
         condition = diffusion.drop_condition(examples["condition"], factor, config.condition_dropout)
         weights = examples["weights"] * self._channel_weights()[None, :, None, None]
-        shares: dict[str, Any] = {"last_step_share": config.last_step_share, "level_weight": config.level_weight}
-        shares["min_snr_gamma"] = config.min_snr_gamma or None
-        return diffusion.velocity_loss(self.module, scheduler, examples["residual"], condition, weights, **shares)
+        shares = (config.last_step_share, config.min_snr_gamma, config.level_weight)
+        return diffusion.velocity_loss(self.module, scheduler, examples["residual"], condition, weights, *shares)
 
     def _channel_weights(self) -> torch.Tensor:
         """How much one unit of each latent channel moves the log-mel, squared, mean one: `[channels]`."""

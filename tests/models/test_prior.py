@@ -11,7 +11,6 @@ from srlib.models import prior as module
 from srlib.models.prior import MISSING, SLOW_FRAMES, GaussianPrior
 
 BANDS, FRAMES = 6, 96  # shorter than half a window: the slow part is one for all frames
-NOISES = ["clean", "noisy", "everywhere"]
 
 
 def prior_of(slow: bool = True, n_mels: int = BANDS, rank: int = 2) -> GaussianPrior:
@@ -46,7 +45,7 @@ def posterior_of(prior: GaussianPrior, observed: np.ndarray, variance: np.ndarra
     return found.mean[0, 0].numpy(), found.variance[0, 0].numpy()
 
 
-@pytest.mark.parametrize("kind", NOISES)
+@pytest.mark.parametrize("kind", ["clean", "noisy", "everywhere"])
 def test_without_a_slow_part_it_is_dense_gaussian_conditioning(monkeypatch, kind):
     monkeypatch.setattr(module, "MODEL_VARIANCE", 1e-6)
     prior, observed, variance = prior_of(slow=False), observed_of(), noise_of(kind)
@@ -102,21 +101,6 @@ def draws(prior: GaussianPrior, clips: int, frames: int) -> np.ndarray:
     for part, shape in (("slow", (clips, 1)), ("fast", (clips, frames))):
         parts.append(rng.multivariate_normal(zero, covariance_of(prior, part), shape))
     return prior.mean.double().numpy() + parts[0] + parts[1]
-
-
-@pytest.mark.parametrize("kind", NOISES)
-def test_the_posterior_is_calibrated_on_draws_of_the_prior(monkeypatch, kind):
-    """Errors are as large as they are said to be, in each band, and cover what a Gaussian covers."""
-    monkeypatch.setattr(module, "MODEL_VARIANCE", 1e-6)
-    prior, variance = prior_of(slow=False), noise_of(kind)
-    truth = draws(prior, 30, FRAMES)
-    noise = np.random.default_rng(4).standard_normal(truth.shape) * np.sqrt(variance)
-    found = [posterior_of(prior, observed, variance) for observed in truth + noise]
-    mean, spread = (np.stack(values) for values in zip(*found, strict=True))
-    uncertain = variance[0] > 0
-    score = (truth - mean)[..., uncertain] / np.sqrt(spread[..., uncertain])
-    np.testing.assert_allclose(np.square(score).mean((0, 1)), 1, atol=0.12)
-    assert (np.abs(score) < 1).mean() == pytest.approx(0.683, abs=0.02)
 
 
 def test_fitting_gives_back_the_two_covariances_of_its_draws():
