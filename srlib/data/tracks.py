@@ -167,7 +167,8 @@ def _load_musdb(root: Path, split: str | None, setup_file: str | None = None) ->
                 raise SrlibError(f"{source.path} is missing: unpack MUSDB18 again, or remove the track's folder.")
             where = "valid" if subset == "train" and source.name in valid else subset
             known = (source.name, where, Path(source.path), source.rate, source.samples / source.rate)
-            facts = {"artist": source.artist or "", "collection": source.artist or "", "title": source.title or ""}
+            artist = source.artist or ""
+            facts: dict[str, Any] = {"artist": artist, "collection": artist, "title": source.title or ""}
             tracks.append(Track(*known, **facts, bandwidth_hz=STEMS_BANDWIDTH_HZ if is_stems else None))
     if is_stems:
         limit = "its music stops at 16 kHz, and what is trained or measured on it stops there too"
@@ -252,9 +253,9 @@ def _load_folder(root: Path) -> list[Track]:
             header = info(root / name)
             if not header.samples:
                 raise SrlibError(f"{root / name} holds no samples.")
-            facts = rows.get(name, _Row()).model_dump() | {"split": splits[name]}
+            facts: dict[str, Any] = rows.get(name, _Row()).model_dump(exclude={"split"})
             seconds = header.samples / header.sample_rate
-            tracks.append(Track(name, path=root / name, sample_rate=header.sample_rate, seconds=seconds, **facts))
+            tracks.append(Track(name, splits[name], root / name, header.sample_rate, seconds, **facts))
     refuse(faults, f"{root} cannot be used")
     if names - given.keys():
         counts = ", ".join(f"{sum(track.split == split for track in tracks)} {split}" for split in SPLITS)

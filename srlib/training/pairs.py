@@ -97,8 +97,9 @@ def _told(
         edge = np.exp(_EDGE_ERROR * errors.standard_normal())
         level = 10 ** (_LEVEL_ERROR_DB * errors.standard_normal() / 10)
         found = errors.random() >= _UNTOLD_PROBABILITY
-    edges_hz = degradation.edges_hz(SAMPLE_RATE)
-    band = Band(*(edge * hz for hz in edges_hz)) if edges_hz else FULL_BAND
+    band = FULL_BAND
+    if edges_hz := degradation.edges_hz(SAMPLE_RATE):
+        band = Band(edge * edges_hz[0], edge * edges_hz[1])
     if bandwidth_hz < min(band.passband_hz, SAMPLE_RATE / 2):
         band = Band.at(bandwidth_hz)
     floor = None

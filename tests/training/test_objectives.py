@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from srlib.audio.stft import band_edges_hz, band_of_hz, log_mel
+from srlib.audio.stft import band_of_hz, log_mel
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.restore.merge import FULL_BAND, Band
@@ -27,13 +27,6 @@ def batch_of(reference, degraded=None, bandwidth_hz=24000.0, band=FULL_BAND):
 
 def white(rows=2, level=0.1, seed=0):
     return level * torch.randn(rows, 64 * 480, generator=torch.Generator().manual_seed(seed))
-
-
-def test_band_mask_keeps_bands_wholly_inside_the_bandwidth():
-    mask = objectives.band_mask(torch.tensor([16000.0, 24000.0]))[:, 0, 0]
-    ends = band_edges_hz()[2:]
-    np.testing.assert_array_equal(mask[0].bool(), ends <= 16000.0)
-    assert mask[1].sum() >= 255
 
 
 def test_the_linear_autoencoder_is_fitted_and_the_other_parts_are_left_alone():
