@@ -87,7 +87,7 @@ def retrain(
         record: dict[str, Any] = {"steps": int(last["global_step"]), "minutes": round(float(last["wall_time"]) / 60, 2)}
         record |= {"hardware": hardware(), "corpus": _json(run / "config.json")["corpus"] | {"name": Path(data).name}}
         write_text(done, json.dumps(record, indent=1) + "\n")
-    return out if only else _assemble(out, _trained(out, order), out / "pipeline")  # others may be at work beside this
+    return out if only else _assemble(out, _trained(out, order), out / "pipeline")  # else others may be at work
 
 
 def _trained(runs: Path, order: Sequence[str]) -> list[str]:

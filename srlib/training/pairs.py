@@ -23,7 +23,8 @@ from srlib.restore.observation import Observation, observe
 
 _FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
 _FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # amplitude of dither and rounding, powers of ten
-# Errors of the detectors (notebook 02): the edge by 2 %, the level of noise by half a decibel; what is not found.
+# Errors of the detectors (notebook 02): the edge by 2 %, the level of noise by half a decibel. Unsure ones find no tone,
+# and some of them no noise.
 _UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.25, 0.2
 _EDGE_ERROR, _LEVEL_ERROR_DB = 0.02, 0.5
 
@@ -65,8 +66,8 @@ def draw(
     """A pair of `frames` mel frames for each of `seeds`.
 
     Args:
-        augment: mix and change the music, add what `config` has no word for, and let some of what is told err as
-            detectors do; else the pair is the music, and all that is told is true.
+        augment: mix and change the music, add full bands, noise before the filter and dither, and let some of what is
+            told err as detectors do; else the pair is the music, and all that is told is true.
     """
     config = replace(config, segment_seconds=frames * HOP_LENGTH / SAMPLE_RATE)
     wavs, facts = [], []
