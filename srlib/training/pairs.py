@@ -23,8 +23,8 @@ from srlib.restore.observation import Observation, observe
 
 _FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
 _FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # amplitude of dither and rounding, powers of ten
-# Errors of the detectors (notebook 02): the edge by 2 %, the level of noise by half a decibel. Unsure ones find no tone,
-# and some of them no noise.
+# Errors of the detectors (notebook 02): the edge by 2 %, the level of noise by half a decibel. Unsure ones find no
+# tone, and some of them no noise.
 _UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.25, 0.2
 _EDGE_ERROR, _LEVEL_ERROR_DB = 0.02, 0.5
 
