@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, field, replace
 from functools import lru_cache
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -30,32 +30,6 @@ BOXCAR_HOP_LENGTH = 512  # samples
 # Share of the sample rate. Below 2e-8 the sections in float64 lose the pass band: measured, all families and orders.
 LOWEST_CUTOFF = 1e-6
 _MEASURED = ("sample_rate", "passband_hz", "stopband_hz")  # of a record, besides the fields of a degradation
-
-
-def stft(
-    wav: np.ndarray, n_fft: int = 2048, hop_length: int = 512, pad_mode: Literal["constant", "reflect"] = "constant"
-) -> np.ndarray:
-    """Centred STFT with a periodic Hann window, not normalised, in the precision of wav.
-
-    wav [..., samples] -> complex [..., frames, n_fft // 2 + 1]; frame t is centred on sample t * hop_length.
-    """
-    import torch  # slow to import, and only brick walls and measures need it
-
-    padded = np.pad(wav, [(0, 0)] * (wav.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode=pad_mode)
-    flat = torch.from_numpy(padded.reshape(-1, padded.shape[-1]))
-    window = torch.hann_window(n_fft, dtype=flat.dtype)
-    spectrum = torch.stft(flat, n_fft, hop_length, window=window, center=False, return_complex=True).mT
-    return spectrum.reshape(*wav.shape[:-1], *spectrum.shape[1:]).numpy()
-
-
-def istft(spectrum: np.ndarray, length: int, n_fft: int = 2048, hop_length: int = 512) -> np.ndarray:
-    """Inverse of `stft` by weighted overlap-add (least squares for an edited spectrum): -> [..., length]."""
-    import torch
-
-    flat = torch.from_numpy(spectrum.reshape(-1, *spectrum.shape[-2:])).mT
-    window = torch.hann_window(n_fft, dtype=flat.real.dtype)
-    wav = torch.istft(flat, n_fft, hop_length, window=window, length=length)
-    return wav.reshape(*spectrum.shape[:-2], length).numpy()
 
 
 @settings
@@ -86,13 +60,10 @@ class Degradation:
         """Raise SrlibError if this cannot be done to a file of this rate (Hz) and length (samples)."""
         nyquist, lowest_hz = sample_rate / 2, LOWEST_CUTOFF * sample_rate
         if self.cutoff_hz is not None and self.cutoff_hz < lowest_hz:
-            raise SrlibError(
-                f"cutoff_hz {self.cutoff_hz:g} is below {lowest_hz:g} Hz, the lowest of a filter: raise it"
-            )
-        for name, hz in (
-            ("cutoff_hz", self.cutoff_hz),
-            ("tone_hz", self.tone_hz if self.noise_type == "tone" else None),
-        ):
+            given = f"cutoff_hz {self.cutoff_hz:g}"
+            raise SrlibError(f"{given} is below {lowest_hz:g} Hz, the lowest of a filter: raise it")
+        tone_hz = self.tone_hz if self.noise_type == "tone" else None
+        for name, hz in (("cutoff_hz", self.cutoff_hz), ("tone_hz", tone_hz)):
             if hz is not None and hz >= nyquist:
                 raise SrlibError(f"{name} {hz:g} is not below {nyquist:g} Hz, half the sample rate: lower it")
         for start, end in self.gaps if samples is not None else ():
@@ -128,16 +99,12 @@ class Degradation:
         samples = wav.shape[-1]
         if self.noise_type == "tone" and self.tone_hz is not None:  # one tone, the same in all channels
             time = np.arange(samples) / sample_rate
-            return wav + self.noise_amplitude * np.sin(2 * np.pi * self.tone_hz * time + self.tone_phase)
+            phase = np.random.default_rng(self.seed).uniform(0, 2 * np.pi)
+            return wav + self.noise_amplitude * np.sin(2 * np.pi * self.tone_hz * time + phase)
         if self.noise_type == "white":  # time first: a longer file gets the same noise and more of it
             noise = np.random.default_rng(self.seed).standard_normal((samples, wav.size // samples))
             return wav + self.noise_amplitude * noise.T.reshape(wav.shape)
         return wav
-
-    @property
-    def tone_phase(self) -> float:
-        """Phase of the inserted sine at the first sample, radians: the first draw of the seed."""
-        return float(np.random.default_rng(self.seed).uniform(0, 2 * np.pi))
 
     def passband_hz(self, sample_rate: int) -> float | None:
         """Frequency (Hz) where the whole response falls to -3 dB; None without a filter."""
@@ -187,13 +154,15 @@ def _boxcar_kept(cutoff_hz: float, sample_rate: int) -> int:
 
 def _boxcar(wav: np.ndarray, kept: int) -> np.ndarray:
     """Zero all but the first `kept` STFT bins, in blocks on one grid of frames: memory does not grow with the file."""
+    transform = signal.ShortTimeFFT(signal.get_window("hann", BOXCAR_N_FFT), BOXCAR_HOP_LENGTH, fs=1)
     filtered, block, margin = np.empty_like(wav), 512 * BOXCAR_HOP_LENGTH, 2 * BOXCAR_N_FFT
     for start in range(0, wav.shape[-1], block):
-        low = max(0, start - margin)
-        piece = wav[..., low : start + block + margin]
-        spectrum = stft(piece, BOXCAR_N_FFT, BOXCAR_HOP_LENGTH)
-        spectrum[..., kept:] = 0.0
-        piece = istft(spectrum, piece.shape[-1], BOXCAR_N_FFT, BOXCAR_HOP_LENGTH)
+        low, high = max(0, start - margin), start + block + margin
+        piece = wav[..., low:high]
+        missing = max(0, BOXCAR_N_FFT - piece.shape[-1])  # scipy wants half a window
+        spectrum = transform.stft(np.pad(piece, [(0, 0)] * (wav.ndim - 1) + [(0, missing)]))
+        spectrum[..., kept:, :] = 0.0
+        piece = transform.istft(spectrum)[..., : piece.shape[-1]]
         filtered[..., start : start + block] = piece[..., start - low : start - low + block]
     return filtered
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 
-P = ParamSpec("P")
-R = TypeVar("R")
 _CPUINFO = Path("/proc/cpuinfo")
 _running: list[dict[str, float]] = []  # the innermost stopwatch is the last
 
@@ -40,29 +37,19 @@ def stopwatch() -> Iterator[dict[str, float]]:
     seconds: dict[str, float] = {}
     _running.append(seconds)
     try:
-        with _timed(seconds, "total"):
+        with stage("total"):
             yield seconds
     finally:
-        _running.remove(seconds)
-
-
-def stage(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator: a running stopwatch counts the function's seconds as the stage `name`."""
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            with _timed(_running[-1], name) if _running else nullcontext():
-                return function(*args, **kwargs)
-
-        return wrapper
-
-    return decorate
+        _running.pop()
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = _now()
+def stage(name: str) -> Iterator[None]:
+    """A block, or as a decorator a function, whose seconds a running stopwatch counts as the stage `name`."""
+    if not _running:
+        yield
+        return
+    seconds, start = _running[-1], _now()
     yield
     seconds[name] = seconds.get(name, 0.0) + _now() - start
 

@@ -65,13 +65,19 @@ def settings(cls: type[C]) -> type[C]:
 
 def as_srlib_error(error: ValidationError) -> SrlibError:
     """The first wrong setting in one sentence: which it is, what it is, and what is allowed."""
-    faults = error.errors()
-    first = faults[0]
-    allowed = [re.sub(r"^(Input should|Value error,) ", "", fault["msg"]) for fault in faults]
-    if not first["loc"]:  # a rule for several settings together
-        return SrlibError(allowed[0])
-    name = first["loc"][0]
-    if first["type"].startswith("unexpected"):
+    name, allowed = next(iter(faults(error).items()))
+    if not name:
+        return SrlibError(allowed)
+    if allowed == "unknown":
         return SrlibError(f"There is no setting {name}: check its name.")
-    same = [what for what, fault in zip(allowed, faults, strict=True) if fault["loc"][0] == name]
-    return SrlibError(f"{name} is {reprlib.repr(first['input'])}: it should {' or '.join(dict.fromkeys(same))}.")
+    return SrlibError(f"{name} is {reprlib.repr(error.errors()[0]['input'])}: it should {allowed}.")
+
+
+def faults(error: ValidationError) -> dict[str, str]:
+    """{setting: what it should be} of all that are wrong: "unknown" if there is none; by "" a rule for several."""
+    found: dict[str, dict[str, None]] = {}  # rules in order, each once
+    for fault in error.errors(include_url=False):
+        rule = re.sub(r"^(Input should|Value error,) ", "", fault["msg"])
+        rule = "unknown" if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden") else rule
+        found.setdefault(str(fault["loc"][0]) if fault["loc"] else "", {})[rule] = None
+    return {name: " or ".join(rules) for name, rules in found.items()}

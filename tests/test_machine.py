@@ -1,6 +1,9 @@
 """The hardware has a name everywhere, and the stopwatch counts what runs inside it."""
 
+import os
+
 import pytest
+import torch
 
 from srlib import machine
 from srlib.machine import stage, stopwatch
@@ -19,16 +22,8 @@ def test_stopwatch_adds_up_and_only_runs_when_asked():
     assert set(seconds) == {"sleep", "total"} and 0 < seconds["sleep"] < seconds["total"]
 
 
-def test_hardware_has_a_name_where_linux_gives_none(monkeypatch, tmp_path):
+def test_hardware_is_what_the_process_may_use_and_has_a_name_where_linux_gives_none(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
-    assert machine.hardware()["processor"]
-
-
-def test_hardware_is_what_the_process_may_use():
-    import os
-
-    import torch
-
     found = machine.hardware()
-    assert found["cores"] == len(os.sched_getaffinity(0)) and found["torch"] == torch.__version__
-    assert (found["gpu"] is not None) == torch.cuda.is_available()
+    assert found["processor"] and found["cores"] == len(os.sched_getaffinity(0))
+    assert (found["gpu"] is not None) == torch.cuda.is_available() and found["torch"] == torch.__version__

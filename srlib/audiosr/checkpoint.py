@@ -178,8 +178,6 @@ def import_audiosr(checkpoint: str | Path, out: str | Path, dtype: str = "fp32")
         SrlibError: for a file that is no such checkpoint or would run code, or a folder that exists.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    if dtype not in DTYPES:
-        raise SrlibError(f"There is no dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
     if out.exists():
         raise SrlibError(f"{out}: exists already; name a new folder.")
     state = _read(checkpoint)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import signal
+from scipy import interpolate, signal
 
-from srlib.audio.stft import BINS_HZ
-from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, N_FFT, SAMPLE_RATE
+from srlib.audio.stft import BINS_HZ, envelope, mel_filters, mel_to_bins
+from srlib.config import LOG_MEL_FLOOR, SAMPLE_RATE
 from srlib.degrade import Degradation
-from srlib.measure import limits
-from srlib.measure.limits import TINY, spectrum_of, to_wav
+from srlib.measure.limits import TINY, join, shaped_noise, spectrum_of, to_wav
+from srlib.restore.gaps import gap_frames
 from srlib.restore.merge import Band
 from srlib.restore.noise import QUIET, level_above, smoothed_power
 from srlib.restore.tones import ToneFinder, fit_tones
@@ -24,31 +24,28 @@ from srlib.restore.tones import ToneFinder, fit_tones
 # dB per octave above the cutoff, by cutoff in Hz: each the best of a grid by plain LSD up to 19 kHz on the train split
 # of the demo set, low-passed by cheby1 of order 8.
 TILT_DB_PER_OCTAVE = {2000: -8.0, 4000: -9.0, 8000: -12.0, 12000: -20.0, 16000: -32.0}
-EULER_GAMMA = float(np.euler_gamma)  # the log of an exponential variate lies so far under the log of its mean
+EULER_GAMMA = float(np.euler_gamma)  # nat: log of the mean less mean of the log, of an exponential variate
 WIENER_ALPHA = 0.92  # of the decision-directed rule; best on the valid split of the demo set
-WIENER_MIN_GAIN = 0.1  # amplitude; -20 dB: less holes, better LSD, same SNR
+WIENER_MIN_GAIN = 0.1  # amplitude, -20 dB: a floor fills holes, which lowers the LSD at the same SNR
 NOTCH_WIDTH_HZ = 20.0
-PENALTY = 1e4  # of the ridge regression, on squared weights, against squared errors (nat^2) summed over the frames
+PENALTY = 1e4  # weight of the squared coefficients against the summed squared errors, nat^2
 
 
-def band_replication(
-    degraded: np.ndarray, cutoff_hz: float | None, tilt_db_per_octave: float | None = None
-) -> np.ndarray:
+def band_replication(degraded: np.ndarray, cutoff_hz: float | None) -> np.ndarray:
     """The half octave below the cutoff (Hz), replicated above it as noise of its level, with a fixed tilt.
 
     Level is a mean of logs (one loud partial must not raise the whole band), taken anew in every frame and continuous
-    at the cutoff. The tilt is interpolated in `TILT_DB_PER_OCTAVE` unless given.
+    at the cutoff. The tilt is interpolated in `TILT_DB_PER_OCTAVE`.
     """
     if cutoff_hz is None:
         return degraded.copy()
-    if tilt_db_per_octave is None:
-        tilt_db_per_octave = np.interp(cutoff_hz, list(TILT_DB_PER_OCTAVE), list(TILT_DB_PER_OCTAVE.values()))
     spectrum = spectrum_of(degraded)
     source = (cutoff_hz / np.sqrt(2) <= BINS_HZ) & (0.99 * cutoff_hz > BINS_HZ)
-    tilt = tilt_db_per_octave * np.log(10) / 10 * np.log2(np.maximum(BINS_HZ, 1.0) / cutoff_hz)
-    level = (np.log(np.abs(spectrum[:, source]) ** 2 + TINY) - tilt[source]).mean(axis=1) + EULER_GAMMA
-    generated = limits.shaped_noise(np.exp((level[:, None] + tilt) / 2), len(degraded))
-    return to_wav(limits.join(spectrum, generated, cutoff_hz, cutoff_hz), len(degraded))
+    tilt_db = np.interp(cutoff_hz, list(TILT_DB_PER_OCTAVE), list(TILT_DB_PER_OCTAVE.values()))
+    tilt = torch.from_numpy(tilt_db * np.log(10) / 10 * np.log2(np.maximum(BINS_HZ, 1.0) / cutoff_hz))
+    level = ((spectrum.abs() ** 2 + TINY).log() - tilt)[:, source].mean(1, keepdim=True) + EULER_GAMMA
+    generated = shaped_noise(torch.exp((level + tilt) / 2), len(degraded))
+    return to_wav(join(spectrum, generated, (cutoff_hz, cutoff_hz)), len(degraded)).numpy()
 
 
 def wiener(degraded: np.ndarray) -> np.ndarray:
@@ -60,14 +57,14 @@ def wiener(degraded: np.ndarray) -> np.ndarray:
     if not len(power):  # digital silence
         return degraded.copy()
     spectrum, whole_band = spectrum_of(degraded), Band(0.0, 0.0)  # white noise reaches everywhere
-    posterior = np.abs(spectrum) ** 2 / (level_above(np.quantile(power, QUIET, axis=0), whole_band) + TINY)
-    previous = np.maximum(posterior[0] - 1, 0.0)
+    noise = level_above(np.quantile(power, QUIET, axis=0), whole_band) + TINY
+    posterior = spectrum.abs().double().numpy() ** 2 / noise
+    gains, previous = np.empty_like(posterior), np.maximum(posterior[0] - 1, 0.0)
     for t, snr in enumerate(posterior):
         prior = WIENER_ALPHA * previous + (1 - WIENER_ALPHA) * np.maximum(snr - 1, 0.0)
-        gain = np.maximum(prior / (1 + prior), WIENER_MIN_GAIN)
-        spectrum[t] *= gain
-        previous = gain**2 * snr
-    return to_wav(spectrum, len(degraded))
+        gains[t] = np.maximum(prior / (1 + prior), WIENER_MIN_GAIN)
+        previous = gains[t] ** 2 * snr
+    return to_wav(spectrum * torch.from_numpy(gains), len(degraded)).numpy()
 
 
 def notch(degraded: np.ndarray) -> np.ndarray:
@@ -91,13 +88,11 @@ def repetition(degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
 
 def interpolation(degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
     """Gaps filled with noise whose magnitudes are interpolated in time from frame to frame beside the gap."""
-    filled, magnitude = degraded.copy(), np.abs(spectrum_of(degraded))
-    for first, last in _gap_samples(degradation):
-        left, right = (first - N_FFT // 2) // HOP_LENGTH, -(-(last + N_FFT // 2) // HOP_LENGTH)  # whole frames
-        share = np.linspace(0, 1, right - left + 1)[:, None]
-        magnitude[left : right + 1] = (1 - share) * magnitude[left] + share * magnitude[right]
-    noise = spectrum_of(np.random.default_rng(0).standard_normal(len(filled)))
-    generated = to_wav(magnitude * noise / np.abs(noise), len(filled))
+    filled, spectrum = degraded.copy(), spectrum_of(degraded).numpy()
+    whole = np.flatnonzero(~gap_frames(degradation.gaps, len(spectrum)))
+    magnitude = interpolate.make_interp_spline(whole, np.abs(spectrum[whole]), k=1)(np.arange(len(spectrum)))
+    noise = shaped_noise(torch.ones(spectrum.shape), len(filled))
+    generated = to_wav(torch.from_numpy(magnitude) * noise / noise.abs(), len(filled)).numpy()
     for first, last in _gap_samples(degradation):
         filled[first:last] = generated[first:last]
     return filled
@@ -121,14 +116,14 @@ def ridge(model: Any, degraded: np.ndarray, degradation: Degradation) -> np.ndar
     Where the degradation added noise, the input is scaled by the predicted mel ratio, clipped to 0..1.
     """
     spectrum, before = spectrum_of(degraded), _log_mel(degraded)
-    after = np.maximum(model.predict(before), np.log(LOG_MEL_FLOOR))
+    after = torch.from_numpy(np.maximum(model.predict(before), np.log(LOG_MEL_FLOOR)))
     # Gaussian noise has a mean magnitude of sqrt(pi) / 2 of its rms.
-    generated = limits.shaped_noise(np.exp(limits.bin_levels(after)) / (np.sqrt(np.pi) / 2), len(degraded))
+    generated = shaped_noise(torch.exp(envelope(after)) / (np.sqrt(np.pi) / 2), len(degraded))
     if degradation.noise_type != "none":
-        spectrum *= limits.to_bins(np.clip(np.exp(after - before), 0.0, 1.0))
-    return to_wav(limits.join(spectrum, generated, *limits.band_of(degradation)), len(degraded))
+        spectrum = spectrum * mel_to_bins(torch.exp(after - torch.from_numpy(before)).clamp(0.0, 1.0))
+    return to_wav(join(spectrum, generated, degradation.edges_hz(SAMPLE_RATE)), len(degraded)).numpy()
 
 
 def _log_mel(wav: np.ndarray) -> np.ndarray:
-    """AudioSR's log-mel `[frames, 256]`, but of frames centred on multiples of the hop."""
-    return np.log(np.maximum(np.abs(spectrum_of(wav)) @ limits.filters().T, LOG_MEL_FLOOR))
+    """AudioSR's log-mel `[frames, 256]`, over all frames that hold samples."""
+    return (spectrum_of(wav).abs() @ mel_filters().T).clamp(min=LOG_MEL_FLOOR).log().double().numpy()

@@ -1,11 +1,12 @@
 """Conditions: what is done to a clip before systems see it, as recipes that are drawn anew for every track.
 
 A recipe is a mapping of fields of a `Degradation`, in which `tone_hz` may be a range that the tone is drawn from, and
-`gap_seconds` lengths of gaps; or an object with the methods of a `Degradation`, such as `Coder` and `SampleRate`.
+`gap_seconds` lengths of gaps; or a command template, such as a coder.
 """
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import tempfile
 import zlib
@@ -16,39 +17,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-from scipy import ndimage, signal
+from scipy import signal
 
 from srlib.audio import files
+from srlib.audio.decoding import find_ffmpeg
 from srlib.config import SAMPLE_RATE
-from srlib.degrade import Degradation, istft, stft
+from srlib.degrade import Degradation
+from srlib.errors import SrlibError
 from srlib.measure.lsd import Spectra
-
-CODER_RATE = 44_100  # Hz, at which music is usually coded
-_SUFFIXES = {"mp3": "mp3", "vorbis": "ogg", "aac": "m4a"}
 
 
 @dataclass(frozen=True)
-class Coder:
-    """A lossy coder: `mp3` and `vorbis` at a compression level of libsndfile (0 to 1), `aac` at a rate in kb/s."""
+class Command:
+    """Any program: a command with `{in}` and `{out}`, for a clip as wav and for what it writes, in any format."""
 
-    name: str
-    setting: float
+    template: str
 
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
-        """`[samples]` after coding and decoding at 44.1 kHz."""
-        at_rate = files.resample(wav, sample_rate, CODER_RATE)
+        """`[samples]` at `sample_rate` Hz as the program returns them: averaged over channels, resampled, as long.
+
+        Raises:
+            SrlibError: for a program that fails or writes nothing, with its last line.
+        """
+        find_ffmpeg()
         with tempfile.TemporaryDirectory() as folder:
-            plain, packed = Path(folder) / "plain.wav", Path(folder) / f"packed.{_SUFFIXES[self.name]}"
-            if self.name == "aac":
-                files.find_ffmpeg()
-                files.write(plain, at_rate[None], CODER_RATE)
-                rate = ["-c:a", "aac", "-b:a", f"{self.setting}k"]
-                subprocess.run(["ffmpeg", "-loglevel", "error", "-i", plain, *rate, packed], check=True)
-            else:
-                constant = {"bitrate_mode": "CONSTANT"} if self.name == "mp3" else {}
-                soundfile.write(packed, at_rate, CODER_RATE, compression_level=self.setting, **constant)
-            return files.resample(files.read(packed)[0][0], CODER_RATE, sample_rate)
+            paths = {"in": f"{folder}/in.wav", "out": f"{folder}/out.wav"}
+            files.write(paths["in"], wav[None], sample_rate, "FLOAT")
+            words = [word.format(**paths) for word in shlex.split(self.template)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            if done.returncode or not Path(paths["out"]).is_file():
+                said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+                raise SrlibError(f"{self.template}: ended with code {done.returncode} and no output; it said: {said}")
+            returned = files.resample(*files.read(paths["out"]), sample_rate).mean(axis=0)
+        return np.pad(returned, (0, max(0, len(wav) - len(returned))))[: len(wav)]
 
     @cache  # noqa: B019  a handful of frozen instances
     def passband_hz(self, sample_rate: int) -> float:
@@ -58,28 +59,10 @@ class Coder:
         level = np.median(power[(freqs_hz > 1000) & (freqs_hz < 3000)])
         return float(freqs_hz[np.flatnonzero(power > level / 100)[-1]])
 
-    stopband_hz = passband_hz  # the edge is steep
+    stopband_hz = passband_hz  # the edge of a coder or a resampler is steep
 
 
-@dataclass(frozen=True)
-class SampleRate:
-    """A recording that was stored with 16 bits at a lower sample rate (Hz)."""
-
-    rate: int
-
-    def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
-        """`[samples]` at the lower rate and back."""
-        stored = np.round(32767 * files.resample(wav, sample_rate, self.rate)) / 32767
-        return files.resample(stored.astype(np.float32), self.rate, sample_rate)
-
-    def passband_hz(self, sample_rate: int) -> float:
-        """Half of the lower rate, Hz."""
-        return self.rate / 2
-
-    stopband_hz = passband_hz  # the edge is steep
-
-
-Recipe = Mapping[str, Any] | Coder | SampleRate
+Recipe = Mapping[str, Any] | str
 
 
 def grid(noises: Mapping[str, Mapping[str, Any]], cutoffs_hz: Iterable[float]) -> dict[str, Recipe]:
@@ -89,13 +72,13 @@ def grid(noises: Mapping[str, Mapping[str, Any]], cutoffs_hz: Iterable[float]) -
 
 
 def draw(recipe: Recipe, track: str, seed: int = 0, seconds: float = 0.0, turn: int = 0) -> Any:
-    """What a recipe does to one track of a length in s: a `Degradation`, or the recipe itself if it is no mapping.
+    """What a recipe does to one track of a length in s: a `Degradation`, or a `Command`.
 
     A tone's frequency, its phase and white noise follow from the track's name, the kind of noise, the cutoff and the
     seed, so that two amplitudes differ in nothing else. `turn` orders gaps.
     """
-    if not isinstance(recipe, Mapping):
-        return recipe
+    if isinstance(recipe, str):
+        return Command(recipe)
     fields = dict(recipe)
     gaps, noise = fields.pop("gap_seconds", ()), fields.get("noise_type", "clean")
     cutoff_khz = (fields.get("cutoff_hz") or SAMPLE_RATE / 2) / 1000
@@ -162,42 +145,3 @@ class Case:
         return row | {
             "cutoff_hz": done.cutoff_hz, "noise": noise, "amplitude": done.noise_amplitude, "tone_hz": tone_hz
         }  # fmt: skip
-
-
-# ------------------------------------------------------------------- changes that a distance may or may not notice
-
-
-def delayed(wav: np.ndarray, samples: int) -> np.ndarray:
-    """`wav` [samples], later by some samples; its end is lost."""
-    return np.pad(wav, (samples, 0))[: len(wav)]
-
-
-def as_pcm(wav: np.ndarray, bits: int, dither: bool = False) -> np.ndarray:
-    """`wav` [samples] as a file of so many bits holds it, with or without triangular dither."""
-    steps = 2.0 ** (bits - 1)
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, len(wav))).sum(axis=0) if dither else 0.0
-    return (np.clip(np.round(wav * steps + noise), -steps, steps - 1) / steps).astype(np.float32)
-
-
-def muted_half(wav: np.ndarray) -> np.ndarray:
-    """`wav` [samples] with digital silence in its second half."""
-    return np.where(np.arange(len(wav)) < len(wav) // 2, wav, 0).astype(np.float32)
-
-
-def with_holes(wav: np.ndarray, depth_db: float = 60.0, n_fft: int = 1024, bins: int = 16) -> np.ndarray:
-    """`wav` [samples] as a coder of low bit rate leaves it: bands far below the loudest of their frame are emptied."""
-    spectrum = stft(wav.astype(np.float64), n_fft, n_fft // 2)
-    whole = spectrum[:, : spectrum.shape[1] // bins * bins].reshape(len(spectrum), -1, bins)
-    power = (np.abs(whole) ** 2).sum(axis=2, keepdims=True)
-    whole *= power > power.max(axis=1, keepdims=True) * 10 ** (-depth_db / 10)
-    spectrum[:, : whole[0].size] = whole.reshape(len(spectrum), -1)
-    return istft(spectrum, len(wav), n_fft, n_fft // 2).astype(np.float32)
-
-
-def blurred(wav: np.ndarray, f_low: float, frames: int = 9, bins: int = 15) -> np.ndarray:
-    """`wav` [samples] with the magnitudes above f_low (Hz) averaged over cells of its STFT, as a mean of guesses is."""
-    spectrum = stft(wav.astype(np.float64))
-    above = spectrum[:, np.ceil(f_low * 2048 / SAMPLE_RATE).astype(int) :]
-    magnitude = np.abs(above)
-    above *= ndimage.uniform_filter(magnitude, (frames, bins), mode="nearest") / np.maximum(magnitude, 1e-12)
-    return istft(spectrum, len(wav)).astype(np.float32)

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy import fft, signal
 
 from srlib.audio.files import resample
 from srlib.config import N_FFT, SAMPLE_RATE
-from srlib.degrade import stft
 from srlib.errors import SrlibError
 
 HEADLINE_HZ = 19000.0  # every demo clip has content up to here; above it a clip's coder decides
@@ -71,10 +72,13 @@ class Spectra:
 
     def magnitude(self, convention: Convention) -> np.ndarray:
         """Magnitude STFT `[channels, frames, bins]`."""
-        key = (convention.sample_rate, convention.n_fft, convention.hop_length, convention.pad_mode)
+        n_fft = convention.n_fft
+        key = (convention.sample_rate, n_fft, convention.hop_length, convention.pad_mode)
         if key not in self._found:
             wav = resample(self.wav, self.sample_rate, convention.sample_rate).astype(np.float64)
-            self._found[key] = np.abs(stft(wav, *key[1:]))
+            padded = np.pad(wav, [(0, 0), (n_fft // 2, n_fft // 2)], mode=convention.pad_mode)
+            frames = sliding_window_view(padded, n_fft, axis=1)[:, :: convention.hop_length]
+            self._found[key] = np.abs(fft.rfft(frames * signal.get_window("hann", n_fft)))
         return self._found[key]
 
     def log_power(self, convention: Convention) -> np.ndarray:

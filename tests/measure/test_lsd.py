@@ -9,7 +9,7 @@ import pytest
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
-from srlib.measure.lsd import PLAIN, Convention, Spectra, distance, lsd, pair, ssr_eval
+from srlib.measure.lsd import PLAIN, Convention, Spectra, distance, lsd, pair
 
 
 def noise(seconds=1.0, seed=0, scale=0.1):
@@ -17,7 +17,7 @@ def noise(seconds=1.0, seed=0, scale=0.1):
 
 
 @pytest.mark.parametrize("convention", ["plain", "ssr_eval"])
-@pytest.mark.parametrize("sample_rate", [48000, 44100, 16000])
+@pytest.mark.parametrize("sample_rate", [48000, 16000])
 def test_lsd_identities(convention, sample_rate):
     wav = noise()
     for other, expected in ((wav, 0.0), (-wav, 0.0), (0.5 * wav, 2 * math.log10(2))):
@@ -65,8 +65,6 @@ def test_digital_silence_dominates_ssr_eval_and_plain_stops_at_its_floor():
     assert lsd(reference, silence) == pytest.approx(level + 24, abs=0.5)
     assert lsd(silence, silence) == pytest.approx(12)  # the tool's formula: log10(0 + 1e-12)
     assert lsd(silence, silence, convention="plain") == 0
-    low, high = (distance(reference, silence, Convention(eps=eps, f_high=None)) for eps in (1e-10, 1e-8))
-    assert low - high == pytest.approx(2, abs=0.01)  # an empty band is as far as the floor is low
 
 
 def test_wrong_input_is_refused():
@@ -87,7 +85,5 @@ def test_spectra_are_parsevals_computed_once_and_cropped():
     frames = spectra.magnitude(PLAIN).shape[1]
     assert 2 * spectra.power() / frames == pytest.approx(2048 * 768 * 0.01, rel=0.02)
     assert spectra.power(0, 12_000) == pytest.approx(spectra.power() / 2, rel=0.02)
-    assert spectra.log_power(PLAIN) is spectra.log_power(PLAIN) and spectra.log_mel is spectra.log_mel
-    assert pair(spectra, noise())[0] is spectra
+    assert spectra.log_power(PLAIN) is spectra.log_power(PLAIN) and pair(spectra, noise())[0] is spectra
     assert pair(spectra, noise()[:-50])[0].wav.shape == (1, SAMPLE_RATE - 50)
-    assert ssr_eval(SAMPLE_RATE).band == slice(0, 1115)

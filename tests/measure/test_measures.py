@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from srlib.config import SAMPLE_RATE, profile
+from srlib.config import profile
 from srlib.degrade import Degradation
 from srlib.measure import measures, systems
 from srlib.measure.conditions import Case
 from srlib.measure.lsd import PLAIN
+from srlib.restore.cutoff import detect_band
 
 UNPROCESSED = systems.TABLE["unprocessed"]
 
@@ -25,12 +26,23 @@ def trial(music):
 def test_distances_after_a_change(trial):
     half = trial(Degradation(8000))
     assert measures.scores(half)["level_high_db"] == pytest.approx(-6.02, abs=0.01)
-    filtered = trial(Degradation(8000, noise_type="white", noise_amplitude=0.02), lambda case, seed: case.filtered)
-    assert measures.known_band(filtered)["snr_known_db"] == math.inf
-    undone = measures.Distance("undone", PLAIN, None, lambda wav: 2 * wav)
-    assert undone(half)["undone"] == pytest.approx(0, abs=1e-9)
-    assert measures.Distance("both", PLAIN, np.zeros_like, np.zeros_like)(half) == {"both": 0.0}
-    assert measures.Perceptual(systems=("other",))(half) == measures.Perceptual(conditions=("d",))(half) == {}
+    undone = measures.distance_after(half, "undone", change_estimate=lambda wav: 2 * wav)
+    assert undone["undone"] == pytest.approx(0, abs=1e-9)
+    assert measures.distance_after(half, "both", PLAIN, np.zeros_like, np.zeros_like) == {"both": 0.0}
+    assert measures.judged(half, systems=("other",)) == measures.judged(half, conditions=("d",)) == {}
+
+
+@pytest.mark.parametrize("cutoff_hz", [8000, None])
+def test_the_noise_left_is_that_of_its_band(trial, cutoff_hz):
+    noisy = Degradation(cutoff_hz, noise_type="white", noise_amplitude=0.02)
+    half = trial(noisy, lambda case, seed: (case.filtered + case.degraded) / 2)
+    rows = measures.noise_left(half, (0.0, 1000.0, 19_000.0))
+    assert [(row["low_hz"], row["high_hz"]) for row in rows] == [(0, 1000), (1000, 19_000)]
+    (known,) = measures.noise_left(half)
+    assert known["high_hz"] == (half.case.passband_hz or 19_000)
+    for row in (*rows, known):
+        assert row["noise_left_db"] == pytest.approx(-20 * math.log10(2), abs=1e-3)
+    assert measures.noise_left(trial(noisy, UNPROCESSED))[0]["noise_left_db"] == 0
 
 
 def test_gaps_are_measured_one_by_one(trial):
@@ -42,14 +54,12 @@ def test_gaps_are_measured_one_by_one(trial):
         assert (row["lsd_19k"], row["log_mel_l1"]) == pytest.approx((0.602, math.log(2)), abs=0.01)
 
 
-def test_edges_are_right_within_the_tolerance(trial):
+def test_edges_stand_beside_what_detectors_say(trial):
     steep = trial(Degradation(8000, "ellip", 10))
-    row = measures.Edge("ours", measures.band_edge)(steep)
-    assert row["low_hz"] == steep.case.passband_hz and row["ours_inside"] and row["ours_off"] < 10
-    off = measures.Edge("half", lambda wav: 0.5 * row["low_hz"])(steep)
-    assert not off["half_inside"] and off["half_off"] == pytest.approx(50)
-    full = measures.Edge("ours", measures.band_edge)(trial(Degradation()))
-    assert (full["low_hz"], full["high_hz"], full["ours_inside"]) == (18_500, SAMPLE_RATE / 2, True)
+    row = measures.edges(steep, {"ours": detect_band, "fixed": lambda wav: 4000.0})
+    assert (row["low_hz"], row["high_hz"]) == (steep.case.passband_hz, steep.case.stopband_hz)
+    assert row["ours_hz"] == pytest.approx(8000, rel=0.1) and row["fixed_hz"] == 4000
+    assert measures.edges(trial(Degradation()), {})["low_hz"] is None
 
 
 def test_samples_have_a_diversity_and_means_have_none(trial):

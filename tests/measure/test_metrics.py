@@ -2,10 +2,10 @@
 
 import math
 
+import librosa
 import numpy as np
 import pytest
 
-from srlib import degrade
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
@@ -40,16 +40,16 @@ def test_bands_see_only_what_lies_in_them(music):
 
 def test_texture_is_one_for_equal_statistics_at_any_level_and_falls_with_blur():
     reference, other = noise(4, 1), noise(4, 2)
-    spectrum = degrade.stft(other.astype(np.float64))
-    blurred = spectrum / np.abs(spectrum) * np.abs(spectrum).mean()  # one magnitude everywhere, as far as an STFT can
+    spectrum = librosa.stft(other)
+    flat = spectrum / np.abs(spectrum) * np.abs(spectrum).mean()  # one magnitude everywhere, as far as an STFT can
     for estimate in (reference, other, 0.01 * other):
         assert metrics.texture_high(reference, estimate, 8000) == pytest.approx(1, abs=0.01)
     assert metrics.texture_high(reference, 0 * reference, 8000) == 0  # flat at the floor
-    assert metrics.texture_high(reference, degrade.istft(blurred, len(reference)), 8000) < 0.8
+    assert metrics.texture_high(reference, librosa.istft(flat, length=len(reference)), 8000) < 0.8
     assert math.isnan(metrics.texture_high(reference, reference, 20000))  # nothing between there and 19 kHz
 
 
-@pytest.mark.parametrize(("left", "expected"), [(1.0, 0), (0.01, 40), (-0.1, 20)])
+@pytest.mark.parametrize(("left", "expected"), [(1.0, 0), (-0.1, 20)])
 def test_tone_suppression_closed_forms(music, left, expected):
     degradation = Degradation(noise_type="tone", noise_amplitude=0.2, tone_hz=13210.0, seed=4)
     tone = degradation.apply(np.zeros_like(music), SAMPLE_RATE)
@@ -77,16 +77,16 @@ def test_bootstrap_interval_of_the_mean():
 
 
 ALWAYS = {"lsd", "lsd_19k", "lsd_ssr_eval", "snr_db", "si_sdr_db", "log_mel_l1"}
-BANDS = {"lsd_low", "lsd_high", "snr_low_db", "level_high_db", "texture_high"}
-GAINS = {f"{name}_gain" for name in ALWAYS}
-BAND_GAINS = {f"{name}_gain" for name in BANDS - {"level_high_db", "texture_high"}}
-ORACLE, TONE, KNOWN = {"oracle_lsd_19k", "oracle_ratio"}, {"tone_suppression_db"}, {"snr_known_db"}
+SIDES = {"level_high_db", "texture_high"}
+BANDS = {"lsd_low", "lsd_high", "snr_low_db"}
+RECORDED = {"snr_known_db", "tone_suppression_db"}
+GAINS = {f"{name}_gain" for name in ALWAYS | BANDS} | {"oracle_lsd_19k", "oracle_ratio"}
 
 
 @pytest.mark.parametrize(("given", "names"), [
-    ((), ALWAYS), (("cutoff_hz",), ALWAYS | BANDS), (("degraded",), ALWAYS | GAINS),
-    (("degradation",), ALWAYS | BANDS | KNOWN | TONE),
-    (("degraded", "degradation"), ALWAYS | BANDS | KNOWN | TONE | GAINS | BAND_GAINS | ORACLE),
+    ((), ALWAYS), (("cutoff_hz",), ALWAYS | BANDS | SIDES),
+    (("degraded",), ALWAYS | {f"{name}_gain" for name in ALWAYS}),
+    (("degraded", "degradation"), ALWAYS | BANDS | SIDES | RECORDED | GAINS),
 ])  # fmt: skip
 def test_evaluate_takes_what_it_can_and_half_the_level_scores_its_closed_forms(given, names, music):
     degradation = Degradation(4000, noise_type="tone", noise_amplitude=0.1, tone_hz=1000.0)
@@ -108,23 +108,21 @@ def test_evaluate_with_records(music):
     scores = metrics.evaluate(music, ripple.apply(music, SAMPLE_RATE), degradation=ripple)
     assert scores["snr_low_db"] < 40 and scores["snr_known_db"] == math.inf
     noisy, both = (Degradation(cut, "boxcar", noise_type="white", noise_amplitude=0.01) for cut in (None, 4000))
-    stereo = np.stack([music, 0.5 * music])
-    known = {"degraded": both.apply(stereo, SAMPLE_RATE)}
-    by_hand = metrics.evaluate(stereo, stereo, degradation=noisy, cutoff_hz=4000, **known)
-    assert (
-        by_hand["oracle_lsd_19k"] == metrics.evaluate(stereo, stereo, degradation=both, **known)["oracle_lsd_19k"] > 0
-    )
+    known = {"degraded": both.apply(music, SAMPLE_RATE)}
+    by_hand = metrics.evaluate(music, music, degradation=noisy, cutoff_hz=4000, **known)
+    recorded = metrics.evaluate(music, music, degradation=both, **known)
+    assert by_hand["oracle_lsd_19k"] == recorded["oracle_lsd_19k"] > 0
     assert "snr_known_db" not in by_hand  # nobody recorded the filter
     for wrong in ({"degradation": both, "cutoff_hz": 8000}, {"cutoff_hz": 24000},
                   {"degradation": both, "sample_rate": 44_100, **known}):  # fmt: skip
         with pytest.raises(SrlibError, match=r"4000 Hz|24000 Hz|44100 Hz"):
-            metrics.evaluate(stereo, stereo, **wrong)
+            metrics.evaluate(music, music, **wrong)
 
 
 def test_stereo_width_of_noise_has_a_closed_form():
     left, right = np.random.default_rng(0).standard_normal((2, 48_000))
-    for share, correlation in ((0.0, 0.0), (0.6, 0.6), (-1.0, -1.0), (1.0, 1.0)):
-        pair = np.stack([left, share * left + np.sqrt(1 - share**2) * right])
+    for correlation in (0.0, 0.6, -1.0):
+        pair = np.stack([left, correlation * left + np.sqrt(1 - correlation**2) * right])
         found = metrics.stereo_high(pair, 8000.0)
         assert found["correlation"] == pytest.approx(correlation, abs=0.02)
         expected_db = 10 * np.log10((1 + correlation) / 2) if correlation > -1 else -np.inf

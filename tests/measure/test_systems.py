@@ -1,11 +1,9 @@
 """Systems: names, folders and templates find what they say, and a command is a system like any other."""
 
-import sys
-
 import numpy as np
 import pytest
 
-from srlib.config import SAMPLE_RATE, profile
+from srlib.config import profile
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.measure import limits, systems
@@ -43,11 +41,5 @@ def test_a_model_is_loaded_once_told_where_the_band_ends_and_the_same_from_its_f
 
 
 def test_a_command_is_a_system(case):
-    program = (
-        "import sys, soundfile as s; x, r = s.read(sys.argv[1]); s.write(sys.argv[2], x[: -r // 10] / 2, r, 'FLOAT')"
-    )
-    halved = systems.named({"half": f'{sys.executable} -c "{program}" {{in}} {{out}}'}, SMOKE)["half"](case, 0)
-    assert halved.shape == case.degraded.shape and not halved[-SAMPLE_RATE // 10 :].any()
-    np.testing.assert_allclose(halved[:80_000], case.degraded[:80_000] / 2, atol=1e-6)
-    with pytest.raises(SrlibError, match=r"false {in} {out}: ended with code 1"):
-        systems.command("false {in} {out}", case)
+    halved = systems.named({"half": "ffmpeg -i {in} -filter:a volume=0.5 -c:a pcm_f32le {out}"}, SMOKE)["half"](case, 0)
+    np.testing.assert_allclose(halved, case.degraded / 2, atol=1e-6)
