@@ -247,7 +247,7 @@ for _stage in get_args(config.Stage):
 
 @train_app.command()
 def recipe(
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="a TOML file a run, and runs.toml with their order")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="a TOML file a run: vae*, vocoder*, ldm*")],
     data: Music,
     out: Annotated[Path, Option(metavar="RUNS", help="a folder a run, and pipeline/ with the newest parts")],
     init: Init = None,

@@ -1,1 +1,1 @@
-"""Where music comes from: tracks of data sets, and batches of degraded crops for training."""
+"""Where music comes from: tracks of data sets, and crops of them for training."""

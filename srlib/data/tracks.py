@@ -7,7 +7,9 @@ import hashlib
 import io
 import os
 import warnings
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -49,7 +51,6 @@ class Track:
     collection: str = ""  # game, album or artist: tracks of one sound alike
     weight: float = 1.0  # factor on how often training draws it
     bandwidth_hz: float | None = None  # of the whole source track, Hz, where known
-    source: Any = field(default=None, repr=False, compare=False)  # musdb's own track object, None for plain files
 
     def mixture(self, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
         """Float32 [samples] at 48 kHz, mono: from `start` (s) on, `seconds` long or to the end of the track.
@@ -62,24 +63,14 @@ class Track:
             raise SrlibError(f"Track {self.name} lasts {self.seconds:.2f} s: no audio at {start} s for {seconds} s.")
         # A whole second is a whole number of samples at every rate: the crop lies on the whole track's sample grid.
         begin = max(0, first // SAMPLE_RATE - _CONTEXT_SECONDS)
-        wav = self._read(begin, -(-last // SAMPLE_RATE) + _CONTEXT_SECONDS)
+        count = (-(-last // SAMPLE_RATE) + _CONTEXT_SECONDS - begin) * self.sample_rate
+        wav, _ = files.read(self.path, begin * self.sample_rate, count)
         wav = files.resample(files.to_mono(wav), self.sample_rate, SAMPLE_RATE)
         crop = wav[first - begin * SAMPLE_RATE : last - begin * SAMPLE_RATE]
         missing = (last - first - len(crop)) / SAMPLE_RATE
         if missing > 0.1:
             raise SrlibError(f"{self.path} ends {missing:.2f} s before its header says: get a whole copy.")
         return np.pad(crop, (0, last - first - len(crop)))  # AAC ends a few samples off its header
-
-    def _read(self, begin: int, end: int) -> np.ndarray:
-        """[channels, samples] at the file's own rate between two whole seconds; the end may lie past the track's."""
-        if self.source is None:
-            return files.read(self.path, begin * self.sample_rate, (end - begin) * self.sample_rate)[0]
-        try:
-            duration = end - begin if end < self.seconds else None
-            wav = self.source.load_audio(str(self.path), self.source.stem_id, begin, duration)
-        except (OSError, RuntimeError, ValueError, Warning) as error:  # stempeg raises Warning
-            raise SrlibError(f"musdb cannot read {self.path} ({error}): get a whole copy.") from error
-        return np.atleast_2d(np.asarray(wav, dtype=np.float32).T)  # musdb: [samples] or [samples, channels]
 
 
 def load_dataset(dataset: str, split: str | None = None) -> list[Track]:
@@ -135,19 +126,16 @@ def _load_demo(split: str | None) -> list[Track]:
         raise SrlibError(f"The demo music is missing from {DEMO_ASSETS}: reinstall srlib with its assets.")
     rows = {Path(row["file"]).parent.name: row for row in _read_manifest(DEMO_ASSETS / "manifest.csv")}
     tracks = _load_musdb(DEMO_ASSETS, split, setup_file=_SETUP_FILE)
-    return [replace(track, **_Row.model_validate(rows[track.name]).facts()) for track in tracks]
+    return [replace(track, **_Row.model_validate(rows[track.name]).model_dump()) for track in tracks]
 
 
 def _musdb_root() -> Path:
-    """MUSDB_ROOT, checked; where the data come from is in every message."""
-    where = "MUSDB18-HQ (https://zenodo.org/records/3338373, 23 GB) or MUSDB18 (https://zenodo.org/records/1117372)"
-    if not os.environ.get("MUSDB_ROOT"):
-        raise SrlibError(f"MUSDB_ROOT is not set: set it to the unpacked folder of {where}.")
-    root = Path(os.environ["MUSDB_ROOT"]).expanduser()
-    if _musdb_kind(root) is None:
-        raise SrlibError(
-            f"MUSDB_ROOT={root} has neither train/*/mixture.wav nor train/*.stem.mp4: set it to the folder of {where}."
-        )
+    value = os.environ.get("MUSDB_ROOT")
+    root = Path(value or ".").expanduser()
+    if not value or _musdb_kind(root) is None:
+        where = "MUSDB18-HQ (https://zenodo.org/records/3338373, 23 GB) or MUSDB18 (https://zenodo.org/records/1117372)"
+        layout = "which holds train/*/mixture.wav or train/*.stem.mp4"
+        raise SrlibError(f"MUSDB_ROOT is {value or 'not set'}: set it to the unpacked folder of {where}, {layout}.")
     return root
 
 
@@ -180,7 +168,7 @@ def _load_musdb(root: Path, split: str | None, setup_file: str | None = None) ->
             where = "valid" if subset == "train" and source.name in valid else subset
             known = (source.name, where, Path(source.path), source.rate, source.samples / source.rate)
             artist = source.artist or ""
-            facts = {"artist": artist, "collection": artist, "title": source.title or "", "source": source}
+            facts: dict[str, Any] = {"artist": artist, "collection": artist, "title": source.title or ""}
             tracks.append(Track(*known, **facts, bandwidth_hz=STEMS_BANDWIDTH_HZ if is_stems else None))
     if is_stems:
         limit = "its music stops at 16 kHz, and what is trained or measured on it stops there too"
@@ -211,10 +199,6 @@ class _Row(BaseModel):
     licence: str = ""
     collection: Annotated[str, Field(validation_alias=AliasChoices("collection", "package", "artist"))] = ""
 
-    def facts(self) -> dict[str, Any]:
-        """Fields of a track."""
-        return self.model_dump(exclude={"split"})
-
 
 def _read_manifest(path: Path) -> list[dict[str, str]]:
     """Cells of a CSV file with a column `file`, as spreadsheets write it: a byte order mark, semicolons or tabs."""
@@ -235,22 +219,18 @@ def _read_manifest(path: Path) -> list[dict[str, str]]:
 def _listed(root: Path, faults: list[str]) -> dict[str, _Row]:
     """{path below root: row} of a folder's manifest, if it has one; what is wrong with it is added to `faults`."""
     rows: dict[str, _Row] = {}
-    try:
+    cells: list[dict[str, str]] = []
+    with noted(faults):
         cells = _read_manifest(root / "manifest.csv") if (root / "manifest.csv").is_file() else []
-    except SrlibError as error:
-        cells = []
-        faults.append(str(error))
     for number, row in enumerate(cells, 2):
         name, wrong = row.get("file", "").replace("\\", "/").removeprefix("./"), []
         if not (root / name).is_file():
             wrong.append(f"there is no file {name!r}")
         if name in rows:
             wrong.append(f"{name!r} is listed twice")
-        try:
+        rows[name] = _Row()
+        with noted(wrong):
             rows[name] = _Row.model_validate(row)
-        except ValidationError as error:
-            rows[name] = _Row()
-            wrong += [f"{one['loc'][0]} is {one['input']!r}: {one['msg'].replace('Input', 'it')}" for one in error.errors()]
         faults += [f"manifest.csv, line {number}: {fault}" for fault in wrong]
     return rows
 
@@ -269,23 +249,36 @@ def _load_folder(root: Path) -> list[Track]:
     splits = _split_by_name(names - given.keys(), set(given.values())) | given
     tracks = []
     for name in sorted(names):
-        try:
+        with noted(faults):
             header = info(root / name)
-            samples = header.samples or 0
-            if not samples * header.sample_rate:
-                raise SrlibError(f"{root / name} is not an audio file, or holds no samples.")
-        except SrlibError as error:
-            faults.append(str(error))
-            continue
-        facts = rows.get(name, _Row()).facts()
-        seconds = samples / header.sample_rate
-        tracks.append(Track(name, splits[name], root / name, header.sample_rate, seconds, **facts))
+            if not header.samples:
+                raise SrlibError(f"{root / name} holds no samples.")
+            facts: dict[str, Any] = rows.get(name, _Row()).model_dump(exclude={"split"})
+            seconds = header.samples / header.sample_rate
+            tracks.append(Track(name, splits[name], root / name, header.sample_rate, seconds, **facts))
     refuse(faults, f"{root} cannot be used")
     if names - given.keys():
         counts = ", ".join(f"{sum(track.split == split for track in tracks)} {split}" for split in SPLITS)
         sentence = f"{root}: files without a split in manifest.csv were split by name ({counts} in all)."
         warnings.warn(sentence, stacklevel=3)
     return tracks
+
+
+def unusable(error: ValidationError) -> list[str]:
+    """A clause for each value that cannot be used: its name, what it is and what is allowed."""
+    faults = error.errors(include_url=False)
+    return [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in faults]
+
+
+@contextmanager
+def noted(faults: list[str]) -> Iterator[None]:
+    """Add what an error says to `faults` and go on."""
+    try:
+        yield
+    except SrlibError as error:
+        faults.append(str(error))
+    except ValidationError as error:
+        faults += unusable(error)
 
 
 def refuse(faults: list[str], what: str) -> None:
@@ -303,9 +296,7 @@ def _split_by_name(names: set[str], given: set[str]) -> dict[str, str]:
     draws = {name: int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64 for name in names}
     splits = {name: "train" if draw < 0.8 else "valid" if draw < 0.9 else "test" for name, draw in draws.items()}
     order = sorted(names, key=draws.__getitem__)
-    if order and "train" not in given | set(splits.values()):
-        splits[order[0]] = "train"
-    spare = order if "train" in given else order[1:]
-    if spare and "valid" not in given | set(splits.values()):
-        splits[([name for name in spare if splits[name] == "train"] or spare[:1])[-1]] = "valid"
+    for split, one in (("train", order[:1]), ("valid", (order if "train" in given else order[1:])[-1:])):
+        if split not in given | set(splits.values()):
+            splits |= dict.fromkeys(one, split)
     return splits

@@ -70,7 +70,7 @@ def velocity_loss(
     condition: torch.Tensor,
     weights: torch.Tensor,
     last_step_share: float = 0.5,
-    min_snr_gamma: float | None = 5.0,
+    min_snr_gamma: float = 5.0,
     level_weight: float = 1.0,
 ) -> torch.Tensor:
     """Mean squared error of the velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022).
@@ -81,7 +81,7 @@ def velocity_loss(
         weights: of each error, broadcast to the latent: how much it shows in the log-mel; zero where nothing is known.
         last_step_share: share of the batch trained at the last timestep with zeros in place of the noise: a zero
             terminal SNR makes the prediction the posterior mean there, which is what one sampling step asks for.
-        min_snr_gamma: clip of the weighting (min(snr, gamma) + 1) / (snr + 1), after Hang et al. (2023); None weights
+        min_snr_gamma: clip of the weighting (min(snr, gamma) + 1) / (snr + 1), after Hang et al. (2023); 0 weights
             velocities equally. Their own numerator, without the one, vanishes where a single step starts.
         level_weight: of the part of an error that is the same in all frames, over that of the rest.
     """
@@ -96,7 +96,7 @@ def velocity_loss(
     level = error.mean(dim=2, keepdim=True)
     square = (error - level) ** 2 + level_weight * level**2
     error = (square * weights).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3))
-    if min_snr_gamma is not None:
+    if min_snr_gamma:
         abar = scheduler.alphas_cumprod.to(latent.device)[timestep]
         snr = abar / (1 - abar).clamp(min=1e-8)
         error = error * (snr.clamp(max=min_snr_gamma) + 1) / (snr + 1)

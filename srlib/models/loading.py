@@ -8,9 +8,11 @@ from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
+import huggingface_hub
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -25,7 +27,7 @@ _BROKEN = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeErr
 
 def model_folder(name_or_path: str | Path) -> Path:
     """The folder of a model: `compact` is shipped, `organisation/name` is fetched from the Hugging Face Hub once."""
-    if name_or_path == "compact":
+    if str(name_or_path) == "compact":  # also of a Path, as the command line gives it
         return Path(str(resources.files("srlib") / "assets" / "compact"))
     path = Path(name_or_path)
     if not path.exists() and _HUB_ID.fullmatch(str(name_or_path)):
@@ -37,19 +39,11 @@ def model_folder(name_or_path: str | Path) -> Path:
 
 
 def _downloaded(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        why = _reason(error)
+        why = str(error).strip().partition("\n")[0]
         raise SrlibError(f"There is no folder {hub_id}, and no such model came from the Hub ({why}).") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what an error of another library says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
@@ -61,7 +55,7 @@ def loading(name_or_path: str | Path) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        why = _reason(error)
+        why = str(error).strip().partition("\n")[0]
         raise SrlibError(f"The model in {name_or_path} does not load ({why}): write it again.") from error
     finally:
         for library in shown:
@@ -80,17 +74,16 @@ def check_weights(pipeline: DiffusionPipeline, folder: Path, variant: str | None
     for name, part in pipeline.components.items():
         if not isinstance(part, nn.Module):
             continue
-        stored = _stored(folder / name, variant) or _stored(folder / name)
-        if wrong := sorted(stored.keys() ^ set(part.state_dict())):
+        if wrong := sorted(_stored(folder / name, variant).keys() ^ set(part.state_dict())):
             raise SrlibError(f"The weights in {folder / name} miss or add {', '.join(wrong)}: write the model again.")
 
 
 def _stored(folder: Path, variant: str | None = None) -> dict[str, str]:
-    """{key: dtype} of the weights in a part's folder, which may lie in several files; without a variant the plain."""
+    """{key: dtype} of the weights in a part's folder, in one or several files: the variant's, else the plain ones."""
+    files = list(folder.glob(f"*.{variant}*.safetensors"))
+    files = files or [file for file in folder.glob("*.safetensors") if len(file.suffixes) == 1]
     dtypes: dict[str, str] = {}
-    for file in folder.glob(f"*.{variant}*.safetensors" if variant else "*.safetensors"):
-        if not variant and len(file.suffixes) > 1:
-            continue
+    for file in files:
         with suppress(SafetensorError), safe_open(file, "pt") as weights:  # a broken file fails when it is loaded
             dtypes |= {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118  no mapping
     return dtypes

@@ -6,27 +6,16 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srlib.config import SAMPLE_RATE, UNIT_FRAMES, NoiseType
+from srlib.data.tracks import unusable
 from srlib.degrade import DegradationConfig
 from srlib.errors import SrlibError
 
 _WHITE_AMPLITUDE = (0.0005, 0.022)  # a little beyond the source report's 0.001 to 0.02
-
-
-def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
-        raise ValueError("the lower value comes first")
-    return pair
-
-
-def _not_all_zero(weights: dict[str, float]) -> dict[str, float]:
-    if not any(weights.values()):
-        raise ValueError("not all weights can be zero")
-    return weights
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -34,8 +23,6 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 Cutoff = Annotated[float, Field(gt=0, lt=SAMPLE_RATE / 2)]
-CutoffRange = Annotated[tuple[Cutoff, Cutoff], Field(strict=False), AfterValidator(_in_order)]  # TOML has lists
-NoiseWeights = Annotated[dict[NoiseType, Amount], AfterValidator(_not_all_zero)]
 
 
 class TrainConfig(BaseModel):
@@ -47,10 +34,8 @@ class TrainConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     batch_size: Positive = 16  # of all processes together
     fresh_examples: Count = 0  # of a batch, for each process; the others come from the steps before it. 0: all
-    pool_steps: Positive = 256  # how long an example can be drawn again
     frames: Annotated[Positive, Field(multiple_of=UNIT_FRAMES)] = 256  # mel frames of a crop, 10 ms each
     max_steps: Positive = 2000
-    hours: Amount = 0.0  # draw from so many hours of music; 0: from all
     augment: bool = True  # mixing, level, polarity and tilt of the reference
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     warmup_steps: Count = 100
@@ -63,18 +48,19 @@ class TrainConfig(BaseModel):
     prefetch: Count = 0  # threads that draw the batches of the next steps
     log_every: Positive = 20  # steps
     validate_every: Positive = 200  # steps; also writes a checkpoint
-    snapshot_steps: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # keep restorations of these steps
-    noise_weights: NoiseWeights = {"none": 1.0, "tone": 1.0, "white": 1.0}
+    snapshot_steps: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # keep restorations; TOML has lists
+    noise_weights: dict[NoiseType, Amount] = {"none": 1.0, "tone": 1.0, "white": 1.0}
     gap_probability: Share = 0.0
-    cutoff_hz: CutoffRange = (1800.0, 18000.0)  # a little beyond the 2 to 16 kHz that are restored
+    # A little beyond the 2 to 16 kHz that are restored.
+    cutoff_hz: Annotated[tuple[Cutoff, Cutoff], Field(strict=False)] = (1800.0, 18000.0)
     condition_dropout: Share = 0.1  # ldm: share of samples trained without their condition
     min_snr_gamma: Amount = 5.0  # ldm: clip of the weighting by signal-to-noise ratio; 0 weights velocities equally
     level_weight: Amount = 1.0  # ldm: weight of the error that is constant over a crop, which overfits first
     last_step_share: Share = 0.5  # ldm: share of samples trained at the last timestep without noise: one step sampling
 
     @classmethod
-    def load(cls, config: Mapping[str, Any] | str | Path) -> TrainConfig:
-        """From a mapping or a TOML file.
+    def load(cls, config: Mapping[str, Any] | str | Path, **changes: Any) -> Self:
+        """From a mapping or a TOML file, with some settings changed.
 
         Raises:
             SrlibError: naming all settings that are unknown or have values that cannot be used.
@@ -82,15 +68,11 @@ class TrainConfig(BaseModel):
         if not isinstance(config, Mapping):
             config = read_toml(config)
         try:
-            return cls.model_validate(dict(config))
+            settings = cls.model_validate(dict(config) | changes)
         except ValidationError as error:
-            problems = error.errors(include_url=False)
-        rules = [one["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for one in problems]
-        wrong = [
-            f"{one['loc'][0]} ({'unknown' if one['type'] == 'extra_forbidden' else rule})"
-            for one, rule in zip(problems, rules, strict=True)
-        ]
-        raise SrlibError(f"Unusable training settings {', '.join(wrong)}: see srlib.training.config.TrainConfig.")
+            raise SrlibError(f"Unusable training settings: {'; '.join(unusable(error))}.") from error
+        settings.degradation()  # checks its ranges
+        return settings
 
     def degradation(self) -> DegradationConfig:
         """The degradations that crops of this run get."""

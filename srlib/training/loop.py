@@ -26,17 +26,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
-from filelock import SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from srlib.audio.files import write_atomically, write_text
-from srlib.data.batches import Corpus, Examples, ahead, draw, pooled
-from srlib.data.tracks import load_dataset, refuse
+from srlib.data.batches import POOL_STEPS, Corpus, Examples, ahead, pooled
+from srlib.data.tracks import load_dataset, noted, refuse
 from srlib.errors import SrlibError
 from srlib.restore.pipeline import RestorationPipeline, build
 from srlib.training.config import TrainConfig, check_same
 from srlib.training.objectives import STAGES, Objective
-from srlib.training.told import ToldBatch, tell
+from srlib.training.pairs import Batch, draw
 from srlib.training.validation import Clips
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
@@ -72,10 +72,14 @@ def train(
             folder that another process trains in; for music that cannot be decoded; for a loss that is no number.
     """
     run = Run(stage, Path(out))
-    run.check(config, str(data), init, {} if max_steps is None else {"max_steps": max_steps}, resume)
-    with run.locked() if run.first else contextlib.nullcontext():
-        run.open()
-        run.fit()
+    run.check(config, str(data), init, max_steps, resume)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run.folder / "lock", timeout=0) if run.first else contextlib.nullcontext():
+            run.open()
+            run.fit()
+    except Timeout as error:
+        raise SrlibError(f"Another process trains in {run.folder}: wait for it, or give a new folder.") from error
     return run.folder
 
 
@@ -88,7 +92,7 @@ class Run:
         self.step, self.spent, self.started = 0, 0.0, 0.0  # spent: seconds before the run was resumed
         self.best = math.inf  # validation loss of the pipeline that is kept
 
-    def check(self, config: Any, data: str, init: str | Path | None, changes: dict[str, Any], resume: bool) -> None:
+    def check(self, config: Any, data: str, init: str | Path | None, max_steps: int | None, resume: bool) -> None:
         """Load settings, list of tracks, model and checkpoint; all faults are told at once."""
         faults: list[str] = []
         if self.stage not in STAGES:
@@ -97,14 +101,13 @@ class Run:
             faults.append(f"{self.folder} already holds a run: pass --resume to continue it, or give a new folder")
         if self.folder.is_file():
             faults.append(f"{self.folder} is a file: give a folder for the run")
-        with _noted(faults):
-            self.config = TrainConfig.load(config)
-            self.config = TrainConfig.load(self.config.model_dump() | changes)
-        with _noted(faults):
+        with noted(faults):
+            self.config = TrainConfig.load(config, **({} if max_steps is None else {"max_steps": max_steps}))
+        with noted(faults):
             self._start_processes()
-        with _noted(faults):
+        with noted(faults):
             self._open_data(data)
-        with _noted(faults):
+        with noted(faults):
             if init:  # in float32; autocast makes bfloat16 where it can
                 self.pipeline = RestorationPipeline.from_pretrained(init, dtype=torch.float32)
             else:
@@ -112,7 +115,7 @@ class Run:
         if not faults:
             self.settings = self.config.model_dump(mode="json") | {"stage": self.stage, "corpus": self.music}
             self.settings |= {"data": data, "init": str(init), "initial_weights": _digest(self.pipeline)}
-            with _noted(faults):
+            with noted(faults):
                 self._open_model()
                 if self.resumes:
                     check_same(self.folder / "config.json", self.settings)
@@ -146,23 +149,6 @@ class Run:
             self.music[split] = [track.name for track in found]
             self.music[f"{split}_minutes"] = round(sum(track.seconds for track in found) / 60, 1)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder; the lock of a process that has ended is taken over."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = SoftFileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            hint = f"wait for it, or remove {lock.lock_file} if it has ended"
-            raise SrlibError(f"Process {lock.pid} trains in {self.folder}: {hint}.") from error
-        try:
-            yield
-        finally:
-            lock.release()
-            with contextlib.suppress(OSError):  # a folder with a run in it stays
-                self.folder.rmdir()
-
     def _open_model(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
@@ -183,8 +169,6 @@ class Run:
         config, log = self.config, self.folder / "log.csv"
         with self.accelerator.main_process_first():
             self.corpus, validation = (Corpus.build(tracks, self.folder.parent) for tracks in self.tracks.values())
-        if config.hours:
-            self.corpus = self.corpus.limited_to(config.hours, config.seed)
         self.clips = Clips(validation, self.stage, [name for name, weight in config.noise_weights.items() if weight])
         if not self.resumes:  # every process by itself, to the same crops
             self.objective.prepare(self._batch(_FIT, index, config.batch_size) for index in range(config.fit_batches))
@@ -248,7 +232,7 @@ class Run:
         """This process's examples of the steps to come."""
         config, process = self.config, self.accelerator.process_index
         size = min(config.fresh_examples or self.share, self.share)
-        reach = config.pool_steps if size < self.share else 0
+        reach = POOL_STEPS if size < self.share else 0
         begin = max(0, self.step - reach)
 
         def fresh(step: int) -> Examples:
@@ -256,16 +240,16 @@ class Run:
 
         batches = ahead(fresh, range(begin, config.max_steps), config.prefetch)
         if reach:
-            batches = pooled(batches, begin, self.share, reach, config.seed)
+            batches = pooled(batches, begin, self.share, config.seed)
         return islice(batches, self.step - begin, None)
 
-    def _batch(self, purpose: int, index: int, size: int, first: int = 0) -> ToldBatch:
+    def _batch(self, purpose: int, index: int, size: int, first: int = 0) -> Batch:
         """Pairs `first` to `first + size` of a batch; several processes together draw what one would draw alone."""
         config, validate = self.config, purpose == _VALIDATION
         seeds = [(config.seed, purpose, index, first + row) for row in range(size)]
         corpus, augment = self.clips.corpus if validate else self.corpus, config.augment and not validate
         batch = draw(corpus, config.degradation(), seeds, config.frames, augment)
-        return tell(batch, seeds, unsure=augment).to(self.accelerator.device)
+        return batch.to(self.accelerator.device)
 
     @contextlib.contextmanager
     def _ema_weights(self) -> Iterator[None]:
@@ -331,15 +315,6 @@ class Run:
             what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
             raise SrlibError(f"{checkpoint} is damaged ({what}): begin the run again in a new folder.") from error
         self.ema.to(self.accelerator.device)
-
-
-@contextlib.contextmanager
-def _noted(faults: list[str]) -> Iterator[None]:
-    """Add the sentence of an error to `faults` and go on."""
-    try:
-        yield
-    except SrlibError as error:
-        faults.append(str(error))
 
 
 def _digest(pipeline: RestorationPipeline) -> str:

@@ -18,7 +18,7 @@ from srlib.models import diffusion, vae
 from srlib.models.vocoder import vocode
 from srlib.restore.pipeline import RestorationPipeline
 from srlib.training.config import TrainConfig
-from srlib.training.told import ToldBatch
+from srlib.training.pairs import Batch
 
 _FULL_BANDWIDTH_HZ = 18_900.0  # the prior is fitted to crops that reach it
 _FEW = 8  # batches that principal components and spreads are measured on
@@ -38,32 +38,30 @@ def band_mask(bandwidth_hz: torch.Tensor) -> torch.Tensor:
 
 
 class Objective(nn.Module, ABC):
-    """One training stage: `module` learns, the other parts of the pipeline stay as they are.
+    """One training stage: a part of the pipeline learns, the others stay as they are.
 
     The forward pass is the loss, so that a wrapper around it (precision, several processes) sees all that is trained.
     """
 
+    part: str  # name of what learns, in the pipeline
+
     def __init__(self, pipeline: RestorationPipeline, config: TrainConfig) -> None:
         super().__init__()
         self.pipeline, self.config = pipeline, config
-        self.module: Any = self.trainable()  # diffusers' classes come without types
-        for part in pipeline.modules():
-            part.requires_grad_(part is self.module)
-            part.train(part is self.module)
+        self.module: Any = getattr(pipeline, self.part)  # diffusers' classes come without types
+        for module in pipeline.modules():
+            module.requires_grad_(module is self.module)
+            module.train(module is self.module)
 
     @abstractmethod
-    def trainable(self) -> nn.Module:
-        """Part of the pipeline that this stage trains."""
-
-    @abstractmethod
-    def examples(self, batch: ToldBatch) -> dict[str, torch.Tensor]:
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Inputs of the loss, `{name: [batch, ...]}`; whatever has no gradient is computed here."""
 
     @abstractmethod
     def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean loss of a batch of examples."""
 
-    def prepare(self, batches: Iterator[ToldBatch]) -> None:
+    def prepare(self, batches: Iterator[Batch]) -> None:
         """Fit what has a closed form to batches of crops before the first step of a run."""
 
 
@@ -73,17 +71,15 @@ class VaeObjective(Objective):
     The linear autoencoder has its optimum in closed form, and nothing is left to train.
     """
 
+    part = "vae"
     kl_weight = 1e-4
 
-    def trainable(self) -> nn.Module:
-        return self.pipeline.vae
-
-    def prepare(self, batches: Iterator[ToldBatch]) -> None:
+    def prepare(self, batches: Iterator[Batch]) -> None:
         if isinstance(self.module, vae.PatchVAE):
             self.module.fit(torch.cat([self.examples(batch)["log_mel"] for batch in islice(batches, _FEW)]))
 
     @torch.no_grad()
-    def examples(self, batch: ToldBatch) -> dict[str, torch.Tensor]:
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
         half = len(batch.reference) // 2
         return {"log_mel": log_mel(torch.cat([batch.reference[half:], batch.degraded[:half]]))}
 
@@ -98,13 +94,11 @@ class VaeObjective(Objective):
 class VocoderObjective(Objective):
     """Log-spectral distance at several resolutions, on the true log-mel."""
 
+    part = "vocoder"
     n_ffts = (512, 1024, 2048, 4096)  # samples
     power_floor = 1e-9  # of unnormalised spectra: below 16-bit noise, so that quiet music counts
 
-    def trainable(self) -> nn.Module:
-        return self.pipeline.vocoder
-
-    def examples(self, batch: ToldBatch) -> dict[str, torch.Tensor]:
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {"reference": batch.reference, "bandwidth_hz": batch.bandwidth_hz}
 
     def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -129,17 +123,16 @@ class VocoderObjective(Objective):
 class LdmObjective(Objective):
     """The velocity of the residual to the prior's mean, its condition dropped for some of the samples."""
 
-    def trainable(self) -> nn.Module:
-        return self.pipeline.unet
+    part = "unet"
 
     @torch.no_grad()
-    def prepare(self, batches: Iterator[ToldBatch]) -> None:
+    def prepare(self, batches: Iterator[Batch]) -> None:
         """Fit a prior that is still untrained, and the spread of what it leaves over."""
         prior = self.pipeline.prior
         if prior is None or bool(prior.fast_factors.any()):
             return
         clean: list[torch.Tensor] = []
-        held: list[ToldBatch] = []
+        held: list[Batch] = []
         for batch in batches:
             clean.append(log_mel(batch.reference)[batch.bandwidth_hz >= _FULL_BANDWIDTH_HZ])
             held = [*held, batch][:_FEW]
@@ -150,7 +143,7 @@ class LdmObjective(Objective):
         residual = torch.cat([self._residual_and_condition(batch)[0] for batch in held])
         prior.residual_std.copy_(residual.std(dim=(0, 2, 3)))
 
-    def _residual_and_condition(self, batch: ToldBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _residual_and_condition(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The normalised residual; where the reference is no target (`bandwidth_hz`), the prior's mean is."""
         degraded, reference, posterior = batch.degraded_log_mel(), log_mel(batch.reference), None
         if self.pipeline.prior is not None:
@@ -162,7 +155,7 @@ class LdmObjective(Objective):
         return self.pipeline.to_residual(vae.encode(self.pipeline.vae, reference), mean_latent), condition
 
     @torch.no_grad()
-    def examples(self, batch: ToldBatch) -> dict[str, torch.Tensor]:
+    def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
         residual, condition = self._residual_and_condition(batch)
         bands = band_mask(batch.bandwidth_hz) * band_weights().to(residual.device)  # [batch, 1, 1, 256]
         weights = bands.unflatten(-1, (-1, LATENT_FACTOR)).mean(-1)
@@ -173,9 +166,8 @@ class LdmObjective(Objective):
         factor = self.pipeline.vae.config.scaling_factor
         condition = diffusion.drop_condition(examples["condition"], factor, config.condition_dropout)
         weights = examples["weights"] * self._channel_weights()[None, :, None, None]
-        shares: dict[str, Any] = {"last_step_share": config.last_step_share, "level_weight": config.level_weight}
-        shares["min_snr_gamma"] = config.min_snr_gamma or None
-        return diffusion.velocity_loss(self.module, scheduler, examples["residual"], condition, weights, **shares)
+        shares = (config.last_step_share, config.min_snr_gamma, config.level_weight)
+        return diffusion.velocity_loss(self.module, scheduler, examples["residual"], condition, weights, *shares)
 
     def _channel_weights(self) -> torch.Tensor:
         """How much one unit of each latent channel moves the log-mel, squared, mean one: `[channels]`."""

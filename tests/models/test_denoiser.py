@@ -37,23 +37,13 @@ def test_it_is_called_as_the_u_net_is_and_starts_at_zero():
         assert output.sample.shape == (2, 8, 24, 32) and not output.sample.any()
 
 
-@pytest.mark.parametrize("frames", [1, 8, 33])
+@pytest.mark.parametrize("frames", [1, 33])
 def test_any_number_of_frames_and_samples_of_a_batch_by_themselves(frames):
     model, sample, timesteps = model_of(), latent(3, 6, frames, 4), torch.tensor([3, 500, 999])
     output = model(sample, timesteps).sample
     assert output.shape == (3, 2, frames, 4) and output.std() > 0.01
     for row in range(3):
         torch.testing.assert_close(model(sample[[row]], timesteps[row]).sample[0], output[row], atol=1e-5, rtol=0)
-
-
-def test_the_timestep_and_every_condition_matter():
-    model, sample = model_of(), latent(1, 6, 12, 4)
-    before = model(sample, TIMESTEP).sample
-    assert (model(sample, TIMESTEP + 200).sample - before).std() > 1e-3
-    for channel in range(6):
-        changed = sample.clone()
-        changed[:, channel] += 1
-        assert (model(changed, TIMESTEP).sample - before).std() > 1e-3, channel
 
 
 def test_a_cell_sees_a_second_and_a_half_and_twelve_bands_either_way():
@@ -76,10 +66,3 @@ def test_bands_share_their_weights_and_differ_by_their_bias_alone():
     assert difference().max() > 1e-4
     model.band.zero_()
     assert difference().max() < 1e-5
-
-
-def test_dropout_acts_while_training_alone():
-    dropping, sample = model_of(dropout=0.5), latent(1, 6, 16, 4)
-    assert torch.equal(dropping(sample, TIMESTEP).sample, model_of()(sample, TIMESTEP).sample)
-    dropping.train()
-    assert not torch.equal(dropping(sample, TIMESTEP).sample, dropping(sample, TIMESTEP).sample)

@@ -85,7 +85,7 @@ def test_loss_at_the_last_timestep_is_the_weighted_square_of_the_latent():
         assert loss == pytest.approx(float(square[0].mean() + square[1, ..., :4].mean()) / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("gamma", [None, 5.0])
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
 def test_loss_weighs_timesteps_by_their_clipped_signal_to_noise_ratio(gamma, monkeypatch):
     scheduler, clean, eps = diffusion.build_scheduler(TINY), noise(), noise(seed=1)
     timestep = torch.tensor([50, 800])
@@ -95,7 +95,7 @@ def test_loss_weighs_timesteps_by_their_clipped_signal_to_noise_ratio(gamma, mon
     abar = cosine_abar(True)[timestep].float()[:, None, None, None]
     error = (abar.sqrt() * eps - (1 - abar).sqrt() * clean).square().mean((1, 2, 3))
     snr = (abar / (1 - abar)).flatten()
-    factor = 1.0 if gamma is None else (snr.clamp(max=gamma) + 1) / (snr + 1)
+    factor = 1.0 if not gamma else (snr.clamp(max=gamma) + 1) / (snr + 1)
     assert snr[0] > 5 > snr[1] and loss == pytest.approx(float((error * factor).mean()), rel=1e-3)
 
 
@@ -109,7 +109,7 @@ def test_condition_is_dropped_for_each_sample_by_itself(probability):
     assert float(is_none[:, 0].float().mean()) == pytest.approx(probability, abs=0.02)  # four standard deviations
 
 
-@pytest.mark.parametrize("steps", [1, 3, 8, 334, 1000])  # AudioSR itself starts at timestep 1 for one, fails for 1000
+@pytest.mark.parametrize("steps", [1, 3, 334, 1000])  # AudioSR itself starts at timestep 1 for one, fails for 1000
 @pytest.mark.parametrize("name", [None, "ddim", "dpm", "unipc"])
 @pytest.mark.parametrize("size", [TINY, AUDIOSR])
 def test_a_perfect_model_is_sampled_back_to_the_clean_latent(size, name, steps):
@@ -122,27 +122,12 @@ def test_a_perfect_model_is_sampled_back_to_the_clean_latent(size, name, steps):
     assert all((estimate - clean).std() < 2e-3 for estimate in predicted[1:])
 
 
-def test_every_scheduler_keeps_the_schedule():
-    scheduler = diffusion.build_scheduler(TINY)
-    assert diffusion.use_scheduler(scheduler, None) is scheduler
-    for name in diffusion.SCHEDULERS:
-        other = diffusion.use_scheduler(scheduler, name)
-        # DPM-Solver++ and UniPC divide by the signal's amplitude and keep a trace of it at the end
-        torch.testing.assert_close(other.alphas_cumprod, scheduler.alphas_cumprod, atol=1e-6, rtol=0)
-        assert other.config.prediction_type == "v_prediction"
-
-
-def test_eta_adds_the_noise_of_each_step():
-    scheduler, clean = diffusion.build_scheduler(TINY), noise(seed=3)
-
-    def sample(eta, seed):
-        added = [noise(seed=100 * seed + step) for step in range(3)]
-        unet = Unet(lambda latent, *_: 0.1 * latent)
-        return diffusion.denoise(unet, scheduler, noise(), clean, 3, eta=eta, step_noise=added)
-
-    assert torch.isfinite(sample(1.0, 1)).all()
-    assert torch.equal(sample(1.0, 1), sample(1.0, 1)) and not torch.equal(sample(1.0, 1), sample(1.0, 2))
-    assert torch.equal(sample(0.0, 1), sample(0.0, 2))
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_eta_adds_the_noise_of_each_step(eta):
+    scheduler, unet = diffusion.build_scheduler(TINY), Unet(lambda latent, *_: 0.1 * latent)
+    steps = [[noise(seed=100 * seed + step) for step in range(3)] for seed in (1, 2)]
+    both = [diffusion.denoise(unet, scheduler, noise(), noise(), 3, eta=eta, step_noise=added) for added in steps]
+    assert torch.isfinite(both[0]).all() and torch.equal(*both) == (eta == 0)
 
 
 def test_guidance_is_the_formula_and_one_is_none():
@@ -170,10 +155,8 @@ def test_a_single_step_starts_from_the_mean_of_the_noise_and_is_not_random():
 
 
 @torch.no_grad()
-def test_audiosr_s_untrained_u_net_predicts_zero_and_has_two_self_attentions_a_layer():
+def test_audiosr_s_untrained_u_net_predicts_zero_and_attends_to_itself_twice():
     unet = diffusion.build_unet(AUDIOSR_NARROW)
-    output = unet(noise((1, 32, 8, 32)), torch.tensor([5]), encoder_hidden_states=None).sample
-    assert output.shape == (1, 16, 8, 32) and not output.any()
+    assert not unet(noise((1, 32, 8, 32)), torch.tensor([5]), encoder_hidden_states=None).sample.any()
     block = unet.down_blocks[1]
     assert len(block.attentions) == 2 * len(block.resnets)
-    assert block.attentions[0].transformer_blocks[0].attn2.to_k.in_features == 64  # attends to itself, not to text

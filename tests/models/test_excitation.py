@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy import signal
 
 from srlib.audio.stft import band_of_hz, log_mel
 from srlib.degrade import Degradation
@@ -21,7 +20,7 @@ def copies_of(wav: np.ndarray, edge_hz: float, first_sample: int = 0) -> np.ndar
     return copied(torch.from_numpy(wav).float(), edge_hz, first_sample).numpy()
 
 
-@pytest.mark.parametrize("edge_hz", [1000.0, 4000.0, 7900.0, 8000.0, 15_900.0, 18_002.0, 23_900.0, 24_000.0])
+@pytest.mark.parametrize("edge_hz", [1000.0, 7900.0, 15_900.0, 24_000.0])
 def test_copies_follow_each_other_without_a_hole_and_at_no_equal_distance(edge_hz):
     shifts, width_hz = np.array(shifts_hz(edge_hz)), edge_hz / 2
     starts, ends = edge_hz - width_hz + shifts, edge_hz + shifts
@@ -31,13 +30,12 @@ def test_copies_follow_each_other_without_a_hole_and_at_no_equal_distance(edge_h
     overlaps = (before[:-1] - starts) / width_hz
     assert (overlaps >= 0).all() and (overlaps <= 0.1).all()
     assert len(np.unique(np.round(overlaps, 6))) == len(shifts)
-    assert shifts_hz(edge_hz) == shifts_hz(edge_hz)
 
 
 @pytest.mark.parametrize("first_sample", [0, 12_345])
 @pytest.mark.parametrize(
     ("hz", "edge_hz"),
-    [(6000, 8000), (7500, 8000), (4500, 8000), (1500, 2000), (15_000, 15_900), (7700, 7900), (15_000, 18_002)],
+    [(6000, 8000), (1500, 2000), (7700, 7900), (15_000, 18_002)],
 )
 def test_a_sinusoid_of_the_top_octave_reappears_in_every_copy_and_nowhere_else(hz, edge_hz, first_sample):
     """Nothing below the edge, and of what would lie above 24 kHz nothing comes back."""
@@ -49,9 +47,9 @@ def test_a_sinusoid_of_the_top_octave_reappears_in_every_copy_and_nowhere_else(h
     np.testing.assert_allclose(made[middle], moved[middle], atol=1e-3)
 
 
-@pytest.mark.parametrize("hz", [300, 3999, 8001, 20_000])
-def test_what_lies_outside_the_top_octave_is_not_copied(hz):
-    assert np.abs(copies_of(sinusoid(hz), 8000)).max() < 1e-4
+@pytest.mark.parametrize(("hz", "edge_hz"), [(300, 8000), (3999, 8000), (8001, 8000), (15_000, 24_000)])
+def test_what_lies_outside_the_top_octave_is_not_copied_and_above_24_khz_is_nothing(hz, edge_hz):
+    assert np.abs(copies_of(sinusoid(hz), edge_hz)).max() < 1e-4
 
 
 @pytest.mark.parametrize("edge_hz", [2000.0, 7900.0, 15_900.0])
@@ -61,25 +59,9 @@ def test_nothing_is_made_below_the_edge(music, edge_hz):
     assert power[hz < edge_hz - 1].sum() < 1e-3 * power.sum()  # the floor of noise alone
 
 
-@pytest.mark.parametrize("edge_hz", [8000.0, 15_900.0])
-def test_a_rising_chirp_rises_in_every_copy(edge_hz):
-    """No spectrum is turned round: what is the higher of two partials stays the higher."""
-    chirp = 0.1 * signal.chirp(SECOND, 0.62 * edge_hz, 1.0, 0.95 * edge_hz)
-    freqs_hz, _, spectrum = signal.stft(copies_of(chirp, edge_hz), SAMPLE_RATE, nperseg=2048)
-    power, whole = np.abs(spectrum[:, 4:-4]) ** 2, 0
-    for shift_hz in shifts_hz(edge_hz):
-        inside = (freqs_hz >= 0.6 * edge_hz + shift_hz) & (freqs_hz < min(0.97 * edge_hz + shift_hz, 24_000))
-        if 0.97 * edge_hz + shift_hz < 24_000:
-            path = freqs_hz[inside][power[inside].argmax(0)]
-            assert (np.diff(path) >= 0).all() and path[-1] - path[0] > 0.2 * edge_hz
-            whole += 1
-    assert whole >= 1
-
-
-@pytest.mark.parametrize("start", [480 * 64, 480 * 101])
-def test_chunks_agree_where_they_overlap(music, start):
+def test_chunks_agree_where_they_overlap(music):
     """The octave is cut out by a long filter: what differs comes from the ends of a chunk, and is gone inside."""
-    edge_hz = 7613.0  # no whole number of cycles to the start
+    start, edge_hz = 480 * 101, 7613.0  # no whole number of cycles to the start
     whole, later = copies_of(music, edge_hz)[start:], copies_of(music[start:], edge_hz, start)
     inside = slice(24_000, -24_000)
     assert (whole - later)[inside].std() < 0.02 * whole[inside].std()
@@ -99,14 +81,8 @@ def test_silence_below_the_edge_falls_back_to_noise():
     made = copied(torch.zeros(SAMPLE_RATE), 8000.0, 4800)
     torch.testing.assert_close(made, 1e-5 * noise(SAMPLE_RATE, 4800))
     wanted = torch.full((1, 1, 100, 256), -6.0)
-    rough, plain = (synthesise(wanted, wav[None]) for wav in (made, noise(SAMPLE_RATE, 4800)))
-    assert np.corrcoef(rough[0], plain[0])[0, 1] > 0.9
-    level = (log_mel(rough) - wanted)[0, 0, 4:-4].mean(0)
+    level = (log_mel(synthesise(wanted, made[None])) - wanted)[0, 0, 4:-4].mean(0)
     assert level[30:180].mean().abs() < 0.4 and level[180:].mean().abs() < 0.15  # narrow bands scatter
-
-
-def test_the_full_band_leaves_nothing_to_copy():
-    assert np.abs(copies_of(sinusoid(15_000), 24_000.0)).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["copied", "noise"])

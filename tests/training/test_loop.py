@@ -1,6 +1,5 @@
 """Every training stage for a few steps on a little music: files, resuming bit for bit, several processes, refusals."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,12 +14,12 @@ import pytest
 import torch
 
 from srlib.audio.stft import log_mel
-from srlib.config import SAMPLE_RATE
 from srlib.data import batches
 from srlib.data.tracks import load_dataset
 from srlib.errors import SrlibError
-from srlib.measure import perceptual
+from srlib.models import vae
 from srlib.restore.pipeline import RestorationPipeline, build
+from srlib.training import loop
 from srlib.training.loop import LOG_COLUMNS, Run, train
 
 CONFIG = {
@@ -68,6 +67,11 @@ def published(run):
     return list(RestorationPipeline.from_pretrained(run / "pipeline").unet.parameters())
 
 
+def recipe_of(path, settings):
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    return path
+
+
 def same(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -78,19 +82,13 @@ def assert_same_weights(first, second):
     assert same(module.values(), other_module.values()) and same(ema, other_ema)
 
 
-def restored_noise(run):
-    wav = (0.05 * np.random.default_rng(0).standard_normal(48000)).astype(np.float32)
-    return RestorationPipeline.from_pretrained(run / "pipeline")(wav, SAMPLE_RATE).audio
-
-
 @pytest.mark.parametrize("stage", TRAINED)
 def test_a_stage_trains_its_part_and_leaves_a_pipeline(runs, music_folder, stage):
     run = train(stage, CONFIG | {"learning_rate": 1e-2}, music_folder, runs / stage)
     log = log_of(run)
     assert tuple(log) == LOG_COLUMNS and log["global_step"].tolist() == [1, 2]
     assert set(log["run_id"]) == set(log["stage"]) == {stage} and np.isfinite(log["train/loss"]).all()
-    measured = [name for name in SCORES if name != "val/zimtohrli" or perceptual.is_installed("zimtohrli")]
-    assert log.loc[0, measured].isna().all() and (log.loc[1, measured] > 0).all()  # validated at step 2 alone
+    assert log.loc[0, "val/loss"] != log.loc[0, "val/loss"] and log.loc[1, "val/lsd"] > 0  # validated at step 2 alone
     record = json.loads((run / "config.json").read_text())
     assert (record["stage"], record["data"], record["batch_size"]) == (stage, str(music_folder), 2)
 
@@ -98,7 +96,6 @@ def test_a_stage_trains_its_part_and_leaves_a_pipeline(runs, music_folder, stage
     for name in ("vae", "vocoder", "unet", "prior"):
         before, after = (getattr(one, name).state_dict().values() for one in (start, pipeline))
         assert same(before, after) != (name in TRAINED[stage]), name
-    assert np.isfinite(restored_noise(run)).all()
     module, ema = weights_of(run)  # what is published are the averaged weights, not the last ones
     parts = dict(getattr(pipeline, TRAINED[stage][0]).named_parameters())
     assert same(parts.values(), ema) and not same(parts.values(), [module[name] for name in parts])
@@ -109,18 +106,13 @@ def test_what_has_a_closed_form_takes_no_step_and_leaves_a_log_row_and_a_pipelin
     row = log_of(run).iloc[0]
     assert len(log_of(run)) == 1 and row["global_step"] == 0 and np.isnan(row["train/loss"]) and row["val/lsd"] > 0
     restored, start = RestorationPipeline.from_pretrained(run / "pipeline"), build("tiny", seed=0)
-    for name in ("unet", "vocoder", "prior"):
-        assert same(*(getattr(one, name).state_dict().values() for one in (start, restored)))
     heard = [track.mixture() for track in load_dataset(str(music_folder), "train")]
     mel = log_mel(torch.from_numpy(np.stack(heard)))[:, :, :496]
-    errors = []
-    for pipe in (start, restored):
-        latent = pipe.vae.encode(mel).latent_dist.mode()
-        errors.append((pipe.vae.decode(latent).sample - mel).abs().mean())
+    errors = [(vae.decode(pipe.vae, vae.encode(pipe.vae, mel)) - mel).abs().mean() for pipe in (start, restored)]
     assert errors[1] < 0.4 < 2 < errors[0]  # eight of 64 components, and before it the first eight cells of a patch
-    before = (run / "log.csv").read_bytes(), (run / "checkpoint.pt").read_bytes()
+    before = (run / "log.csv").read_bytes()
     train("vae", CONFIG | {"batch_size": 8}, music_folder, run, resume=True)
-    assert ((run / "log.csv").read_bytes(), (run / "checkpoint.pt").read_bytes()) == before
+    assert (run / "log.csv").read_bytes() == before
 
 
 def test_a_run_repeats_bit_for_bit_and_the_corpus_is_decoded_once(runs, music_folder, one_step, monkeypatch):
@@ -130,33 +122,37 @@ def test_a_run_repeats_bit_for_bit_and_the_corpus_is_decoded_once(runs, music_fo
     assert_same_weights(one_step, again)
 
 
-def killed_at(step, monkeypatch, *arguments):
-    """Train until a step begins."""
-    update = Run._update
+def killed(monkeypatch, owner, name, count, *arguments):
+    """Train until a function is called for the time number `count`."""
+    function, calls = getattr(owner, name), []
 
-    def killed(self, batch):
-        if self.step == step:
+    def dying(*given):
+        calls.append(given)
+        if len(calls) == count:
             raise KeyboardInterrupt
-        return update(self, batch)
+        return function(*given)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "_update", killed)
+        patch.setattr(owner, name, dying)
         train(*arguments)
 
 
-@pytest.mark.parametrize(("stage", "fresh"), [("ldm", 0), ("vocoder", 2)])
+@pytest.mark.parametrize(("stage", "fresh"), [("ldm", 2), ("vocoder", 0)])
 def test_a_killed_run_resumes_bit_for_bit(runs, music_folder, stage, fresh, monkeypatch, tmp_path):
     """With few fresh examples too: those that are drawn again are made anew. Data and run may have moved."""
-    config = CONFIG | {"max_steps": 6, "prefetch": 2, "batch_size": 4, "fresh_examples": fresh, "pool_steps": 3}
+    config = CONFIG | {"max_steps": 6, "prefetch": 2, "batch_size": 4, "fresh_examples": fresh}
+    monkeypatch.setattr(batches, "POOL_STEPS", 3)
+    monkeypatch.setattr(loop, "POOL_STEPS", 3)
     whole = train(stage, config, music_folder, runs / f"{stage}-{fresh}-whole")
-    killed_at(5, monkeypatch, stage, config, music_folder, tmp_path / "a" / whole.name)  # a step after the checkpoint
+    folder = tmp_path / "a" / whole.name
+    killed(monkeypatch, Run, "_update", 6, stage, config, music_folder, folder)  # a step after the checkpoint
     moved = shutil.move(tmp_path / "a", tmp_path / "b") / whole.name
     shutil.copytree(music_folder, tmp_path / "music")
     resumed = train(stage, config, os.path.relpath(tmp_path / "music"), moved, resume=True)
     assert_same_weights(whole, resumed)
     columns = ["run_id", "global_step", "train/loss", *SCORES, "learning_rate"]
     pd.testing.assert_frame_equal(log_of(whole)[columns], log_of(resumed)[columns], check_exact=True)
-    np.testing.assert_array_equal(*(restored_noise(run) for run in (whole, resumed)))
+    assert same(published(whole), published(resumed))
 
 
 def test_the_pipeline_of_a_run_is_that_of_its_best_validation(runs, music_folder, monkeypatch):
@@ -189,43 +185,19 @@ def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(music_folder, one_s
     assert same(published(run), before[0]) and (run / "checkpoint.pt").read_bytes() == before[1]
 
 
-@contextlib.contextmanager
-def killed_in_a_save(monkeypatch, at, count):
-    """Kill what runs inside at the start of its save number `count`."""
-    save, saves = torch.save if at == "checkpoint" else RestorationPipeline.save_pretrained, []
-
-    def killed(*arguments):
-        saves.append(arguments)
-        if len(saves) == count:
-            raise KeyboardInterrupt
-        return save(*arguments)
-
-    owner, name = (torch, "save") if at == "checkpoint" else (RestorationPipeline, "save_pretrained")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(owner, name, killed)
-        yield
-
-
-@pytest.mark.parametrize("validate_every", [2, 1], ids=["none", "stale"])  # what pipeline/ held before
-@pytest.mark.parametrize("at", ["pipeline", "checkpoint"])
-def test_a_run_killed_in_its_last_save_is_not_finished(runs, music_folder, validate_every, at, monkeypatch):
-    config, folder = CONFIG | {"validate_every": validate_every}, runs / f"save-{at}-{validate_every}"
-    scores = lambda self: dict.fromkeys(SCORES, 1 / self.step)  # noqa: E731  each is better than the one before
+@pytest.mark.parametrize("at", [(RestorationPipeline, "save_pretrained"), (torch, "save")], ids=lambda at: at[1])
+@pytest.mark.parametrize(
+    ("stage", "validate_every"), [("vae", 2), ("ldm", 2), ("ldm", 1)]
+)  # at 1 an older state is there
+def test_a_run_killed_in_its_last_save_is_not_finished(runs, music_folder, stage, validate_every, at, monkeypatch):
+    config, folder = CONFIG | {"validate_every": validate_every}, runs / f"{at[1]}-{stage}-{validate_every}"
+    scores = lambda self: dict.fromkeys(SCORES, 1 / (1 + self.step))  # noqa: E731  each is better than the one before
     monkeypatch.setattr(Run, "_validate", scores)
-    with killed_in_a_save(monkeypatch, at, 2 // validate_every):
-        train("ldm", config, music_folder, folder)
-    train("ldm", config, music_folder, folder, resume=True)
-    assert steps_of(folder)[-1] == 2 and same(published(folder), weights_of(folder)[1])
-
-
-@pytest.mark.parametrize("at", ["pipeline", "checkpoint"])
-def test_a_closed_form_killed_in_its_save_is_fitted_again(runs, music_folder, at, monkeypatch):
-    folder = runs / f"vae-{at}"
-    with killed_in_a_save(monkeypatch, at, 1):
-        train("vae", CONFIG, music_folder, folder)
-    train("vae", CONFIG, music_folder, folder, resume=True)
-    assert steps_of(folder) == [0]
-    assert (folder / "pipeline" / "model_index.json").is_file() and (folder / "checkpoint.pt").is_file()
+    killed(monkeypatch, *at, 2 // validate_every if stage == "ldm" else 1, stage, config, music_folder, folder)
+    train(stage, config, music_folder, folder, resume=True)
+    assert steps_of(folder)[-1] == (2 if stage == "ldm" else 0) and (folder / "checkpoint.pt").is_file()
+    parts = getattr(RestorationPipeline.from_pretrained(folder / "pipeline"), "unet" if stage == "ldm" else "vae")
+    assert same(parts.parameters(), weights_of(folder)[1])
 
 
 # At the last timestep there is no noise, so that no random number differs between processes.
@@ -235,8 +207,7 @@ SHARED |= {"last_step_share": 1.0, "condition_dropout": 0.0}
 
 def launch(music_folder, folder, settings):
     """A run of two processes, on the CPU."""
-    recipe = folder.with_suffix(".toml")
-    recipe.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    recipe = recipe_of(folder.with_suffix(".toml"), settings)
     command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "srlib", "train", "ldm"]
     command += ["--config", str(recipe), "--data", str(music_folder), "--out", str(folder)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
@@ -267,28 +238,22 @@ def test_one_process_where_several_were_asked_for_says_so(music_folder, one_step
         train("ldm", ONE_STEP, music_folder, one_step, resume=True)
 
 
-def test_a_folder_in_which_a_process_trains_is_refused_and_the_lock_of_a_dead_one_is_taken_over(
-    runs, music_folder, tmp_path
-):
-    recipe = tmp_path / "long.toml"
-    recipe.write_text(
-        "".join(f"{key} = {json.dumps(value)}\n" for key, value in (CONFIG | {"max_steps": 9999}).items())
-    )
+def test_a_folder_is_refused_while_another_process_trains_in_it(runs, music_folder, tmp_path):
+    recipe = recipe_of(tmp_path / "long.toml", CONFIG | {"max_steps": 9999})
     command = ["-m", "srlib", "train", "ldm", "--config", str(recipe), "--data", str(music_folder)]
     other = subprocess.Popen([sys.executable, *command, "--out", str(runs / "locked")])
     try:
         while not (runs / "locked" / "checkpoint.pt").exists():
             assert other.poll() is None
             time.sleep(0.1)
-        with pytest.raises(SrlibError, match=f"Process {other.pid} trains in"):
+        with pytest.raises(SrlibError, match="Another process trains in"):
             train("ldm", recipe, music_folder, runs / "locked", resume=True)
     finally:
         other.send_signal(signal.SIGKILL)
         other.wait()
-    assert (runs / "locked" / "lock").exists()
     step = torch.load(runs / "locked" / "checkpoint.pt", weights_only=True)["step"]
     train("ldm", recipe, music_folder, runs / "locked", max_steps=step + 1, resume=True)
-    assert steps_of(runs / "locked")[-1] == step + 1 and not (runs / "locked" / "lock").exists()
+    assert steps_of(runs / "locked")[-1] == step + 1
 
 
 def test_resuming_a_finished_run_changes_nothing_and_a_run_is_not_begun_twice(music_folder, one_step):
@@ -304,21 +269,12 @@ def test_resuming_a_finished_run_changes_nothing_and_a_run_is_not_begun_twice(mu
     assert [path.read_bytes() for path in files] == before
 
 
-def damaged(state):
-    return {name: value for name, value in state.items() if name != "ema"}
-
-
-def without_a_weight(state):
-    return state | {"module": dict(list(state["module"].items())[1:])}
-
-
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (lambda run: (run / "checkpoint.pt").write_bytes(b"PK"), r"checkpoint\.pt is damaged"),
-        (lambda run: _saved(run, damaged), r"checkpoint\.pt is damaged \(lacks 'ema'\)"),
-        (lambda run: _saved(run, without_a_weight), r"checkpoint\.pt is damaged .*Missing key"),
-        (lambda run: (run / "config.json").write_text("{"), r"config\.json is damaged"),
+        (lambda run: _saved(run, "ema"), r"checkpoint\.pt is damaged \(lacks 'ema'\)"),
+        (lambda run: _saved(run, "module"), r"checkpoint\.pt is damaged .*Missing key"),
         (lambda run: (run / "config.json").unlink(), r"config\.json is damaged"),
     ],
 )
@@ -330,32 +286,30 @@ def test_a_damaged_run_is_named(music_folder, one_step, tmp_path, damage, senten
     assert "\n" not in str(caught.value)
 
 
-def _saved(run, change):
-    torch.save(change(torch.load(run / "checkpoint.pt", weights_only=True)), run / "checkpoint.pt")
+def _saved(run, name):
+    """The checkpoint without one of its parts, or without the first weight of it."""
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    part = state.pop(name)
+    if name == "module":
+        state[name] = dict(list(part.items())[1:])
+    torch.save(state, run / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("change", ["more", "fewer", "weight"])
-def test_a_run_is_not_resumed_with_other_music(music_folder, one_step, tmp_path, change):
+@pytest.mark.parametrize(("named", "weight"), [("new.flac", "1"), ("lengths, splits or weights", "2")])
+def test_a_run_is_not_resumed_with_other_music(music_folder, one_step, tmp_path, named, weight):
     music = shutil.copytree(music_folder, tmp_path / "music")
-    first = sorted(music.glob("*.flac"))[0]
-    manifest = (music / "manifest.csv").read_text()
-    if change == "more":
-        shutil.copy(first, music / "new.flac")
+    manifest = (music / "manifest.csv").read_text().replace("split\n", "split,weight\n")
+    manifest = manifest.replace("train\n", f"train,{weight}\n")
+    if named == "new.flac":
+        shutil.copy(min(music.glob("*.flac")), music / "new.flac")
         manifest += "new.flac,train\n"
-    elif change == "fewer":
-        first.unlink()
-        manifest = "".join(line for line in manifest.splitlines(True) if first.name not in line)
-    else:
-        manifest = manifest.replace("split\n", "split,weight\n").replace("train\n", "train,2\n")
     (music / "manifest.csv").write_text(manifest)
-    named = {"more": "new.flac", "fewer": first.name, "weight": "lengths, splits or weights"}[change]
     with pytest.raises(SrlibError, match=rf"begun with other music \({named}\): resume"):
         train("ldm", ONE_STEP, music, one_step, resume=True)
 
 
 def test_a_run_starts_from_another_run_s_pipeline_and_a_recipe_can_be_a_file(runs, music_folder, one_step, tmp_path):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in CONFIG.items()))
+    recipe = recipe_of(tmp_path / "recipe.toml", CONFIG)
     init = one_step / "pipeline"
     run = train("ldm", recipe, music_folder, runs / "from-init", init=init, max_steps=1)
     assert steps_of(run) == [1]
@@ -373,6 +327,6 @@ def test_everything_that_is_wrong_with_a_call_is_told_at_once_and_leaves_no_fold
     with pytest.raises(SrlibError) as caught:
         train("nvsr", config, tmp_path / "music", runs / "refused", init="/no/such/model", max_steps=0)
     told = str(caught.value)
-    for one in ("no stage 'nvsr'", "learningrate (unknown)", "frames (a multiple", "a.wav is", "/no/such/model"):
+    for one in ("no stage 'nvsr'", "learningrate is 1", "frames is 100", "a.wav is", "/no/such/model"):
         assert one in told
     assert "\n" not in told and not (runs / "refused").exists()

@@ -1,0 +1,113 @@
+"""Pairs for training: seeded crops, how they are degraded, and what a restoration would be told of them.
+
+Each pair is a function of its own seed: training that resumes draws the same data, and so do several processes that
+share a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from srlib.audio.stft import BINS_HZ, WINDOW_POWER, log_mel
+from srlib.config import HOP_LENGTH, SAMPLE_RATE
+from srlib.data.batches import Corpus
+from srlib.degrade import Degradation, DegradationConfig, sample, zero_phase_response
+from srlib.restore.gaps import interpolate_gaps
+from srlib.restore.merge import FULL_BAND, Band
+from srlib.restore.observation import Observation, observe
+
+_FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
+_FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # amplitude of dither and rounding, powers of ten
+# Errors of the detectors (notebook 02): the edge by 2 %, the level of noise by half a decibel. Unsure ones find no
+# tone, and some of them no noise.
+_UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.25, 0.2
+_EDGE_ERROR, _LEVEL_ERROR_DB = 0.02, 0.5
+
+
+@dataclass
+class Batch:
+    """`reference` and `degraded` `[batch, samples]`, what was done to each, and what is told of it.
+
+    Above `bandwidth_hz` `[batch]` the reference is no target. Noise floors are powers of STFT bins `[1025]` or None.
+    """
+
+    reference: torch.Tensor
+    degraded: torch.Tensor
+    bandwidth_hz: torch.Tensor
+    degradations: list[Degradation]
+    bands: list[Band]
+    noise_floors: list[np.ndarray | None]
+    tones_hz: list[tuple[float, ...]]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
+
+    def degraded_log_mel(self) -> torch.Tensor:
+        """`[batch, 1, frames, 256]`, with gaps bridged as they are in a restoration."""
+        rows = zip(log_mel(self.degraded).split(1), self.degradations, strict=True)
+        return torch.cat([interpolate_gaps(row, degradation.gaps) for row, degradation in rows])
+
+    def observation(self, degraded: torch.Tensor) -> Observation:
+        """The observation that the degraded log-mel `[batch, 1, frames, 256]` and the told facts make."""
+        gaps = [degradation.gaps for degradation in self.degradations]
+        return observe(degraded, self.bands, self.noise_floors, gaps, self.tones_hz)
+
+
+def draw(
+    corpus: Corpus, config: DegradationConfig, seeds: Sequence[Sequence[int]], frames: int, augment: bool = True
+) -> Batch:
+    """A pair of `frames` mel frames for each of `seeds`.
+
+    Args:
+        augment: mix and change the music, add full bands, noise before the filter and dither, and let some of what is
+            told err as detectors do; else the pair is the music, and all that is told is true.
+    """
+    config = replace(config, segment_seconds=frames * HOP_LENGTH / SAMPLE_RATE)
+    wavs, facts = [], []
+    for rng in map(np.random.default_rng, seeds):
+        wav, bandwidth_hz = (corpus.mixed if augment else corpus.crop)(rng, frames * HOP_LENGTH)
+        degradation = sample(rng, config)
+        if augment and rng.random() < _FULL_BAND_PROBABILITY:
+            degradation = replace(degradation, cutoff_hz=None)
+        if augment and degradation.noise_type == "white" and rng.random() < _NOISE_FIRST_PROBABILITY:
+            degradation = replace(degradation, noise_first=True)
+        degraded = degradation.apply(wav, SAMPLE_RATE)
+        if augment and rng.random() < _FAINT_PROBABILITY:
+            degraded += 10 ** rng.uniform(*_FAINT_DECADES) * rng.standard_normal(len(wav)).astype(np.float32)
+        unsure = augment and rng.random() < _UNSURE_PROBABILITY
+        wavs.append((wav, degraded))
+        facts.append((degradation, *_told(degradation, bandwidth_hz, rng if unsure else None), bandwidth_hz))
+    reference, changed = torch.from_numpy(np.stack(wavs, axis=1))
+    degradations, bands, floors, tones, bandwidths = (list(values) for values in zip(*facts, strict=True))
+    return Batch(reference, changed, torch.tensor(bandwidths), degradations, bands, floors, tones)
+
+
+def _told(
+    degradation: Degradation, bandwidth_hz: float, errors: np.random.Generator | None
+) -> tuple[Band, np.ndarray | None, tuple[float, ...]]:
+    """Band, noise floor and tones, as the record has them; `errors` draws those of detectors."""
+    edge, level, found = 1.0, 1.0, True
+    if errors is not None:
+        edge = np.exp(_EDGE_ERROR * errors.standard_normal())
+        level = 10 ** (_LEVEL_ERROR_DB * errors.standard_normal() / 10)
+        found = errors.random() >= _UNTOLD_PROBABILITY
+    band = FULL_BAND
+    if edges_hz := degradation.edges_hz(SAMPLE_RATE):
+        band = Band(edge * edges_hz[0], edge * edges_hz[1])
+    if bandwidth_hz < min(band.passband_hz, SAMPLE_RATE / 2):
+        band = Band.at(bandwidth_hz)
+    floor = None
+    if degradation.noise_type == "white" and found:
+        floor = np.full(len(BINS_HZ), level * degradation.noise_amplitude**2 * WINDOW_POWER)
+        if degradation.noise_first:
+            floor *= zero_phase_response(degradation, BINS_HZ, SAMPLE_RATE) ** 2
+    if degradation.noise_type == "tone" and degradation.tone_hz is not None and errors is None:
+        return band, floor, (degradation.tone_hz,)
+    return band, floor, ()
