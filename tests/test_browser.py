@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHOTS = ROOT / "build" / "browser"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LIVE = {"02_degradation": "cutoff, Hz", "06_results": "condition", "11_your_own_file": "blend"}  # what is moved
+LIVE = {"02_degradation": "cutoff_hz", "06_results": "condition", "11_your_own_file": "blend"}  # what is moved
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page, whether it is seen or not

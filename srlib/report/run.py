@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import json
 import os
-import platform
 import random
 import re
 import shutil
-import subprocess
-import time
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +46,6 @@ class Run:
         self.device = device
         self._numbers: list[dict[str, Any]] = []
         self._cells: dict[str, int] = {}  # file name of an artefact -> execution count of its cell
-        self._start = time.perf_counter()
-
-    @property
-    def interactive(self) -> bool:
-        """Whether someone sits before it: a front end runs it, and not papermill, nbval or nbconvert."""
-        return interactive()
 
     def pipeline(self, variant: str | None = None) -> RestorationPipeline:
         """The profile's restoration pipeline, loaded once; `variant="lowpass"` is the one trained without noise."""
@@ -105,20 +94,14 @@ class Run:
         self.save_table(pd.DataFrame(self._numbers), f"numbers_{self.notebook}")
 
     def done(self) -> None:
-        """List what was saved; fails if the header's outputs are not what was saved."""
-        listed, saved = outputs(self.notebook), [name for name in self._cells if not name.startswith("numbers_")]
-        missing = [pattern for pattern in listed if not fnmatch.filter(saved, pattern)]
-        unlisted = [name for name in saved if not any(fnmatch.fnmatch(name, pattern) for pattern in listed)]
-        for names, fault in ((missing, "lists {} but did not save it"), (unlisted, "saves {} unlisted")):
-            if names:
-                what = fault.format(", ".join(names))
-                raise SrlibError(f"{self.notebook} {what}: mend the line Outputs of its header, or its cells.")
-        seconds = round(time.perf_counter() - self._start, 2)
-        record = {"parameters": self.parameters, "seconds": seconds, "device": self.device, "cells": self._cells}
+        """List what was saved, and keep the parameters and which cell saved what for the gallery."""
         path = artifacts.build_dir(self.target) / "notebooks" / f"{self.notebook}.run.json"
-        write_text(path, json.dumps(record | _machine(), indent=1, default=str) + "\n")
-        print(*(f"{one['name']:<34} {one['text']} {one['unit']}".rstrip() for one in self._numbers), *saved, sep="\n")
-        print(f"{seconds:.1f} s")
+        write_text(path, json.dumps({"parameters": self.parameters, "cells": self._cells}, indent=1) + "\n")
+        print(
+            *(f"{one['name']:<34} {one['text']} {one['unit']}".rstrip() for one in self._numbers),
+            *self._cells,
+            sep="\n",
+        )
 
     def _note(self, path: Path) -> None:
         from IPython.core.getipython import get_ipython
@@ -152,13 +135,11 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
 
     defaults = default_parameters(notebook)
     given = [_assigned(cell) for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n")]  # by papermill
-    unknown = sorted({name for one in given for name in one} - defaults.keys())  # of which it only warns
-    if unknown:
-        raise SrlibError(f"{notebook} has no parameter {', '.join(unknown)}: it has {', '.join(defaults)}.")
+    if unknown := {name for one in given for name in one} - defaults.keys():  # papermill only warns of them
+        raise SrlibError(f"{notebook} has no parameter {', '.join(sorted(unknown))}: it has {', '.join(defaults)}.")
     parameters = {name: namespace.get(name, value) for name, value in defaults.items()}
-    run = Run(
-        notebook, config.profile(parameters["profile"]), parameters, "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = Run(notebook, config.profile(parameters["profile"]), parameters, device)
     random.seed(run.seed)
     np.random.seed(run.seed)  # some libraries still draw from the global generator
     torch.manual_seed(run.seed)
@@ -190,11 +171,3 @@ def _assigned(source: str) -> dict[str, ast.expr]:
 
 def _cells(notebook: str) -> list[dict[str, Any]]:
     return json.loads(artifacts.notebook_file(notebook).read_text(encoding="utf-8"))["cells"]
-
-
-def _machine() -> dict[str, Any]:
-    """When and on what it ran; the commit of the checkout ends with -dirty where files differ from it."""
-    command = ["git", "-C", str(artifacts.root()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    versions = {name: version(name) for name in ("torch", "diffusers", "numpy")}
-    return {"utc": time.strftime("%FT%TZ", time.gmtime()), "commit": commit, "on": platform.platform(), **versions}
