@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlib.audio.files import write_atomically, write_text
+from srlib.audio.files import one_line, write_atomically, write_text
 from srlib.errors import SrlibError
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ KINDS = {".png": "figure", ".svg": "figure", ".csv": "table"}
 SIGNIFICANT_DIGITS = 6  # of every stored float
 FIGURE_DPI = 160  # pixels per inch of the png figures
 
-# How far a column may move before its table is rewritten: a share of the value or of the column's median magnitude,
-# whichever is larger. The first pattern that fits the column's name counts; None: not compared. Another CPU moves
-# results by 1e-5.
+# How far a value of a column may move before its table is rewritten: a share of itself plus of the column's median
+# magnitude. The first pattern that fits the column's name counts; None: not compared. Another CPU moves results
+# by 1e-5.
 TOLERANCES = {"*seconds": None, "*_s": None, "*minutes": None, "c2st": 0.02, "*": 1e-3}
 MOST_DB = 100.0  # a ratio above it is the rounding of float32, in dB
 SAME_LEVEL, SAME_SHARE = 16, 2e-5  # a png is the same if fewer pixels than this share differ by more than this level
@@ -206,29 +206,24 @@ def _difference(before: Path, now: Path, record: Mapping[str, Any]) -> str:
 
 
 def compare_tables(before: Path, now: Path) -> str:
-    """How far each column of a table moved beyond TOLERANCES, as a sentence; nothing if none did."""
-    import numpy as np
+    """The first value of each column that moved beyond TOLERANCES, as a sentence; nothing if none did."""
     from pandas.api.types import is_numeric_dtype
+    from pandas.testing import assert_series_equal
 
     old, new = read_csv(before), read_csv(now)
     if list(old) != list(new) or len(old) != len(new):
         return f"had {len(old)} rows of {len(old.columns)} columns, has {len(new)} of {len(new.columns)}"
     moves = []
     for name in old.columns.drop("text", errors="ignore"):  # the text of a number follows from its value
-        tolerance = next(share for pattern, share in TOLERANCES.items() if fnmatch.fnmatch(name, pattern))
-        if old[name].equals(new[name]) or tolerance is None:
+        share = next(share for pattern, share in TOLERANCES.items() if fnmatch.fnmatch(name, pattern))
+        if share is None:
             continue
-        if not (is_numeric_dtype(old[name]) and is_numeric_dtype(new[name])):
-            moves.append(f"has other text in its column {name}")
-            continue
-        limit = MOST_DB if "_db" in name else np.inf
-        a, b = (table[name].to_numpy(float).clip(-limit, limit) for table in (old, new))
-        scale = np.fmax(np.abs(a), np.nanmedian(np.abs(a)))
-        moved = ~np.isclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
-        if moved.any():
-            share = np.where(moved, np.nan_to_num(np.abs(b - a) / scale, nan=np.inf), 0)
-            most, count = share.argmax(), moved.sum()
-            moves.append(f"moved by {share[most]:.2g} in {name} ({count} rows; {a[most]:.6g} became {b[most]:.6g})")
+        a, b = (table[name].clip(-MOST_DB, MOST_DB) if "_db" in name else table[name] for table in (old, new))
+        least = share * a.abs().median() if is_numeric_dtype(a) else 0
+        try:
+            assert_series_equal(a, b, check_dtype=False, rtol=share, atol=least)
+        except AssertionError as error:
+            moves.append(f"moved in {name}: {one_line(error)}")
     return ", ".join(moves)
 
 

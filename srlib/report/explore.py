@@ -144,7 +144,7 @@ def _show(view: Callable[..., str], **controls: Any) -> None:
     if not interactive():
         display.display(display.HTML(view()))
         return
-    box = ipywidgets.interactive(drawn, **controls)
+    box = ipywidgets.interactive(drawn, {"auto_display": True}, **controls)
     for one in box.kwargs_widgets:
         one.style.description_width = "initial"  # wide enough for the name
     box.layout.flex_flow, box.out.layout.width = "row wrap", "100%"

@@ -70,9 +70,9 @@ def gallery(profile: str = "demo") -> Path:
 
     folder, sections = artifacts.build_dir(profile) / "notebooks", []
     for path in sorted(folder.glob("*.ipynb")):
-        notebook, run = nbformat.read(path, as_version=4), path.with_suffix(".run.json")
+        notebook, cells = nbformat.read(path, as_version=4), path.with_suffix(".cells.json")
         write_text(path.with_suffix(".html"), HTMLExporter(exclude_input_prompt=True).from_notebook_node(notebook)[0])
-        saved = json.loads(run.read_text(encoding="utf-8"))["cells"] if run.is_file() else {}
+        saved = json.loads(cells.read_text(encoding="utf-8")) if cells.is_file() else {}
         ids = {cell.get("execution_count"): cell.id for cell in notebook.cells}
         figures = [
             {"file": name, "cell": ids.get(count, ""), "count": count}

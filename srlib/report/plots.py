@@ -266,7 +266,7 @@ def listen(clips: Mapping[str, np.ndarray]) -> None:
     """Show the players of {label: wav [samples] or [channels, samples]} at 48 kHz in a notebook."""
     from IPython.display import HTML, display
 
-    display(HTML(frame(clips)))
+    display(HTML(f"<div>{frame(clips)}</div>"))
 
 
 def frame(clips: Mapping[str, np.ndarray], kind: str = "ogg") -> str:

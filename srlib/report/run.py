@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import random
-import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -36,13 +35,12 @@ class Run:
     `target` is the profile whose artefacts it makes, or "explore" outside the chain, whose artefacts go no further.
     """
 
-    def __init__(self, notebook: str, profile: config.Profile, parameters: Mapping[str, Any], device: str) -> None:
+    def __init__(self, notebook: str, profile: config.Profile, seed: int, device: str) -> None:
         self.notebook = notebook
         self.profile = profile
         self.target = profile.name if IN_CHAIN in os.environ else artifacts.EXPLORED
-        self.parameters = dict(parameters)
-        self.seed = int(parameters["seed"])
-        self.rng = np.random.default_rng(self.seed)
+        self.seed = seed
+        self.rng = np.random.default_rng(seed)
         self.device = device
         self._numbers: list[dict[str, Any]] = []
         self._cells: dict[str, int] = {}  # file name of an artefact -> execution count of its cell
@@ -94,14 +92,11 @@ class Run:
         self.save_table(pd.DataFrame(self._numbers), f"numbers_{self.notebook}")
 
     def done(self) -> None:
-        """List what was saved, and keep the parameters and which cell saved what for the gallery."""
-        path = artifacts.build_dir(self.target) / "notebooks" / f"{self.notebook}.run.json"
-        write_text(path, json.dumps({"parameters": self.parameters, "cells": self._cells}, indent=1) + "\n")
-        print(
-            *(f"{one['name']:<34} {one['text']} {one['unit']}".rstrip() for one in self._numbers),
-            *self._cells,
-            sep="\n",
-        )
+        """List what was saved, and keep for the gallery which cell saved what."""
+        path = artifacts.build_dir(self.target) / "notebooks" / f"{self.notebook}.cells.json"
+        write_text(path, json.dumps(self._cells, indent=1) + "\n")
+        numbers = [f"{one['name']:<34} {one['text']} {one['unit']}".rstrip() for one in self._numbers]
+        print(*numbers, *self._cells, sep="\n")
 
     def _note(self, path: Path) -> None:
         from IPython.core.getipython import get_ipython
@@ -137,12 +132,12 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
     given = [_assigned(cell) for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n")]  # by papermill
     if unknown := {name for one in given for name in one} - defaults.keys():  # papermill only warns of them
         raise SrlibError(f"{notebook} has no parameter {', '.join(sorted(unknown))}: it has {', '.join(defaults)}.")
-    parameters = {name: namespace.get(name, value) for name, value in defaults.items()}
+    profile, seed = (namespace.get(name, defaults[name]) for name in ("profile", "seed"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = Run(notebook, config.profile(parameters["profile"]), parameters, device)
-    random.seed(run.seed)
-    np.random.seed(run.seed)  # some libraries still draw from the global generator
-    torch.manual_seed(run.seed)
+    random.seed(seed)
+    np.random.seed(seed)  # some libraries still draw from the global generator
+    torch.manual_seed(seed)
+    run = Run(notebook, config.profile(profile), seed, device)
     if get_ipython() is not None:
         select_figure_formats(get_ipython(), {"png"})  # show figures that pyplot does not know
     print(f"notebook {notebook}\nprofile  {run.profile.name}, model {run.profile.model}, data {run.profile.dataset}")
@@ -154,20 +149,11 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
 
 def default_parameters(notebook: str) -> dict[str, Any]:
     """The parameters of a notebook with the values that stand in its file."""
-    tagged = next(cell for cell in _cells(notebook) if "parameters" in cell["metadata"].get("tags", []))
+    cells = json.loads(artifacts.notebook_file(notebook).read_text(encoding="utf-8"))["cells"]
+    tagged = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
     return {name: ast.literal_eval(value) for name, value in _assigned("".join(tagged["source"])).items()}
-
-
-def outputs(notebook: str) -> list[str]:
-    """File names of the figures and tables that a notebook's header lists as its outputs; `*` stands for any text."""
-    line = re.search(r"^\| Outputs \|.*$", "".join(_cells(notebook)[0]["source"]), re.MULTILINE)
-    return re.findall(r"/([\w*]+\.(?:png|svg|csv))`", line[0]) if line else []
 
 
 def _assigned(source: str) -> dict[str, ast.expr]:
     """{name: expression} of the assignments of a cell."""
     return {ast.unparse(one.targets[0]): one.value for one in ast.parse(source).body if isinstance(one, ast.Assign)}
-
-
-def _cells(notebook: str) -> list[dict[str, Any]]:
-    return json.loads(artifacts.notebook_file(notebook).read_text(encoding="utf-8"))["cells"]

@@ -39,7 +39,6 @@ def moved(shown):
 
     def move(name: str, value) -> str:
         next(one for one in shown[0].children if one.description == name).value = value
-        shown[0].update()  # as the front end asks for it
         return shown[0].result.data
 
     return move
