@@ -54,15 +54,10 @@ def lab(tmp_path_factory):
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces")}
     own |= {"SRLIB_ROOT": str(folder), "SRLIB_PROFILE": "smoke", "PYTHONPATH": str(ROOT)}
     environment = {name: value for name, value in os.environ.items() if name != "SRLIB_IN_CHAIN"} | own
-    options = [
-        "--no-browser",
-        "--allow-root",
-        "--IdentityProvider.token=",
-        "--ServerApp.disable_check_xsrf=True",
-        f"--port={address.split(':')[-1]}",
-    ]
+    options = ["--no-browser", "--allow-root", "--IdentityProvider.token=", f"--port={address.split(':')[-1]}",
+               "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={folder}"]  # fmt: skip
     with (folder / "log").open("w") as log:
-        command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}"]
+        command = [sys.executable, "-m", "jupyterlab", *options]
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 60

@@ -212,19 +212,13 @@ def _report_dir() -> Path:
 
 
 def _pandoc(source: Path, target: Path, profile: str, draft: bool) -> None:
-    """Markdown to typst. References are mapped before citeproc, which would take them for unknown citations."""
+    """Markdown to typst, as report/pandoc.yaml says."""
     import pypandoc
 
-    folder = _report_dir()
-    options = [
-        f"--template={folder / 'template.typ'}", f"--metadata-file={folder / 'metadata.yaml'}",
-        f"--metadata=profile={profile}", f"--lua-filter={folder / 'references.lua'}", "--citeproc",
-        f"--csl={folder / 'style.csl'}", f"--bibliography={folder / 'references.bib'}", "--fail-if-warnings",
-        "--wrap=none", "--columns=10000",  # narrower, long pipe tables would get columns of fixed width
-        *(["--metadata=draft=true"] if draft else []),
-    ]  # fmt: skip
+    options = [f"--defaults={_report_dir() / 'pandoc.yaml'}", f"--metadata=profile={profile}"]
+    options += ["--metadata=draft=true"] if draft else []
     try:
-        pypandoc.convert_file(source, "typst", format="markdown+smart", extra_args=options, outputfile=target)
+        pypandoc.convert_file(source, "typst", "markdown+smart", extra_args=options, outputfile=target)
     except RuntimeError as error:
         reasons = " ".join(str(error).split())
         raise SrlibError(f"pandoc cannot convert {source}: {reasons} Mend the text or references.bib.") from error

@@ -181,7 +181,7 @@ def reached(source: str) -> dict[Path, str]:
     The hash is that of the code alone: comments and docstrings change no result.
     """
     notebook = ast.parse(source)
-    waiting, found = set(_imports(notebook)), {}
+    waiting, found = set(imports(notebook)), {}
     while waiting:
         path = waiting.pop()
         if path not in found:
@@ -189,7 +189,7 @@ def reached(source: str) -> dict[Path, str]:
             if path.relative_to(_PACKAGE).as_posix() in _ON_DEMAND:
                 _drop_unused(tree, _names(notebook))
             found[path] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-            waiting |= set(_imports(tree))
+            waiting |= set(imports(tree))
     return dict(sorted(found.items()))
 
 
@@ -207,7 +207,7 @@ def _drop_unused(tree: ast.Module, named: set[str]) -> None:
             owner.body += [public.pop(name) for name in sorted(used)]
 
 
-def _imports(tree: ast.AST) -> Iterator[Path]:
+def imports(tree: ast.AST) -> Iterator[Path]:
     """Files of the package that a source imports; a lazy name of `srlib` leads to its module."""
     names: set[str] = set()
     for node in ast.walk(tree):

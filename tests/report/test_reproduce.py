@@ -71,18 +71,6 @@ def test_lsd_table_is_complete_and_finite(smoke):
     assert conditions >= set(shown["where"]["condition"]) and systems == set(shown["order"])
     assert len(table) == table["track"].nunique() * len(conditions) * len(systems)
     assert np.isfinite(table[["lsd", "lsd_19k", "lsd_ssr_eval", "log_mel_l1"]]).all(axis=None)
-    oracle = table[(table["system"] == "oracle") & (table["noise"] == "clean")]
-    unprocessed = table[(table["system"] == "unprocessed") & (table["noise"] == "clean")]
-    assert (oracle["lsd_19k"].to_numpy() < unprocessed["lsd_19k"].to_numpy()).all()
-
-
-def test_summary_agrees_with_the_table(smoke):
-    table, summary = (artifacts.read_table(name, SMOKE) for name in ("lsd", "lsd_summary"))
-    mean = table.groupby(["condition", "system"])["lsd_19k"].mean()
-    for row in summary.itertuples():
-        assert row.lsd_19k == pytest.approx(mean[row.condition, row.system], rel=1e-5)
-        assert row.ratio == pytest.approx(row.lsd_19k / mean[row.condition, "oracle"], rel=1e-5)
-        assert row.ci_low <= row.lsd_19k * 1.00001 and row.ci_high >= row.lsd_19k * 0.99999
 
 
 # A small chain of two notebooks.
@@ -124,6 +112,8 @@ def ran(capsys):
 
 
 def test_failed_chain_continues_at_the_failed_notebook(small, ran, capsys):
+    with pytest.raises(SrlibError, match="There is no single notebook '0'"):
+        reproduce.reproduce("demo", only="0")
     write(small, "01_second", "1 / 0")
     with pytest.raises(SrlibError, match=r"01_second stopped at its cell 3 with ZeroDivisionError: .*01_second\.ipynb"):
         reproduce.reproduce("demo")
@@ -140,7 +130,7 @@ def test_what_changed_runs_again_and_the_verdict_says_what_moved(small, ran):
     assert [state for _, state, _ in reproduce.status("demo")] == ["fresh", "fresh"] and ran()[0] == []
     write(small, "01_second", SECOND.replace("[value]", "[value + 1]"))
     assert reproduce.status("demo")[1] == ("01_second", "stale", "notebooks/01_second.ipynb changed")
-    table = artifacts.find("table", "second", "demo")
+    table, _ = artifacts.find("table", "second", "demo")
     assert ran(verify=True)[0] == ["01_second"] and table.read_text() == "x\n1\n"
     verdict = (small / "build/demo" / reproduce.VERDICT).read_text()
     assert verdict.startswith("report/tables/second.csv moved in x: At positional index 0, first diff: 1 != 2\n")
@@ -149,12 +139,6 @@ def test_what_changed_runs_again_and_the_verdict_says_what_moved(small, ran):
     assert "second.csv is not what its record describes" in reproduce.status("demo")[1][2]
     (small / "build/demo/tables/first.csv").unlink()
     assert ran()[0] == ["00_first"] and table.read_text() == "x\n2\n"
-
-
-def test_a_notebook_is_named_by_its_number(small, ran):
-    assert ran(only="01")[0] == ["01_second"]
-    with pytest.raises(SrlibError, match="There is no single notebook '0'"):
-        reproduce.reproduce(SMOKE, only="0")
 
 
 def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkeypatch):
@@ -173,7 +157,7 @@ def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkey
     [
         ('"""The style', '"""A style', False),
         ("STYLE: dict", "# a comment\nSTYLE: dict", False),
-        ("FIGURE_DPI = ", "FIGURE_DPI = 1 + ", True),
+        ("FIGURE_DPI = ", "FIGURE_DPI = 1 + ", True),  # of `artifacts`, which `run` imports
         ('label="power, dB"', 'label="dB"', True),  # of a function that `triptych` calls
         ("return _with_legend(figure)", "return figure", False),  # of a function that it does not
     ],
