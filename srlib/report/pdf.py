@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,8 @@ def build(profile: str = "demo", draft: bool = False) -> Path:
         draft: mark the title page as a draft; the only way to typeset the smoke profile, whose model is untrained.
     """
     if profile == artifacts.DRAFT_PROFILE and not draft:
-        raise SrlibError(
-            f"The report refuses artefacts of profile {profile!r}, whose model is untrained; "
-            "ask for a draft (`srlib report --draft`) or run `srlib reproduce --profile demo`."
-        )
+        how = "ask for a draft (`srlib report --draft`) or run `srlib reproduce --profile demo`"
+        raise SrlibError(f"The report refuses artefacts of profile {profile!r}, whose model is untrained; {how}.")
     text, folder = (_report_dir() / "report.md").read_text(encoding="utf-8"), artifacts.build_dir(profile)
     write_text(folder / "report.md", Expansion(profile).expand(text))
     _pandoc(folder / "report.md", folder / "report.typ", profile, draft)
@@ -78,18 +77,21 @@ class Expansion:
         self._used: dict[str, dict[str, Any]] = {}  # "figure `x`" -> its record
 
     def expand(self, text: str) -> str:
-        """Markdown with all directives replaced; what is known at the end comes last."""
-        text = FIGURE.sub(self._figure, TABLE.sub(self._table, text))
-        return DIRECTIVE.sub(self._directive, text)
+        """Markdown with all directives replaced; settings and manifest are those of all that stands before them."""
+        for pattern, replace in ((TABLE, self._table), (FIGURE, self._figure), (DIRECTIVE, self._directive)):
+            text = pattern.sub(partial(self._asked, replace), text)
+        return text
+
+    def _asked(self, replace: Callable[[re.Match[str]], str], match: re.Match[str]) -> str:
+        try:
+            return replace(match)
+        except (KeyError, ValueError) as error:
+            what = f"{match[0].splitlines()[0]}, which is not there ({error})"
+            raise SrlibError(f"report.md asks for {what}; srlib/report/pdf.py lists what is.") from error
 
     def pipe_table(self, name: str, spec: Mapping[str, Any]) -> str:
         """Markdown pipe table of a saved table, as its spec arranges it (see `_arrange`)."""
-        frame = self._frame(name)
-        try:
-            return _pipe(*_arrange(frame, spec, self.metadata["labels"]))
-        except KeyError as error:
-            known = ", ".join(frame.columns)
-            raise SrlibError(f"report.md asks table {name!r} for the column {error}, but it has {known}.") from error
+        return _pipe(*_arrange(self._frame(name), spec, self.metadata["labels"]))
 
     def _use(self, kind: str, name: str) -> tuple[Path, dict[str, Any]]:
         path, record = artifacts.find(kind, name, self.profile)
@@ -111,23 +113,18 @@ class Expansion:
         return f"{table}\n\n: {spec['caption'].strip()} (notebook {made_by}) {{#{match[1]}}}"
 
     def _directive(self, match: re.Match[str]) -> str:
-        makers = {"cell": self._cell, "number": self._number, "profile": self._profile,
+        makers = {"cell": self._cell, "number": self._number, "profile": lambda _: self.profile,
                   "settings": self._settings, "manifest": self._manifest}  # fmt: skip
-        if match[1] not in makers:
-            raise SrlibError(f"report.md holds {match[0]}, which is no directive; srlib/report/pdf.py lists them.")
         return makers[match[1]](match[2])
 
     def _cell(self, asked: str) -> str:
         """Text of one cell of a saved table: the row in which the table's key columns have the quoted values."""
         path, _, form = asked.rpartition(":")
         name, *values, column = path.split("/")
-        keys = self.metadata["cell-keys"].get(name, [])
         frame = self._frame(name)
-        try:
-            (value,) = frame[(frame[keys].astype(str) == values).all(axis=1)][column].dropna()
-            return _typeset_number(format(value, form))
-        except (KeyError, ValueError) as error:
-            raise SrlibError(f"report.md asks for the cell {asked}, but there is no such value: {error}.") from error
+        row = (frame[self.metadata["cell-keys"][name]].astype(str) == values).all(axis=1)
+        (value,) = frame.loc[row, column].dropna()
+        return _typeset_number(format(value, form))
 
     def _number(self, name: str) -> str:
         for path in sorted(artifacts.folder("table", self.profile).glob("numbers_*.csv")):
@@ -135,9 +132,6 @@ class Expansion:
                 if number["name"] == name:
                     return f"{_typeset_number(number['text'])}{NO_BREAK_SPACE}{number['unit']}".rstrip(NO_BREAK_SPACE)
         raise SrlibError(f"Number {name!r} is in no table; {artifacts.advice(name, self.profile)}.")
-
-    def _profile(self, _: str) -> str:
-        return self.profile
 
     def _settings(self, _: str) -> str:
         shared: dict[tuple[str, str], list[str]] = {}

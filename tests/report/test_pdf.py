@@ -57,21 +57,13 @@ def test_smoke_is_refused_unless_draft(project):
         report.build("smoke", draft=True)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "asked", "notebook"),
-    [
-        ("figure", "loss_curve", "figure 'loss_curve'", "05_training"),
-        ("table", "numbers_05_training", "'training_hours_total'", "05_training"),
-        ("table", "vae", "table 'vae'", "03_vae"),
-    ],
-)
-def test_missing_artefacts_fail(project, kind, name, asked, notebook):
-    path, _ = artifacts.find(kind, name, "demo")
-    path.with_suffix(".json").unlink()
-    path.unlink()
-    with pytest.raises(SrlibError, match=f"{asked}.*srlib reproduce --profile demo --only {notebook}") as error:
+@pytest.mark.parametrize(("kind", "name", "asked"), [
+    ("figure", "loss_curve", "figure 'loss_curve'"), ("table", "numbers_05_training", "'training_hours_total'"),
+])  # fmt: skip
+def test_missing_artefacts_fail(project, kind, name, asked):
+    artifacts.find(kind, name, "demo")[0].unlink()
+    with pytest.raises(SrlibError, match=f"{asked}.*srlib reproduce --profile demo --only 05_training"):
         report.build("demo")
-    assert "\n" not in str(error.value)
     assert not (project / "build/demo/report.pdf").exists()
 
 
@@ -79,12 +71,12 @@ def test_missing_artefacts_fail(project, kind, name, asked, notebook):
     ("See [@nobody1999].", "nobody1999"),
     ("See @fig:nowhere.", "fig:nowhere"),
     ("See @sec:nowhere and @eq:nowhere.", "nowhere"),
-    ("A {{nubmer:lsd}}.", "no directive"),
-    (CELL.replace("/ours/", "/theirs/"), "cell lsd_summary/theirs/clean_8k/zimtohrli:.2f, but"),  # no such row
-    (CELL.replace("zimtohrli", "tone_suppression_db"), "there is no such value"),  # not a number there
+    ("A {{nubmer:lsd}}.", "nubmer:lsd.*not there"),
+    (CELL.replace("/ours/", "/theirs/"), "lsd_summary/theirs/clean_8k/zimtohrli:.2f}}, which is not there"),
+    (CELL.replace("zimtohrli", "tone_suppression_db"), "not there"),  # not a number there
     (CELL.replace(".2f", ".2d"), "format"),
     (CELL.replace("zimtohrli", "loudness"), "'loudness'"),
-    (CELL.replace("/ours/", "/"), "there is no such value"),  # too few keys
+    (CELL.replace("/ours/", "/"), "not there"),  # too few keys
 ])  # fmt: skip
 def test_faults_in_the_text_fail(project, new, expected):
     heading = "# Introduction {#sec:intro}"

@@ -39,17 +39,6 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_figures_repeat_to_the_byte_and_leave_pyplot_alone(name):
-    import matplotlib.pyplot as plt
-
-    files = [io.BytesIO(), io.BytesIO()]
-    for file in files:
-        with matplotlib.rc_context({"svg.hashsalt": "test"}):
-            FIGURES[name]().savefig(file, format="svg", metadata={"Date": None})
-    assert files[0].getvalue() == files[1].getvalue() and plt.get_fignums() == []
-
-
 @pytest.mark.parametrize("hz", [300.0, 1000.0, 7000.0, 15000.0])
 def test_a_tone_is_drawn_at_its_frequency_and_equally_bright(hz):
     ax = plots.spectrograms({"tone": tone(hz)}).axes[0]

@@ -164,7 +164,7 @@ def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkey
 )
 def test_a_change_of_code_that_a_notebook_reaches_makes_it_stale(tmp_path, monkeypatch, old, new, stale):
     source = "from srlib import notebook_setup\nfrom srlib.report import plots\nplots.triptych(1, 2, 3)"
-    package = shutil.copytree(reproduce._PACKAGE, tmp_path / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
+    package = shutil.copytree(reproduce._PACKAGE, tmp_path / "srlib", ignore=shutil.ignore_patterns("assets"))
     monkeypatch.setattr(reproduce, "_PACKAGE", package)
     before = reproduce.reached(source)
     names = {path.relative_to(package).as_posix() for path in before}
