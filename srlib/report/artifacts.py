@@ -189,7 +189,7 @@ def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:
     return [f"{path.relative_to(root())} {what}" for path, what in differences.items() if what]
 
 
-def _difference(before: Path, now: Path, record: Mapping[str, Any]) -> str:
+def _difference(before: Path, now: Path, record: dict[str, Any]) -> str:
     """What is new in an artefact against the committed one; nothing if it is the same within the tolerances."""
     old = _read_json(before)
     if not before.is_file() or not old:

@@ -11,7 +11,6 @@ import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +36,18 @@ MOST_RATE = 192_000  # Hz, of files
 
 def degradation(clip: np.ndarray, start: Degradation) -> None:
     """Degrade a clip [samples] at 48 kHz; the controls begin at `start`."""
-    amplitude = start.noise_amplitude or 0.01
 
-    def view(
-        cutoff_hz: float = start.cutoff_hz or 8000.0,
-        family: Any = start.filter_type,
-        order: int = start.filter_order,
-        noise: Any = start.noise_type,
-        amplitude: float = amplitude,
-        tone_hz: float = start.tone_hz or 5000.0,
-    ) -> str:
-        done = replace(start, cutoff_hz=cutoff_hz, filter_type=family, filter_order=order, noise_type=noise,
-                       noise_amplitude=amplitude, tone_hz=tone_hz)  # fmt: skip
+    def view(**chosen: Any) -> str:
+        done = replace(start, **chosen)
         clips = {"reference": clip, "degraded": done.apply(clip, SAMPLE_RATE)}
         said = f"-3 dB at {done.passband_hz(SAMPLE_RATE):.0f} Hz, -20 dB at {done.stopband_hz(SAMPLE_RATE):.0f} Hz"
         return _seen(clips, done.edges_hz(SAMPLE_RATE) or (), said)
 
-    limits = {"cutoff_hz": (1000.0, 20_000.0, 100.0), "order": (2, 10), "tone_hz": (100.0, 15_000.0, 50.0)}
-    _show(
-        view, family=list(FILTER_TYPES), noise=list(NOISE_TYPES), amplitude=sorted({amplitude, *AMPLITUDES}), **limits
-    )
+    amplitude = start.noise_amplitude or 0.01
+    _show(view, cutoff_hz=(start.cutoff_hz, (1000.0, 20_000.0, 100.0)), filter_order=(start.filter_order, (2, 10)),
+          filter_type=(start.filter_type, list(FILTER_TYPES)), noise_type=(start.noise_type, list(NOISE_TYPES)),
+          noise_amplitude=(amplitude, sorted({amplitude, *AMPLITUDES})),
+          tone_hz=(start.tone_hz or 5000.0, (100.0, 15_000.0, 50.0)))  # fmt: skip
 
 
 def restoration(run: Run, track_index: int = 0) -> None:
@@ -64,13 +55,7 @@ def restoration(run: Run, track_index: int = 0) -> None:
     tracks = {track.title: track for track in run.tracks("test")}
     titles, known, recipes = list(tracks), [*reversed(systems.MODELS), *OTHERS], listen.CONDITIONS
 
-    def view(
-        track: str = titles[: track_index + 1][-1],
-        condition: str = next(iter(recipes)),
-        system: str = known[0],
-        steps: int | str = OWN,
-        merge: str = OWN,
-    ) -> str:
+    def view(track: str, condition: str, system: str, steps: int | str, merge: str) -> str:
         chosen = tracks[track]
         done = conditions.draw(recipes[condition], chosen.name)
         case = conditions.Case(chosen.name, condition, run.excerpt(chosen), done)
@@ -85,34 +70,28 @@ def restoration(run: Run, track_index: int = 0) -> None:
         clips = {"reference": case.reference, "degraded": case.degraded, "restored": getattr(output, "audio", output)}
         return _seen(clips, done.edges_hz(SAMPLE_RATE) or (), said)
 
-    _show(view, track=titles, condition=list(recipes), system=known, steps=[OWN, *STEPS], merge=[OWN, *MERGES])
+    _show(view, track=(titles[: track_index + 1][-1], titles), condition=(next(iter(recipes)), list(recipes)),
+          system=(known[0], known), steps=(OWN, [OWN, *STEPS]), merge=(OWN, [OWN, *MERGES]))  # fmt: skip
 
 
 def your_file(run: Run, path: str | Path) -> None:
     """Restore the first seconds of a file, or of one that is uploaded, and say what was found in it."""
-    steps = run.pipeline().config.num_inference_steps
 
-    def view(
-        cutoff_hz: Any = "auto",
-        denoise: str = "auto",
-        merge: str = "gain",
-        num_inference_steps: int = steps,
-        blend: float = 1.0,
-        another_file: Sequence[Mapping[str, Any]] = (),
-    ) -> str:
+    def view(another_file: Sequence[Mapping[str, Any]], **options: Any) -> str:
         source = Path(path)
         if another_file:
             source = run.scratch("upload") / Path(another_file[0]["name"]).name
             source.write_bytes(another_file[0]["content"])
         wav, sample_rate = excerpt(source)
-        options = {"denoise": denoise, "merge": merge, "num_inference_steps": num_inference_steps, "blend": blend}
-        output = run.pipeline()(wav, sample_rate, generator=run.seed, cutoff_hz=cutoff_hz, **options)
+        output: Any = run.pipeline()(wav, sample_rate, generator=run.seed, **options)
         clips = {"your file": files.resample(wav, sample_rate, SAMPLE_RATE), "restored": output.audio}
         return _seen(clips, [output.cutoff_hz] if output.cutoff_hz else [], output.findings.sentence())
 
+    steps = run.pipeline().config.num_inference_steps
     edges = ["auto", ("full band", None), *((f"{hz:g} Hz", hz) for hz in run.profile.cutoffs_hz)]
-    _show(view, cutoff_hz=edges, denoise=["auto", "on", "off"], merge=list(MERGES), blend=(0.0, 1.0, 0.05),
-          num_inference_steps=sorted({steps, *STEPS}), another_file=ipywidgets.FileUpload())  # fmt: skip
+    _show(view, cutoff_hz=("auto", edges), denoise=("auto", ["auto", "on", "off"]), merge=("gain", list(MERGES)),
+          num_inference_steps=(steps, sorted({steps, *STEPS})), blend=(1.0, (0.0, 1.0, 0.05)),
+          another_file=((), None))  # fmt: skip
 
 
 def excerpt(path: str | Path) -> tuple[np.ndarray, int]:
@@ -131,10 +110,12 @@ def _seen(clips: Mapping[str, np.ndarray], edges_hz: Sequence[float], said: str 
     return f'<p>{html.escape(said)}</p><img src="{source}" alt="mean spectra" style="height: 240px">{players}'
 
 
-def _show(view: Callable[..., str], **controls: Any) -> None:
-    """Show the HTML that `view` makes of its defaults, and controls for its arguments where they can be moved."""
+def _show(view: Callable[..., str], **controls: tuple[Any, Any]) -> None:
+    """Show the HTML that `view` makes of the values of the controls, and the controls where they can be moved.
 
-    @wraps(view)
+    A control is a value and its choices, its limits (low, high, step), or None for a file to upload.
+    """
+
     def drawn(**values: Any) -> display.HTML:
         try:
             return display.HTML(view(**values))
@@ -142,9 +123,13 @@ def _show(view: Callable[..., str], **controls: Any) -> None:
             return display.HTML(f"<p>{html.escape(str(error))}</p>")
 
     if not interactive():
-        display.display(display.HTML(view()))
+        display.display(display.HTML(view(**{name: value for name, (value, _) in controls.items()})))
         return
-    box = ipywidgets.interactive(drawn, {"auto_display": True}, **controls)
+    make = ipywidgets.interactive.widget_from_abbrev
+    moved = {
+        name: make(limits, value) if limits else ipywidgets.FileUpload() for name, (value, limits) in controls.items()
+    }
+    box = ipywidgets.interactive(drawn, {"auto_display": True}, **moved)
     for one in box.kwargs_widgets:
         one.style.description_width = "initial"  # wide enough for the name
     box.layout.flex_flow, box.out.layout.width = "row wrap", "100%"

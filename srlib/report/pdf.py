@@ -60,8 +60,9 @@ def update_readme(profile: str = "demo") -> list[Path]:
     for path in paths:
         text = path.read_text(encoding="utf-8")
         for name, block in blocks.items():
-            marked = rf"(?s)(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
-            text = re.sub(marked, lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text)
+            begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+            if begin in text:
+                text = f"{text.split(begin)[0]}{begin}{block}\n{end}{text.split(end)[1]}"
         write_text(path, text)
     return paths
 

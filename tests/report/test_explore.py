@@ -64,7 +64,7 @@ def test_a_move_draws_anew_and_an_error_is_a_sentence(shown, moved, monkeypatch,
     expected = Degradation(cutoff_hz=8000.0).passband_hz(48_000)
     assert names(page) == ["reference", "degraded"] and f"-3 dB at {expected:.0f} Hz" in page
     monkeypatch.setattr(Degradation, "apply", lambda *_: (_ for _ in ()).throw(explore.SrlibError("too <loud>")))
-    assert moved("order", 2) == "<p>too &lt;loud&gt;</p>"
+    assert moved("filter_order", 2) == "<p>too &lt;loud&gt;</p>"
 
 
 def test_a_restoration_takes_a_system_with_other_steps(moved, run):
