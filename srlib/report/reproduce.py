@@ -156,7 +156,6 @@ def _inputs(one: str, profile: str) -> dict[str, str]:
     cells = json.loads(artifacts.notebook_file(one).read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     code = "\n".join(source for kind, source in sources if kind == "code")
-    code = re.sub(r"^[%!].*", "", code, flags=re.MULTILINE)  # magics
     found = {f"notebooks/{one}.ipynb": hashlib.sha256(repr(sources).encode()).hexdigest()}
     found |= {f"srlib/{path.relative_to(_PACKAGE).as_posix()}": digest for path, digest in reached(code).items()}
     found |= _assets()

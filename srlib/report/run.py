@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class Run:
     `target` is the profile whose artefacts it makes, or "explore" outside the chain, whose artefacts go no further.
     """
 
-    def __init__(self, notebook: str, profile: config.Profile, seed: int, device: str) -> None:
+    def __init__(self, notebook: str, profile: config.Profile, seed: int, device: str, cells: Sequence[str]) -> None:
         self.notebook = notebook
         self.profile = profile
         self.target = profile.name if IN_CHAIN in os.environ else artifacts.EXPLORED
@@ -43,6 +43,7 @@ class Run:
         self.rng = np.random.default_rng(seed)
         self.device = device
         self._numbers: list[dict[str, Any]] = []
+        self._executed = cells  # grows with each cell; the first entry is empty
         self._cells: dict[str, int] = {}  # file name of an artefact -> execution count of its cell
 
     def pipeline(self, variant: str | None = None) -> RestorationPipeline:
@@ -99,10 +100,7 @@ class Run:
         print(*numbers, *self._cells, sep="\n")
 
     def _note(self, path: Path) -> None:
-        from IPython.core.getipython import get_ipython
-
-        shell = get_ipython()
-        self._cells[path.name] = len(shell.user_ns["In"]) - 1 if shell else 0  # In[0] is empty
+        self._cells[path.name] = len(self._executed) - 1
 
 
 def interactive() -> bool:
@@ -129,7 +127,8 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
     from IPython.core.pylabtools import select_figure_formats
 
     defaults = default_parameters(notebook)
-    given = [_assigned(cell) for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n")]  # by papermill
+    cells = namespace.get("In", [])
+    given = [_assigned(cell) for cell in cells if cell.startswith("# Parameters\n")]  # by papermill
     if unknown := {name for one in given for name in one} - defaults.keys():  # papermill only warns of them
         raise SrlibError(f"{notebook} has no parameter {', '.join(sorted(unknown))}: it has {', '.join(defaults)}.")
     profile, seed = (namespace.get(name, defaults[name]) for name in ("profile", "seed"))
@@ -137,7 +136,7 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
     random.seed(seed)
     np.random.seed(seed)  # some libraries still draw from the global generator
     torch.manual_seed(seed)
-    run = Run(notebook, config.profile(profile), seed, device)
+    run = Run(notebook, config.profile(profile), seed, device, cells)
     if get_ipython() is not None:
         select_figure_formats(get_ipython(), {"png"})  # show figures that pyplot does not know
     print(f"notebook {notebook}\nprofile  {run.profile.name}, model {run.profile.model}, data {run.profile.dataset}")

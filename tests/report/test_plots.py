@@ -30,7 +30,6 @@ MELS = {label: np.random.default_rng(i).uniform(-9, 2, (20 + i, 256)) for i, lab
 DEVIATIONS = {"d": np.random.default_rng(3).uniform(0, 2, (25, 256))}
 EDGES_HZ = np.geomspace(20, 24000, 258)
 FIGURES = {
-    "triptych": lambda: plots.triptych(tone(500), tone(900, seconds=0.4), tone(2000), title="three"),
     "posterior": lambda: plots.log_mels(MELS, EDGES_HZ, 2, DEVIATIONS),
     "by_group": lambda: plots.lines(TABLE, "ms", {"lsd": "LSD"}, "system", "noise", levels=(1,), xlabel="length, ms"),
     "by_measure": lambda: plots.lines(TABLE, "ms", {"lsd": "LSD", "snr": "SNR"}, "system", style=""),
