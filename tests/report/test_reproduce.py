@@ -58,8 +58,9 @@ def test_a_notebook_repeats_its_committed_outputs(smoke, one):
         for folder in (NOTEBOOKS, smoke / "build" / SMOKE / "notebooks")
     )
     assert all(cell.execution_count for cell in executed.values())
-    compared = {name: cell.outputs[0].text for name, cell in committed.items() if cell.outputs}
-    assert compared == {name: executed[name].outputs[0].text for name in compared}
+    for name, cell in committed.items():
+        if cell.outputs:  # a busy machine splits a stream
+            assert "".join(part.text for part in executed[name].outputs) == cell.outputs[0].text
 
 
 # A small chain of two notebooks.
