@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHOTS = ROOT / "build" / "browser"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LIVE = {"02_degradation": "cutoff, Hz", "06_results": "condition", "11_your_own_file": "blend"}  # what is moved
+LIVE = {"02_degradation": "cutoff_hz", "06_results": "condition", "11_your_own_file": "blend"}  # what is moved
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page, whether it is seen or not
@@ -54,15 +54,10 @@ def lab(tmp_path_factory):
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces")}
     own |= {"SRLIB_ROOT": str(folder), "SRLIB_PROFILE": "smoke", "PYTHONPATH": str(ROOT)}
     environment = {name: value for name, value in os.environ.items() if name != "SRLIB_IN_CHAIN"} | own
-    options = [
-        "--no-browser",
-        "--allow-root",
-        "--IdentityProvider.token=",
-        "--ServerApp.disable_check_xsrf=True",
-        f"--port={address.split(':')[-1]}",
-    ]
+    options = ["--no-browser", "--allow-root", "--IdentityProvider.token=", f"--port={address.split(':')[-1]}",
+               "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={folder}"]  # fmt: skip
     with (folder / "log").open("w") as log:
-        command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}"]
+        command = [sys.executable, "-m", "jupyterlab", *options]
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 60

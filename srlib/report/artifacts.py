@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlib.audio.files import write_atomically, write_text
+from srlib.audio.files import one_line, write_atomically, write_text
 from srlib.errors import SrlibError
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ KINDS = {".png": "figure", ".svg": "figure", ".csv": "table"}
 SIGNIFICANT_DIGITS = 6  # of every stored float
 FIGURE_DPI = 160  # pixels per inch of the png figures
 
-# How far a column may move before its table is rewritten: a share of the value or of the column's median magnitude,
-# whichever is larger. The first pattern that fits the column's name counts; None: not compared. Another CPU moves
-# results by 1e-5.
+# How far a value of a column may move before its table is rewritten: a share of itself plus of the column's median
+# magnitude. The first pattern that fits the column's name counts; None: not compared. Another CPU moves results
+# by 1e-5.
 TOLERANCES = {"*seconds": None, "*_s": None, "*minutes": None, "c2st": 0.02, "*": 1e-3}
 MOST_DB = 100.0  # a ratio above it is the rounding of float32, in dB
 SAME_LEVEL, SAME_SHARE = 16, 2e-5  # a png is the same if fewer pixels than this share differ by more than this level
@@ -79,12 +79,12 @@ def save_figure(fig: Figure, name: str, profile: str, notebook: str) -> Path:
     """Save a matplotlib figure, as png if it holds images, else as svg: the same drawing gives the same bytes."""
     import matplotlib
 
-    kind = "png" if any(ax.images for ax in fig.axes) else "svg"
-    path = folder("figure", profile, fresh=True) / f"{_checked(name)}.{kind}"
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    kind, other = (".png", ".svg") if any(ax.images for ax in fig.axes) else (".svg", ".png")
+    path = folder("figure", profile, fresh=True) / f"{name}{kind}"
+    metadata = {"Date" if kind == ".svg" else "Software": None}
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
-        write_atomically(path, lambda part: fig.savefig(part, format=kind, dpi=FIGURE_DPI, metadata=metadata))
-    path.with_suffix(".svg" if kind == "png" else ".png").unlink(missing_ok=True)
+        write_atomically(path, lambda part: fig.savefig(part, format=kind[1:], dpi=FIGURE_DPI, metadata=metadata))
+    path.with_suffix(other).unlink(missing_ok=True)
     return _with_sidecar(path, profile, notebook, {})
 
 
@@ -99,7 +99,7 @@ def save_table(
     """
     if table.empty:
         raise SrlibError(f"Table {name!r} of notebook {notebook} has no rows; nothing was written.")
-    path = folder("table", profile, fresh=True) / f"{_checked(name)}.csv"
+    path = folder("table", profile, fresh=True) / f"{name}.csv"
     write_text(path, table.to_csv(index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g", lineterminator="\n"))
     return _with_sidecar(path, profile, notebook, {"settings": dict(settings or {})})
 
@@ -112,55 +112,33 @@ def _with_sidecar(path: Path, profile: str, notebook: str, more: Mapping[str, An
     return path
 
 
-def _checked(name: str) -> str:
-    """Names become file names: lower case, digits and underscores only."""
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise SrlibError(f"{name!r} cannot name an artefact; use lower-case letters, digits and underscores.")
-    return name
+def find(kind: str, name: str, profile: str) -> tuple[Path, dict[str, Any]]:
+    """Path and sidecar of a published "figure" or "table", once file, sidecar and profile agree; else an error."""
+    where = folder(kind, profile)
+    record = _read_json(where / name)
+    path = where / record.get("file", name)
+    if not path.is_file() or record["profile"] != profile or record["sha256"] != sha256(path):
+        fault = f"is not in {where}, or is not what its record describes (edited by hand, or of another profile)"
+        raise SrlibError(f"The {kind} {name!r} of profile {profile!r} {fault}; {advice(name, profile)}.")
+    return path, record
 
 
 def read_table(name: str, profile: str) -> pandas.DataFrame:
     """The table as published; a missing one is an error that names the notebook to run."""
-    return _read_csv(find("table", name, profile))
+    return read_csv(find("table", name, profile)[0])
 
 
 def committed_table(name: str) -> tuple[pandas.DataFrame, dict[str, Any]] | None:
     """A committed table and its settings, whatever the profile of the caller; None if it is not there."""
     path = root() / "report" / "tables" / f"{name}.csv"
-    return (_read_csv(path), _read_json(path)["settings"]) if path.is_file() else None
+    return (read_csv(path), _read_json(path)["settings"]) if path.is_file() else None
 
 
-def read_number(name: str, profile: str) -> dict[str, Any]:
-    """One number as {value, unit, text, notebook, sha256}; a missing one is an error that names what to run."""
-    for path, record in records(profile):
-        if path.name.startswith("numbers_"):
-            for number in _read_csv(path).fillna("").to_dict("records"):
-                if number["name"] == name:
-                    return number | {"notebook": record["notebook"], "sha256": record["sha256"]}
-    raise SrlibError(f"Number {name!r} is in no table of profile {profile!r}; {_advice(name, profile)}.")
+def read_csv(path: Path) -> pandas.DataFrame:
+    """A stored table; the text of a number stays text."""
+    import pandas
 
-
-def find(kind: str, name: str, profile: str) -> Path:
-    """Path of a published "figure" or "table"; a missing one is an error that names the notebook to run."""
-    where, suffixes = folder(kind, profile), [suffix for suffix, one in KINDS.items() if one == kind]
-    for path in (where / f"{name}{suffix}" for suffix in suffixes):
-        if path.is_file():
-            return path
-    raise SrlibError(f"The {kind} {name!r} of profile {profile!r} is not in {where}; {_advice(name, profile)}.")
-
-
-def read_sidecar(path: Path, profile: str) -> dict[str, Any]:
-    """Record of the figure or table at `path`, after checking that file, record and profile agree."""
-    sidecar, fault = _read_json(path), ""
-    if not sidecar:
-        fault = "has no record beside it"
-    elif sidecar["profile"] != profile:
-        fault = f"was made by profile {sidecar['profile']!r}, not {profile!r}"
-    elif sidecar["file"] != path.name or sidecar["sha256"] != sha256(path):
-        fault = "is not what its record describes (edited by hand?)"
-    if fault:
-        raise SrlibError(f"{path} {fault}; {_advice(path.stem, profile)}.")
-    return sidecar
+    return pandas.read_csv(path, keep_default_na=False, na_values=[""], dtype={"text": str})
 
 
 def records(profile: str, fresh: bool = False, notebook: str | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -168,14 +146,8 @@ def records(profile: str, fresh: bool = False, notebook: str | None = None) -> I
     for kind in ("figure", "table"):
         for path in sorted(folder(kind, profile, fresh).glob("*.json")):
             record = _read_json(path)
-            if record.get("profile") == profile and notebook in (None, record["notebook"]):
+            if record["profile"] == profile and notebook in (None, record["notebook"]):
                 yield path.with_name(record["file"]), record
-
-
-def _read_csv(path: Path) -> pandas.DataFrame:
-    import pandas
-
-    return pandas.read_csv(path, keep_default_na=False, na_values=[""], dtype={"text": str})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -183,8 +155,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _advice(name: str, profile: str) -> str:
-    """What to run so that the artefact appears: the notebook that lists it as an output, or saves the number."""
+def advice(name: str, profile: str) -> str:
+    """What to run so that an artefact appears: the notebook that lists it as an output, or saves the number."""
     pattern = rf'/{name}\.(csv|png|svg)`|save_number\(\\"{name}\\"'  # in JSON, quotes of the code are escaped
     paths = sorted((root() / "notebooks").glob("*.ipynb"))
     maker = next((f" --only {path.stem}" for path in paths if re.search(pattern, path.read_text("utf-8"))), "")
@@ -205,10 +177,10 @@ def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:
         differences[target] = _difference(target, path, record)
         if differences[target] and rewrite:
             target.parent.mkdir(parents=True, exist_ok=True)
+            for suffix in KINDS:  # a figure has one kind
+                target.with_suffix(suffix).unlink(missing_ok=True)
             for suffix in (path.suffix, ".json"):
                 shutil.copyfile(path.with_suffix(suffix), target.with_suffix(suffix))
-            for suffix in {".png", ".svg"} - {path.suffix}:  # a figure has one kind
-                target.with_suffix(suffix).unlink(missing_ok=True)
     for path in [path for path, _ in records(profile, False, notebook) if path not in differences]:
         differences[path] = "is no longer made"
         if rewrite:
@@ -217,44 +189,42 @@ def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:
     return [f"{path.relative_to(root())} {what}" for path, what in differences.items() if what]
 
 
-def _difference(before: Path, now: Path, record: Mapping[str, Any]) -> str:
+def _difference(before: Path, now: Path, record: dict[str, Any]) -> str:
     """What is new in an artefact against the committed one; nothing if it is the same within the tolerances."""
     old = _read_json(before)
     if not before.is_file() or not old:
         return "is new"
-    if old["profile"] != record["profile"] or old["file"] != before.name or old["sha256"] != sha256(before):
+    if old["sha256"] != sha256(before):
         return "is not what its record describes"
+    if old | {"sha256": ""} != record | {"sha256": ""}:
+        return "has other settings"
     if old["sha256"] == record["sha256"]:
-        return "" if old == record else "has other settings"
+        return ""
     if now.suffix == ".csv":
-        return "has other settings" if old["settings"] != record["settings"] else compare_tables(before, now)
+        return compare_tables(before, now)
     return "" if (_same_svg if now.suffix == ".svg" else _same_png)(before, now) else "is drawn differently"
 
 
 def compare_tables(before: Path, now: Path) -> str:
-    """The largest move of a column between two tables, as a sentence; nothing if TOLERANCES allow all of them."""
-    import numpy as np
-    import pandas
+    """The first value of each column that moved beyond TOLERANCES, as a sentence; nothing if none did."""
+    from pandas.api.types import is_numeric_dtype
+    from pandas.testing import assert_series_equal
 
-    old, new = _read_csv(before), _read_csv(now)
+    old, new = read_csv(before), read_csv(now)
     if list(old) != list(new) or len(old) != len(new):
         return f"had {len(old)} rows of {len(old.columns)} columns, has {len(new)} of {len(new.columns)}"
-    worst, sentence = 0.0, ""
+    moves = []
     for name in old.columns.drop("text", errors="ignore"):  # the text of a number follows from its value
-        tolerance = next(share for pattern, share in TOLERANCES.items() if fnmatch.fnmatch(name, pattern))
-        if old[name].equals(new[name]) or tolerance is None:
+        share = next(share for pattern, share in TOLERANCES.items() if fnmatch.fnmatch(name, pattern))
+        if share is None:
             continue
-        if not all(pandas.api.types.is_numeric_dtype(table[name]) for table in (old, new)):
-            return f"has other text in its column {name}"
-        limit = MOST_DB if "_db" in name else np.inf
-        a, b = (np.clip(table[name].to_numpy(float), -limit, limit) for table in (old, new))
-        scale = np.fmax(np.abs(a), np.nanmedian(np.abs(a)))
-        moved = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.nan_to_num(np.abs(b - a) / scale, nan=np.inf))
-        most, count = moved.argmax(), int((moved > tolerance).sum())
-        if moved[most] > max(tolerance, worst):
-            worst = float(moved[most])
-            sentence = f"moved by {worst:.2g} in {name} ({count} rows; {a[most]:.6g} became {b[most]:.6g})"
-    return sentence
+        a, b = (table[name].clip(-MOST_DB, MOST_DB) if "_db" in name else table[name] for table in (old, new))
+        least = share * a.abs().median() if is_numeric_dtype(a) else 0
+        try:
+            assert_series_equal(a, b, check_dtype=False, rtol=share, atol=least)
+        except AssertionError as error:
+            moves.append(f"moved in {name}: {one_line(error)}")
+    return ", ".join(moves)
 
 
 def _same_png(one: Path, other: Path) -> bool:

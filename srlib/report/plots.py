@@ -1,9 +1,12 @@
 """The style of all figures: spectrograms, log-mels, lines and bars; and players of clips.
 
-Nothing here reads or writes a file. A function returns a `matplotlib.figure.Figure` that pyplot does not know, so that
-a notebook shows it once; the same arguments give the same picture. Series differ by marker as well as by colour.
+A function that draws returns a `matplotlib.figure.Figure` that pyplot does not know, so that a notebook shows it once;
+the same arguments give the same picture. Series differ by marker as well as by colour.
 """
 
+import base64
+import html
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,13 +14,15 @@ import librosa
 import matplotlib
 import numpy as np
 import pandas as pd
+import soundfile
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.rcsetup import cycler
 from scipy import signal
 
 from srlib.config import HOP_LENGTH, LATENT_FACTOR, N_FFT, SAMPLE_RATE
-from srlib.errors import SrlibError
+from srlib.report import artifacts
 
 COLOURS = (  # Okabe and Ito's, which colour-blind readers can tell apart, and three pale ones
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#222222", "#888888",
@@ -44,7 +49,8 @@ MAGMA = matplotlib.colormaps["magma"].resampled(64)  # 64 steps look the same an
 LOG_MEL_RANGE = (-10.0, 2.5)  # natural log, the range of music on AudioSR's front end
 DEVIATION_RANGE = (0.0, 2.0)  # nat, of standard deviations of a log-mel
 Extent = tuple[float, float, float, float]  # first and last second, lowest and highest row
-MAX_CLIPS, MAX_CLIP_SECONDS = 4, 5.0  # of `listen`: each player costs about half a megabyte in the executed notebook
+QUALITY = 0.2  # compression level of Vorbis, about 130 kb/s a channel: transparent, and a fifth of FLAC's size
+SILENT = 1e-6  # root mean square under which a clip does not count for the equal level
 
 
 styled = matplotlib.rc_context(STYLE)  # as a decorator: whatever the caller's own settings are
@@ -218,7 +224,6 @@ def bars(
     table: pd.DataFrame,
     values: Sequence[str],
     panel: str = "",
-    interval: tuple[pd.DataFrame, pd.DataFrame] | None = None,
     horizontal: bool = False,
     stacked: bool = False,
     **axes_options: Any,
@@ -227,7 +232,6 @@ def bars(
 
     Args:
         panel: level of the index whose values have panels of their own.
-        interval: lower and upper ends of each value, as tables with the same index and columns.
         stacked: values one on the other; panels then have scales of their own.
         axes_options: of `Axes.set`, e.g. xlabel or title.
     """
@@ -236,10 +240,9 @@ def bars(
     height = 0.17 * sum(sizes) + 0.35 * len(groups) + 0.7
     figure, axes = panels(height, len(groups), sharex=not stacked, height_ratios=sizes)
     for ax, key in zip(axes, groups, strict=True):
-        rows, *ends = (one.xs(key, level=panel) if panel else one for one in (table, *(interval or ())))
-        errors = {"yerr": [[rows[name] - ends[0][name], ends[1][name] - rows[name]] for name in values]} if ends else {}
+        rows = table.xs(key, level=panel) if panel else table
         rows[list(values)].plot(kind="barh" if horizontal else "bar", stacked=stacked, ax=ax, legend=False, width=0.86,
-                                rot=0, color=_colours(values), error_kw={"elinewidth": 0.6}, **errors)  # fmt: skip
+                                rot=0, color=_colours(values))  # fmt: skip
         ax.set(title=str(key), **{"ylabel": "", "xlabel": ""} | axes_options)
         ax.grid(axis="y" if horizontal else "x", visible=False)
         if horizontal:
@@ -260,16 +263,60 @@ def _with_legend(figure: Figure) -> Figure:
 
 
 def listen(clips: Mapping[str, np.ndarray]) -> None:
-    """Players for {label: wav [samples]} at 48 kHz in a row, at their true relative levels (no per-clip normalisation).
+    """Show the players of {label: wav [samples] or [channels, samples]} at 48 kHz in a notebook."""
+    from IPython.display import HTML, display
 
-    At most four clips; of each the first five seconds.
+    display(HTML(f"<div>{frame(clips)}</div>"))
+
+
+def frame(clips: Mapping[str, np.ndarray], kind: str = "ogg") -> str:
+    """HTML of a frame with the `players` of clips."""
+    page = html.escape(str(template("player.html").module.page(players(clips, kind), ticks())))
+    return f'<iframe srcdoc="{page}" style="width: 100%; height: 235px; border: 0"></iframe>'
+
+
+def players(clips: Mapping[str, np.ndarray], kind: str = "ogg") -> list[dict[str, Any]]:
+    """Players of clips {name: [samples] or [channels, samples]} at 48 kHz, all turned down alike if one would clip.
+
+    Args:
+        kind: of the sound, "ogg" (Vorbis: small) or "wav" (quick to make).
     """
-    from IPython.display import HTML, Audio, display
+    wavs = {name: np.atleast_2d(wav) for name, wav in clips.items()}
+    gain = min(1.0, 0.99 / max(float(np.abs(wav).max()) + 1e-9 for wav in wavs.values()))
+    quietest = min((level for wav in wavs.values() if (level := float(wav.std())) > SILENT), default=SILENT)
+    return [
+        {"name": name, "volume": quietest / max(float(wav.std()), SILENT), "kind": f"audio/{kind}",
+         "sound": _sound(gain * wav, kind), "picture": _picture(gain * wav.mean(axis=0))}
+        for name, wav in wavs.items()
+    ]  # fmt: skip
 
-    if len(clips) > MAX_CLIPS:
-        raise SrlibError(f"listen() shows at most {MAX_CLIPS} clips, got {len(clips)}: pass fewer.")
-    samples, cells = int(MAX_CLIP_SECONDS * SAMPLE_RATE), []
-    for label, wav in clips.items():
-        player = Audio(np.clip(np.asarray(wav)[:samples], -1.0, 1.0), rate=SAMPLE_RATE, normalize=False)
-        cells.append(f"<td style='text-align:left'><b>{label}</b><br>{player._repr_html_()}</td>")
-    display(HTML(f"<table><tr>{''.join(cells)}</tr></table>"))
+
+def _sound(wav: np.ndarray, kind: str) -> str:
+    """[channels, samples] as a file in base64."""
+    file = io.BytesIO()
+    options = {"subtype": "VORBIS", "compression_level": QUALITY} if kind == "ogg" else {"subtype": "PCM_16"}
+    soundfile.write(file, wav.T, SAMPLE_RATE, format=kind, **options)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _picture(wav: np.ndarray) -> str:
+    """Spectrogram of [samples] as a JPEG in base64."""
+    file, (low, high) = io.BytesIO(), DB_RANGE
+    picture = mel_axis_power_db(wav)[::-2]
+    imsave(file, picture, cmap=MAGMA, vmin=low, vmax=high, format="jpeg", pil_kwargs={"quality": 70})
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def ticks() -> dict[str, float]:
+    """{kHz: height in a player's spectrogram, %}."""
+    low, high = mel(LOWEST_HZ, HIGHEST_HZ)
+    marked = [hz for hz in FREQUENCY_TICKS_HZ if hz > LOWEST_HZ]
+    return {f"{hz / 1000:g}": round(float(100 * (mel(hz)[0] - low) / (high - low)), 1) for hz in marked}
+
+
+def template(name: str) -> Any:
+    """A template of the folder report/."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(artifacts.root() / "report")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(name)

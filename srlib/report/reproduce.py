@@ -13,8 +13,8 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -75,9 +75,10 @@ def reproduce(
     differences = []
     for one in names:
         if one in waiting:
-            print(f"{one:<22} about {_clock(waiting[one])} of {_clock(sum(waiting.values()))} left", flush=True)
-            print(f"{one:<22} took {_clock(_run(one, name))}", flush=True)
-            del waiting[one]
+            left, begin = timedelta(seconds=sum(waiting.values())), datetime.now()
+            print(f"{one:<22} about {timedelta(seconds=waiting.pop(one))} of {left} left", flush=True)
+            _run(one, name)
+            print(f"{one:<22} took {str(datetime.now() - begin)[:7]}", flush=True)
         else:
             print(f"{one:<22} up to date", flush=True)
         differences += artifacts.publish(one, name, rewrite=not verify)
@@ -90,28 +91,23 @@ def reproduce(
 
 
 def status(profile: str | None = None) -> list[tuple[str, str, str]]:
-    """Of each notebook its name, "fresh", "stale" or "never run", and why it is stale."""
+    """Of each notebook its name, "fresh" or "stale", and why it is stale."""
     name, found = config.profile(profile).name, []
     for one in chain():
         reasons = _reasons(one, name)
         if reasons != ["never run"]:
             reasons += artifacts.publish(one, name, rewrite=False)
-        state = "stale" if reasons else "fresh"
-        found.append((one, *(("never run", "") if reasons == ["never run"] else (state, "; ".join(reasons)))))
+        found.append((one, "stale" if reasons else "fresh", "; ".join(reasons)))
     return found
 
 
 def _reasons(one: str, profile: str) -> list[str]:
-    """Why a notebook has to run: what changed since its last run."""
+    """Why a notebook has to run: what changed since its last run, of what it reads and of what it made."""
     file = _state_file(one, profile)
     if not file.is_file():
         return ["never run"]
-    before = json.loads(file.read_text(encoding="utf-8"))
-    reasons = []
-    for now, then, what in ((_inputs(one, profile), before["inputs"], "changed"),
-                            (_made(one, profile), before["outputs"], "is not as it was made")):  # fmt: skip
-        reasons += [f"{name} {what}" for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
-    return reasons
+    then, now = json.loads(file.read_text(encoding="utf-8")), _inputs(one, profile) | _made(one, profile)
+    return [f"{name} changed" for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
 
 
 def _state_file(one: str, profile: str) -> Path:
@@ -124,22 +120,18 @@ def _made(one: str, profile: str) -> dict[str, str]:
     return {path.name: artifacts.sha256(path) for path in paths if path.is_file()}
 
 
-def _expected(one: str, profile: str) -> float:
+def _expected(one: str, profile: str) -> int:
     """Seconds that the notebook's header states for a profile, else a minute."""
     header = artifacts.notebook_file(one).read_text(encoding="utf-8")
     found = re.search(rf"\| Runtime \|[^|]*\b{profile} (\d+) (s|min)\b", header)
-    return float(found[1]) * (60 if found[2] == "min" else 1) if found else 60.0
+    return int(found[1]) * (60 if found[2] == "min" else 1) if found else 60
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _run(one: str, profile: str) -> float:
-    """Run a notebook, note what it needed and made, and return its seconds."""
+def _run(one: str, profile: str) -> None:
+    """Run a notebook, and note what it needed and made."""
     import papermill
 
-    state_file, inputs, start = _state_file(one, profile), _inputs(one, profile), time.perf_counter()
+    state_file, inputs = _state_file(one, profile), _inputs(one, profile)
     state_file.parent.mkdir(parents=True, exist_ok=True)
     state_file.unlink(missing_ok=True)
     for path, _ in list(artifacts.records(profile, True, one)):  # what it no longer makes does not stay
@@ -156,10 +148,7 @@ def _run(one: str, profile: str) -> float:
             f"Notebook {one} stopped at its cell {error.exec_count} with {error.ename}: {error.evalue} "
             f"(executed copy: {output}). The next run of the chain continues there."
         ) from error
-    took = time.perf_counter() - start
-    state = {"seconds": round(took, 2), "outputs": _made(one, profile), "inputs": inputs}
-    write_text(state_file, json.dumps(state, indent=1) + "\n")
-    return took
+    write_text(state_file, json.dumps(inputs | _made(one, profile), indent=1) + "\n")
 
 
 def _inputs(one: str, profile: str) -> dict[str, str]:
@@ -167,21 +156,22 @@ def _inputs(one: str, profile: str) -> dict[str, str]:
     cells = json.loads(artifacts.notebook_file(one).read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     code = "\n".join(source for kind, source in sources if kind == "code")
-    code = re.sub(r"^[%!].*", "", code, flags=re.MULTILINE)  # magics
     found = {f"notebooks/{one}.ipynb": hashlib.sha256(repr(sources).encode()).hexdigest()}
     found |= {f"srlib/{path.relative_to(_PACKAGE).as_posix()}": digest for path, digest in reached(code).items()}
-    for folder in (_PACKAGE / "assets").iterdir():
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        digests = "".join(_hash(path, path.stat().st_mtime_ns) for path in files)
-        found[f"srlib/assets/{folder.name}"] = hashlib.sha256(digests.encode()).hexdigest()
+    found |= _assets()
     if config.profile(profile).dataset == "musdb":
         found["MUSDB_ROOT"] = os.environ.get("MUSDB_ROOT", "")
     return found
 
 
 @cache
-def _hash(path: Path, _time: int) -> str:
-    return artifacts.sha256(path)
+def _assets() -> dict[str, str]:
+    """{folder of weights or music: its hash}."""
+    found = {}
+    for folder in (_PACKAGE / "assets").iterdir():
+        digests = [artifacts.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()]
+        found[f"srlib/assets/{folder.name}"] = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return found
 
 
 def reached(source: str) -> dict[Path, str]:
@@ -190,7 +180,7 @@ def reached(source: str) -> dict[Path, str]:
     The hash is that of the code alone: comments and docstrings change no result.
     """
     notebook = ast.parse(source)
-    waiting, found = set(_imports(notebook)), {}
+    waiting, found = set(imports(notebook)), {}
     while waiting:
         path = waiting.pop()
         if path not in found:
@@ -198,7 +188,7 @@ def reached(source: str) -> dict[Path, str]:
             if path.relative_to(_PACKAGE).as_posix() in _ON_DEMAND:
                 _drop_unused(tree, _names(notebook))
             found[path] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-            waiting |= set(_imports(tree))
+            waiting |= set(imports(tree))
     return dict(sorted(found.items()))
 
 
@@ -216,7 +206,7 @@ def _drop_unused(tree: ast.Module, named: set[str]) -> None:
             owner.body += [public.pop(name) for name in sorted(used)]
 
 
-def _imports(tree: ast.AST) -> Iterator[Path]:
+def imports(tree: ast.AST) -> Iterator[Path]:
     """Files of the package that a source imports; a lazy name of `srlib` leads to its module."""
     names: set[str] = set()
     for node in ast.walk(tree):

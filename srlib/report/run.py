@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import json
 import os
-import platform
 import random
-import re
 import shutil
-import subprocess
-import time
 import warnings
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,22 +35,16 @@ class Run:
     `target` is the profile whose artefacts it makes, or "explore" outside the chain, whose artefacts go no further.
     """
 
-    def __init__(self, notebook: str, profile: config.Profile, parameters: Mapping[str, Any], device: str) -> None:
+    def __init__(self, notebook: str, profile: config.Profile, seed: int, device: str, cells: Sequence[str]) -> None:
         self.notebook = notebook
         self.profile = profile
         self.target = profile.name if IN_CHAIN in os.environ else artifacts.EXPLORED
-        self.parameters = dict(parameters)
-        self.seed = int(parameters["seed"])
-        self.rng = np.random.default_rng(self.seed)
+        self.seed = seed
+        self.rng = np.random.default_rng(seed)
         self.device = device
         self._numbers: list[dict[str, Any]] = []
+        self._executed = cells  # grows with each cell; the first entry is empty
         self._cells: dict[str, int] = {}  # file name of an artefact -> execution count of its cell
-        self._start = time.perf_counter()
-
-    @property
-    def interactive(self) -> bool:
-        """Whether someone sits before it: a front end runs it, and not papermill, nbval or nbconvert."""
-        return interactive()
 
     def pipeline(self, variant: str | None = None) -> RestorationPipeline:
         """The profile's restoration pipeline, loaded once; `variant="lowpass"` is the one trained without noise."""
@@ -105,26 +93,14 @@ class Run:
         self.save_table(pd.DataFrame(self._numbers), f"numbers_{self.notebook}")
 
     def done(self) -> None:
-        """List what was saved; fails if the header's outputs are not what was saved."""
-        listed, saved = outputs(self.notebook), [name for name in self._cells if not name.startswith("numbers_")]
-        missing = [pattern for pattern in listed if not fnmatch.filter(saved, pattern)]
-        unlisted = [name for name in saved if not any(fnmatch.fnmatch(name, pattern) for pattern in listed)]
-        for names, fault in ((missing, "lists {} but did not save it"), (unlisted, "saves {} unlisted")):
-            if names:
-                what = fault.format(", ".join(names))
-                raise SrlibError(f"{self.notebook} {what}: mend the line Outputs of its header, or its cells.")
-        seconds = round(time.perf_counter() - self._start, 2)
-        record = {"parameters": self.parameters, "seconds": seconds, "device": self.device, "cells": self._cells}
-        path = artifacts.build_dir(self.target) / "notebooks" / f"{self.notebook}.run.json"
-        write_text(path, json.dumps(record | _machine(), indent=1, default=str) + "\n")
-        print(*(f"{one['name']:<34} {one['text']} {one['unit']}".rstrip() for one in self._numbers), *saved, sep="\n")
-        print(f"{seconds:.1f} s")
+        """List what was saved, and keep for the gallery which cell saved what."""
+        path = artifacts.build_dir(self.target) / "notebooks" / f"{self.notebook}.cells.json"
+        write_text(path, json.dumps(self._cells, indent=1) + "\n")
+        numbers = [f"{one['name']:<34} {one['text']} {one['unit']}".rstrip() for one in self._numbers]
+        print(*numbers, *self._cells, sep="\n")
 
     def _note(self, path: Path) -> None:
-        from IPython.core.getipython import get_ipython
-
-        shell = get_ipython()
-        self._cells[path.name] = len(shell.user_ns["In"]) - 1 if shell else 0  # In[0] is empty
+        self._cells[path.name] = len(self._executed) - 1
 
 
 def interactive() -> bool:
@@ -151,17 +127,16 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
     from IPython.core.pylabtools import select_figure_formats
 
     defaults = default_parameters(notebook)
-    given = [_assigned(cell) for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n")]  # by papermill
-    unknown = sorted({name for one in given for name in one} - defaults.keys())  # of which it only warns
-    if unknown:
-        raise SrlibError(f"{notebook} has no parameter {', '.join(unknown)}: it has {', '.join(defaults)}.")
-    parameters = {name: namespace.get(name, value) for name, value in defaults.items()}
-    run = Run(
-        notebook, config.profile(parameters["profile"]), parameters, "cuda" if torch.cuda.is_available() else "cpu"
-    )
-    random.seed(run.seed)
-    np.random.seed(run.seed)  # some libraries still draw from the global generator
-    torch.manual_seed(run.seed)
+    cells = namespace.get("In", [])
+    given = [_assigned(cell) for cell in cells if cell.startswith("# Parameters\n")]  # by papermill
+    if unknown := {name for one in given for name in one} - defaults.keys():  # papermill only warns of them
+        raise SrlibError(f"{notebook} has no parameter {', '.join(sorted(unknown))}: it has {', '.join(defaults)}.")
+    profile, seed = (namespace.get(name, defaults[name]) for name in ("profile", "seed"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    random.seed(seed)
+    np.random.seed(seed)  # some libraries still draw from the global generator
+    torch.manual_seed(seed)
+    run = Run(notebook, config.profile(profile), seed, device, cells)
     if get_ipython() is not None:
         select_figure_formats(get_ipython(), {"png"})  # show figures that pyplot does not know
     print(f"notebook {notebook}\nprofile  {run.profile.name}, model {run.profile.model}, data {run.profile.dataset}")
@@ -173,28 +148,11 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
 
 def default_parameters(notebook: str) -> dict[str, Any]:
     """The parameters of a notebook with the values that stand in its file."""
-    tagged = next(cell for cell in _cells(notebook) if "parameters" in cell["metadata"].get("tags", []))
+    cells = json.loads(artifacts.notebook_file(notebook).read_text(encoding="utf-8"))["cells"]
+    tagged = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
     return {name: ast.literal_eval(value) for name, value in _assigned("".join(tagged["source"])).items()}
-
-
-def outputs(notebook: str) -> list[str]:
-    """File names of the figures and tables that a notebook's header lists as its outputs; `*` stands for any text."""
-    line = re.search(r"^\| Outputs \|.*$", "".join(_cells(notebook)[0]["source"]), re.MULTILINE)
-    return re.findall(r"/([\w*]+\.(?:png|svg|csv))`", line[0]) if line else []
 
 
 def _assigned(source: str) -> dict[str, ast.expr]:
     """{name: expression} of the assignments of a cell."""
     return {ast.unparse(one.targets[0]): one.value for one in ast.parse(source).body if isinstance(one, ast.Assign)}
-
-
-def _cells(notebook: str) -> list[dict[str, Any]]:
-    return json.loads(artifacts.notebook_file(notebook).read_text(encoding="utf-8"))["cells"]
-
-
-def _machine() -> dict[str, Any]:
-    """When and on what it ran; the commit of the checkout ends with -dirty where files differ from it."""
-    command = ["git", "-C", str(artifacts.root()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    versions = {name: version(name) for name in ("torch", "diffusers", "numpy")}
-    return {"utc": time.strftime("%FT%TZ", time.gmtime()), "commit": commit, "on": platform.platform(), **versions}

@@ -39,16 +39,12 @@ def test_builds_twice_to_the_same_bytes_and_changes_nothing_else(project):
     assert first.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", first)) >= 12
     assert report.build("demo").read_bytes() == first
     assert {path: path.read_bytes() for path in before} == before
-
-
-def test_typst_source_names_profile_notebooks_and_manifest(project):
-    report.build("demo")
-    source = (project / "build/demo/report.typ").read_text(encoding="utf-8")
+    source = path.with_suffix(".typ").read_text(encoding="utf-8")
     assert "Profile: *demo*" in source and "(draft)" not in source and "{{" not in source
     drawings = source.count("/report/architecture.typ")
     assert drawings == 2 and source.count("(notebook ") + drawings == len(re.findall(r"caption: \[", source))
-    digest = artifacts.sha256(artifacts.find("figure", "overview", "demo"))[:12]
-    assert digest in source and "numbers_05" in source and "ssr_eval" in source
+    _, record = artifacts.find("figure", "overview", "demo")
+    assert record["sha256"][:12] in source and "numbers_05" in source and "ssr_eval" in source
     table, _ = artifacts.committed_table("lsd_summary")
     (row,) = table.query("system == 'ours' and condition == 'clean_8k'").itertuples()
     assert f"and {row.zimtohrli:.2f} after restoration" in " ".join(source.split()).replace("for the clean input ", "")
@@ -61,21 +57,13 @@ def test_smoke_is_refused_unless_draft(project):
         report.build("smoke", draft=True)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "asked", "notebook"),
-    [
-        ("figure", "loss_curve", "figure 'loss_curve'", "05_training"),
-        ("table", "numbers_05_training", "'training_hours_total'", "05_training"),
-        ("table", "vae", "table 'vae'", "03_vae"),
-    ],
-)
-def test_missing_artefacts_fail(project, kind, name, asked, notebook):
-    path = artifacts.find(kind, name, "demo")
-    path.with_suffix(".json").unlink()
-    path.unlink()
-    with pytest.raises(SrlibError, match=f"{asked}.*srlib reproduce --profile demo --only {notebook}") as error:
+@pytest.mark.parametrize(("kind", "name", "asked"), [
+    ("figure", "loss_curve", "figure 'loss_curve'"), ("table", "numbers_05_training", "'training_hours_total'"),
+])  # fmt: skip
+def test_missing_artefacts_fail(project, kind, name, asked):
+    artifacts.find(kind, name, "demo")[0].unlink()
+    with pytest.raises(SrlibError, match=f"{asked}.*srlib reproduce --profile demo --only 05_training"):
         report.build("demo")
-    assert "\n" not in str(error.value)
     assert not (project / "build/demo/report.pdf").exists()
 
 
@@ -83,13 +71,12 @@ def test_missing_artefacts_fail(project, kind, name, asked, notebook):
     ("See [@nobody1999].", "nobody1999"),
     ("See @fig:nowhere.", "fig:nowhere"),
     ("See @sec:nowhere and @eq:nowhere.", "nowhere"),
-    ("A {{nubmer:lsd}}.", "no directive"),
-    (CELL.replace("/ours/", "/theirs/"), "lsd_summary/theirs/clean_8k/zimtohrli.* has 0 such values"),
-    (CELL.replace("zimtohrli", "tone_suppression_db"), "has 0 such values"),
-    (CELL.replace(".2f", ".2d"), "'lsd_summary'.* but "),
-    (CELL.replace("zimtohrli", "loudness"), "has no column 'loudness'"),
-    (CELL.replace("/ours/", "/"), "'lsd_summary'.* names other key columns"),
-    (CELL.replace("lsd_summary", "models"), "'models'.* names other key columns"),
+    ("A {{nubmer:lsd}}.", "nubmer:lsd.*not there"),
+    (CELL.replace("/ours/", "/theirs/"), "lsd_summary/theirs/clean_8k/zimtohrli:.2f}}, which is not there"),
+    (CELL.replace("zimtohrli", "tone_suppression_db"), "not there"),  # not a number there
+    (CELL.replace(".2f", ".2d"), "format"),
+    (CELL.replace("zimtohrli", "loudness"), "'loudness'"),
+    (CELL.replace("/ours/", "/"), "not there"),  # too few keys
 ])  # fmt: skip
 def test_faults_in_the_text_fail(project, new, expected):
     heading = "# Introduction {#sec:intro}"
@@ -110,18 +97,11 @@ def test_pivot_orders_labels_and_leaves_dashes():
 
 
 def test_readme_and_model_card_get_their_results_when_asked(project):
-    readme, card = project / "README.md", project / "report" / "model_card.md"
-    readme.write_text("# Title\n<!-- results:begin -->\nstale rows\n<!-- results:end -->\nrest\n", encoding="utf-8")
-    for path in report.update_readme("demo"):
+    (project / "README.md").write_text("a\n<!-- results:begin -->\nstale\n<!-- results:end -->\nz\n", encoding="utf-8")
+    for path in 2 * report.update_readme("demo"):
         text = path.read_text(encoding="utf-8")
-        assert "stale rows" not in text and "| Prior alone |" in text and "profile `demo`" in text
-    assert "| Run | Stage |" in card.read_text(encoding="utf-8")
-    before = readme.read_bytes()
-    report.update_readme("demo")
-    assert readme.read_bytes() == before
-    readme.write_text("# Title\n", encoding="utf-8")
-    with pytest.raises(SrlibError, match="results:begin"):
-        report.update_readme("demo")
+        assert "stale" not in text and text.count("| Prior alone |") == 1 and "profile `demo`" in text
+    assert text.count("| Run | Stage |") == 1
 
 
 def test_committed_readme_and_card_show_the_committed_table():

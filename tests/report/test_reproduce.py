@@ -2,18 +2,16 @@
 
 import fnmatch
 import os
+import re
 import shutil
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
-import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from srlib.errors import SrlibError
 from srlib.report import artifacts, reproduce
-from srlib.report.run import outputs
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SMOKE = "smoke"
@@ -32,13 +30,22 @@ def smoke(tmp_path_factory):
         yield root
 
 
-def test_smoke_chain_makes_every_artefact_below_build_and_runs_once(smoke, capsys):
-    assert reproduce.chain() == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    made = {path.name for path in (smoke / "build" / SMOKE).glob("[ft]*/*") if path.suffix != ".json"}
-    assert made and all(fnmatch.filter(made, pattern) for one in reproduce.chain() for pattern in outputs(one))
-    assert [
-        path.relative_to(smoke).as_posix() for path in smoke.glob("*/*") if path.suffix not in (".ipynb", ".html")
-    ] == [f"build/{SMOKE}"]
+def listed(name: str) -> list[str]:
+    """Files that a notebook's header lists as its outputs; `*` stands for any text."""
+    header = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[0].source
+    return re.findall(r"/([\w*]+\.(?:png|svg|csv))`", header.split("| Outputs |")[1].splitlines()[0])
+
+
+@pytest.mark.parametrize("name", reproduce.chain())
+def test_a_notebook_makes_what_its_header_lists(smoke, name):
+    made = [path.name for path, _ in artifacts.records(SMOKE, True, name) if not path.name.startswith("numbers_")]
+    assert all(fnmatch.filter(made, pattern) for pattern in listed(name))
+    assert [one for one in made if not any(fnmatch.fnmatch(one, pattern) for pattern in listed(name))] == []
+
+
+def test_the_smoke_chain_writes_below_build_alone_and_runs_once(smoke, capsys):
+    written = [path for path in smoke.glob("*/*") if path.suffix not in (".ipynb", ".html")]
+    assert written == [smoke / "build" / SMOKE]
     reproduce.reproduce(SMOKE)
     assert capsys.readouterr().out.count("up to date") == len(reproduce.chain())
 
@@ -51,29 +58,9 @@ def test_a_notebook_repeats_its_committed_outputs(smoke, one):
         for folder in (NOTEBOOKS, smoke / "build" / SMOKE / "notebooks")
     )
     assert all(cell.execution_count for cell in executed.values())
-    compared = {name: cell.outputs[0].text for name, cell in committed.items() if cell.outputs}
-    assert compared == {name: executed[name].outputs[0].text for name in compared}
-
-
-def test_lsd_table_is_complete_and_finite(smoke):
-    table = artifacts.read_table("lsd", SMOKE)
-    conditions, systems = set(table["condition"]), set(table["system"])
-    shown = yaml.safe_load((NOTEBOOKS.parent / "report" / "metadata.yaml").read_text())["readme-table"]
-    assert conditions >= set(shown["where"]["condition"]) and systems == set(shown["order"])
-    assert len(table) == table["track"].nunique() * len(conditions) * len(systems)
-    assert np.isfinite(table[["lsd", "lsd_19k", "lsd_ssr_eval", "log_mel_l1"]]).all(axis=None)
-    oracle = table[(table["system"] == "oracle") & (table["noise"] == "clean")]
-    unprocessed = table[(table["system"] == "unprocessed") & (table["noise"] == "clean")]
-    assert (oracle["lsd_19k"].to_numpy() < unprocessed["lsd_19k"].to_numpy()).all()
-
-
-def test_summary_agrees_with_the_table(smoke):
-    table, summary = (artifacts.read_table(name, SMOKE) for name in ("lsd", "lsd_summary"))
-    mean = table.groupby(["condition", "system"])["lsd_19k"].mean()
-    for row in summary.itertuples():
-        assert row.lsd_19k == pytest.approx(mean[row.condition, row.system], rel=1e-5)
-        assert row.ratio == pytest.approx(row.lsd_19k / mean[row.condition, "oracle"], rel=1e-5)
-        assert row.ci_low <= row.lsd_19k * 1.00001 and row.ci_high >= row.lsd_19k * 0.99999
+    for name, cell in committed.items():
+        if cell.outputs:  # a busy machine splits a stream
+            assert "".join(part.text for part in executed[name].outputs) == cell.outputs[0].text
 
 
 # A small chain of two notebooks.
@@ -115,6 +102,8 @@ def ran(capsys):
 
 
 def test_failed_chain_continues_at_the_failed_notebook(small, ran, capsys):
+    with pytest.raises(SrlibError, match="There is no single notebook '0'"):
+        reproduce.reproduce("demo", only="0")
     write(small, "01_second", "1 / 0")
     with pytest.raises(SrlibError, match=r"01_second stopped at its cell 3 with ZeroDivisionError: .*01_second\.ipynb"):
         reproduce.reproduce("demo")
@@ -124,29 +113,22 @@ def test_failed_chain_continues_at_the_failed_notebook(small, ran, capsys):
 
 
 def test_what_changed_runs_again_and_the_verdict_says_what_moved(small, ran):
-    assert reproduce.status("demo") == [("00_first", "never run", ""), ("01_second", "never run", "")]
+    assert reproduce.status("demo") == [(name, "stale", "never run") for name in ("00_first", "01_second")]
     assert ran() == (["00_first", "01_second"], "all notebooks, profile demo: differs in 2 of its artefacts")
     assert ran(start="01", force=True) == (["01_second"], "01_second, profile demo: reproduced")
     (small / "notebooks" / "01_second.ipynb").touch()  # a time is not a change
     assert [state for _, state, _ in reproduce.status("demo")] == ["fresh", "fresh"] and ran()[0] == []
     write(small, "01_second", SECOND.replace("[value]", "[value + 1]"))
     assert reproduce.status("demo")[1] == ("01_second", "stale", "notebooks/01_second.ipynb changed")
-    table = artifacts.find("table", "second", "demo")
+    table, _ = artifacts.find("table", "second", "demo")
     assert ran(verify=True)[0] == ["01_second"] and table.read_text() == "x\n1\n"
     verdict = (small / "build/demo" / reproduce.VERDICT).read_text()
-    assert verdict.startswith("report/tables/second.csv moved by 1 in x (1 rows; 1 became 2)\n")
+    assert verdict.startswith("report/tables/second.csv moved in x: At positional index 0, first diff: 1 != 2\n")
     assert ran() == ([], verdict.splitlines()[-1]) and table.read_text() == "x\n2\n"
     table.write_text("x\n9\n")
     assert "second.csv is not what its record describes" in reproduce.status("demo")[1][2]
     (small / "build/demo/tables/first.csv").unlink()
     assert ran()[0] == ["00_first"] and table.read_text() == "x\n2\n"
-
-
-def test_unknown_notebook_and_profile_are_errors(small):
-    with pytest.raises(SrlibError, match="There is no single notebook '0'"):
-        reproduce.reproduce(SMOKE, only="0")
-    with pytest.raises(SrlibError, match="no profile 'huge'"):
-        reproduce.reproduce("huge")
 
 
 def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkeypatch):
@@ -165,15 +147,14 @@ def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkey
     [
         ('"""The style', '"""A style', False),
         ("STYLE: dict", "# a comment\nSTYLE: dict", False),
-        ("FIGURE_DPI = ", "FIGURE_DPI = 1 + ", True),
-        ("MAX_CLIPS, MAX_CLIP_SECONDS = 4", "MAX_CLIPS, MAX_CLIP_SECONDS = 3", True),
+        ("FIGURE_DPI = ", "FIGURE_DPI = 1 + ", True),  # of `artifacts`, which `run` imports
         ('label="power, dB"', 'label="dB"', True),  # of a function that `triptych` calls
         ("return _with_legend(figure)", "return figure", False),  # of a function that it does not
     ],
 )
 def test_a_change_of_code_that_a_notebook_reaches_makes_it_stale(tmp_path, monkeypatch, old, new, stale):
     source = "from srlib import notebook_setup\nfrom srlib.report import plots\nplots.triptych(1, 2, 3)"
-    package = shutil.copytree(reproduce._PACKAGE, tmp_path / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
+    package = shutil.copytree(reproduce._PACKAGE, tmp_path / "srlib", ignore=shutil.ignore_patterns("assets"))
     monkeypatch.setattr(reproduce, "_PACKAGE", package)
     before = reproduce.reached(source)
     names = {path.relative_to(package).as_posix() for path in before}
