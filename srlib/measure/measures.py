@@ -96,7 +96,8 @@ def known_band(trial: Trial) -> Columns:
 
 def noise_found(trial: Trial) -> Columns:
     """Whether our model found stationary noise."""
-    return {"noise_found": getattr(trial.output, "noise_found", None)}
+    findings = getattr(trial.output, "findings", None)
+    return {"noise_found": None if findings is None else findings.noise_db is not None}
 
 
 def samples(trial: Trial) -> Columns:

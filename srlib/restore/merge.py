@@ -48,6 +48,11 @@ class Band:
         """The band of a steep filter of which only the cutoff is known."""
         return cls(cutoff_hz, 1.07 * cutoff_hz)
 
+    def within(self, sample_rate: float) -> Band:
+        """The band of what was also sampled at this rate, Hz: nothing above its Nyquist frequency is left."""
+        nyquist_hz = sample_rate / 2
+        return self if self.passband_hz < nyquist_hz or nyquist_hz >= F_MAX else Band.at(0.95 * nyquist_hz)
+
     def response(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         """Gain of the low-pass at each frequency; 0 where it is below `LOST`: nothing can be taken back there."""
         if self == FULL_BAND:

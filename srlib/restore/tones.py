@@ -186,6 +186,11 @@ def without(wav: np.ndarray, tones: list[Tone], sample_rate: int) -> np.ndarray:
     return clean.astype(np.float32)
 
 
+def subtract_tones(wav: np.ndarray, found: Sequence[Comb], sample_rate: int) -> np.ndarray:
+    """`[samples]` float32 without the tones near those that were found; their phase is fitted."""
+    return without(wav, fit_tones(wav, found, sample_rate), sample_rate) if found else wav
+
+
 def fit_tones(wav: np.ndarray, found: Sequence[Comb], sample_rate: int) -> list[Tone]:
     """The tones of `[samples]` near those that were found, fitted outside of digital silence."""
     return [tone for comb in found for tone in _fit(wav, comb, sample_rate)]

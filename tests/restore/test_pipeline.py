@@ -12,9 +12,10 @@ from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.models.emphasis import emphasised
 from srlib.restore import chunks
+from srlib.restore.analysis import analyse
 from srlib.restore.options import Options
 from srlib.restore.pipeline import RestorationPipeline, build
-from srlib.restore.restoration import Restoration
+from srlib.restore.restoration import Restorer
 
 SAMPLE_RATE = 48000
 
@@ -118,7 +119,7 @@ def test_an_untrained_prior_keeps_the_level_of_noise(scale):
 def test_no_steps_give_the_priors_mean_and_no_chance(pipe):
     wav = swelling(noise(0.64))
     wav *= 0.05 / np.abs(wav).max()  # the model sees a peak of 0.1
-    options = {"cutoff_hz": 8000.0, "stopband_hz": 8560.0, "merge": "none", "denoise": False}
+    options = {"cutoff_hz": 8000.0, "stopband_hz": 8560.0, "merge": "none", "denoise": "off"}
     output = pipe(wav, SAMPLE_RATE, num_inference_steps=0, **options)
     degraded = log_mel(torch.from_numpy(2 * wav))
     centres_hz = torch.from_numpy(band_edges_hz()[1:-1])
@@ -149,10 +150,10 @@ def test_a_recording_is_taken_for_noiseless_if_asked(pipe):
     steady, tone = noise(3.0, level=0.02), 0.1 * np.sin(2 * np.pi * 3000 * np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE)
     wav = (steady + tone).astype(np.float32)
     options = {"num_inference_steps": 0, "cutoff_hz": None}
-    found, left = (pipe(wav, SAMPLE_RATE, denoise=denoise, **options) for denoise in (True, False))
-    assert found.noise_found and [round(tone.frequency_hz) for tone in found.tones] == [3000]
+    found, left = (pipe(wav, SAMPLE_RATE, denoise=denoise, **options) for denoise in ("auto", "off"))
+    assert found.findings.noise_db > 3 and found.findings.tones_hz == pytest.approx([3000], abs=0.1)
     assert found.audio.std() < 0.5 * wav.std()
-    assert not left.noise_found and not left.tones
+    assert left.findings.noise_db is None and not left.findings.tones_hz
     np.testing.assert_array_equal(left.audio, wav)
 
 
@@ -161,8 +162,8 @@ def test_merges_that_leave_the_known_band_subtract_no_tone_but_the_prior_knows_o
     tone = 0.1 * np.sin(2 * np.pi * 3000 * np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE)
     wav = (Degradation(8000).apply(swelling(noise(3.0, level=0.05)), SAMPLE_RATE) + tone).astype(np.float32)
     options = {"num_inference_steps": 0, "cutoff_hz": 8000.0, "merge": merge}
-    told, untold = (pipe(wav, SAMPLE_RATE, denoise=denoise, **options) for denoise in (True, False))
-    assert told.tones == untold.tones == []
+    told, untold = (pipe(wav, SAMPLE_RATE, denoise=denoise, **options) for denoise in ("auto", "off"))
+    assert told.findings.tones_hz == untold.findings.tones_hz == ()
     higher = (untold.log_mel - told.log_mel)[0, 0, :300].mean(0)
     assert higher[band_of_hz(3000)] > 1.5  # taken for music, it stays in the log-mel
     assert higher[: band_of_hz(2500)].abs().max() < 0.5
@@ -197,7 +198,7 @@ def test_what_is_random_in_a_step_belongs_to_positions_too(pipe, monkeypatch):
     for eta in (0.0, 1.0):
         starts[eta] = started = []
         options = Options(num_inference_steps=3, eta=eta, scheduler="ddim", cutoff_hz=4000.0)
-        before, after = Restoration(pipe, recording, options).parts[0].chunks()
+        before, after = Restorer(pipe, options).chunks(recording, analyse(recording, options, has_prior=True))
         common = range(after.chunk.keep_from - 32, after.chunk.keep_from + 32)
         mels = [one.log_mel[:, :, common.start - one.chunk.start :][:, :, : len(common)] for one in (before, after)]
         apart[eta] = (mels[0] - mels[1]).abs().mean()

@@ -67,9 +67,9 @@ def test_weights_signs_and_delays_of_what_channels_share(channels, weights, dela
 def test_the_downmix_is_the_weighted_sum_without_delays():
     layout = Layout((0, 1), (0, 1), np.array([0.75, -0.25], np.float32), np.array([0.0, RATE_S]), np.ones(2))
     wav = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 8.0]])
-    torch.testing.assert_close(layout.downmix(wav), torch.tensor([0.75, -0.5, 2.25]))
+    torch.testing.assert_close(layout.with_downmix(wav), torch.cat([torch.tensor([[0.75, -0.5, 2.25]]), wav]))
     single = torch.randn(1, 5)
-    assert torch.equal(survey(noise(0)).downmix(single), single[0])
+    assert torch.equal(survey(noise(0)).with_downmix(single), single)
 
 
 def clips() -> list[np.ndarray]:
