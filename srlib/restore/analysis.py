@@ -111,7 +111,7 @@ def analyse(recording: Recording, options: Options, has_prior: bool) -> Analysis
         parts.append(
             Part(band, tuple(spans), tuple(spans.values()), layout, survey.level(sounding), *told, floors=silence)
         )
-    analysis = Analysis(gaps, plan(recording.samples_at(SAMPLE_RATE), gaps), parts)
+    analysis = Analysis(gaps, plan(recording.samples_at(SAMPLE_RATE)), parts)
     return _with_noise(recording, analysis, forced=options.denoise == "on") if find_noise else analysis
 
 

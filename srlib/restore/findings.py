@@ -12,7 +12,6 @@ from srlib.restore.merge import FULL_BAND
 from srlib.restore.options import Options
 from srlib.settings import Gap
 
-_SHORTEST_S = 0.05  # s; a window of the STFT, without which no spectrum is known
 _NO_GAP = f"no gap of {1000 * SHORTEST_S:.0f} to {1000 * LONGEST_S:.0f} ms found; --gap START:END fills others"
 _KINDS = ("tone", "hum")
 
@@ -88,8 +87,6 @@ class Findings:
         if not self.segments:
             return "silence: nothing to restore"
         if all(segment.passband_hz is None for segment in self.segments):
-            if self.seconds < _SHORTEST_S:
-                return "too short to find its band: left as it is; --cutoff-hz overrides"
             untouched = self.noise_db is None and not (self.tones_hz or self.hum_hz or self.gaps)
             return f"full band{': nothing to restore' if untouched else ''}; --cutoff-hz overrides"
         return ", ".join(self._of(segment) for segment in self.segments)
