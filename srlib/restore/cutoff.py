@@ -62,7 +62,6 @@ _FILTER_COST = (8.0, 5.0)  # nat, for assuming a filter at all; the second where
 _TEMPER = 0.7  # neighbouring bands are not independent
 
 # What is concluded from it.
-_GRID_HZ = 20.0  # Hz; resolution of the responses
 _SURE = 0.9  # probability that the true filter falls at least as far as what is equalised
 _DOUBT = 0.001  # probability of full band from which on the highest probable edge is taken
 # Cost of a change, and the most that a window can say, in nat. Of 24 steady recordings of the training split none is
@@ -237,14 +236,12 @@ class _Filters:
 @cache
 def _filters() -> _Filters:
     tried = [Degradation(hz, family, order) for family, order in _SHAPES for hz in _CUTOFFS_HZ]
-    grid_hz = np.arange(1, SAMPLE_RATE / 2, _GRID_HZ)
-    fine = np.array([20 * np.log10(np.abs(zero_phase_response(one, grid_hz, SAMPLE_RATE)) + 1e-12) for one in tried])
-    passband_hz, stopband_hz = (grid_hz[np.argmax(fine < level, axis=1)] for level in (KNOWN_DB, MISSING_DB))
+    gains = np.abs([zero_phase_response(one, BINS_HZ, SAMPLE_RATE) for one in tried])
+    in_bins = 20 * np.log10(gains + 1e-12)
+    passband_hz, stopband_hz = (BINS_HZ[np.argmax(in_bins < level, axis=1)] for level in (KNOWN_DB, MISSING_DB))
     used = (passband_hz > _PASSBANDS_HZ[0]) & (passband_hz < _PASSBANDS_HZ[1])
-    fine = np.vstack([fine[used], np.zeros(len(grid_hz))]).T
-    in_bands, in_bins = (
-        interpolate.interp1d(grid_hz, fine, axis=0, fill_value="extrapolate")(hz) for hz in (_bands_hz(), BINS_HZ)
-    )
+    in_bins = np.vstack([in_bins[used], np.zeros(len(BINS_HZ))]).T
+    in_bands = interpolate.interp1d(BINS_HZ, in_bins, axis=0)(_bands_hz())
     return _Filters(in_bands, in_bins, passband_hz[used], stopband_hz[used])
 
 
@@ -305,7 +302,8 @@ def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
         if away.all():
             return Band.at(near_hz)
         cost[:-1][away] = np.inf
-    response_db = _safe_response(softmax(-cost), filters)  # even below a given cutoff, the filter may do nothing
+    # It falls no further than probable filters do; even below a given cutoff, the filter may do nothing.
+    response_db = _quantile(filters.bins_db, _SURE, softmax(-cost))
     if near_hz is not None:
         cost[-1] = np.inf
     weight = softmax(-cost)
@@ -321,22 +319,11 @@ def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
     if full_weight > _DOUBT:  # the fall may be the music's own: nothing is equalised
         chosen, response_db = best[-1], np.zeros_like(response_db)
     weight = weight * covers[:, chosen]
-    passband_hz, stopband_hz = float(edges[chosen]), _median(filters.stopband_hz, weight)
+    passband_hz, stopband_hz = float(edges[chosen]), float(_quantile(filters.stopband_hz, 0.5, weight))
+    response_db = np.interp(BINS_HZ / EDGE_ERROR, BINS_HZ, response_db)  # moved up by the error of the edge
     return Band(passband_hz, max(stopband_hz, 1.02 * passband_hz), 10 ** (response_db / 20))
 
 
-def _median(values: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted median."""
-    order = np.argsort(values)
-    share = weight[order].cumsum()
-    return float(values[order][np.searchsorted(share, share[-1] / 2)])
-
-
-def _safe_response(weight: np.ndarray, filters: _Filters) -> np.ndarray:
-    """Response (dB, `[1025]`) that falls no further than probable filters do, moved up by the error of the edge."""
-    order = np.argsort(filters.bins_db, axis=1)
-    reached = np.take_along_axis(np.broadcast_to(weight, order.shape), order, axis=1).cumsum(1) < _SURE
-    response_db = np.take_along_axis(filters.bins_db, order, axis=1)[
-        np.arange(len(order)), reached.sum(1).clip(max=order.shape[1] - 1)
-    ]
-    return np.interp(BINS_HZ / EDGE_ERROR, BINS_HZ, response_db)
+def _quantile(values: np.ndarray, share: float, weight: np.ndarray) -> np.ndarray:
+    """Weighted quantile over the last axis."""
+    return np.quantile(values, share, axis=-1, weights=weight, method="inverted_cdf")
