@@ -115,7 +115,7 @@ class Restorer:
         # -> generated waveform of each channel
         denoised = torch.stack([scaled(*pair) for pair in zip(degraded, gains, strict=True)])
         voiced = replace_mel(restored_mel, degraded_mel[:1], band) if options.merge == "replace" else restored_mel
-        generated = self._generate(part, chunk, denoised, voiced, torch.minimum(degraded_mel, known_mel)[:, 0], gaps)
+        generated = self._generate(part, chunk, denoised, voiced, torch.minimum(degraded_mel, known_mel)[:, 0])
         if options.band_from_hz:
             generated = above(generated, options.band_from_hz)
         # -> restored waveform, without what the chunk was padded with; samples that nothing changed stay, to the bit
@@ -134,7 +134,6 @@ class Restorer:
         denoised: torch.Tensor,
         restored: torch.Tensor,
         known: torch.Tensor,
-        gaps: list[Gap],
     ) -> torch.Tensor:
         """Waveforms `[unique, samples]` with the restored log-mel `[1, 1, frames, 256]` of the downmix.
 
@@ -143,7 +142,7 @@ class Restorer:
         """
         layout, edge_hz, first_sample = part.layout, part.band.passband_hz, chunk.start * HOP_LENGTH
         several = len(denoised) > 1
-        differences = level_differences(known[1:], known[0], edge_hz, gaps) if several else torch.zeros(1, 1, N_MELS)
+        differences = level_differences(known[1:], known[0], edge_hz) if several else torch.zeros(1, 1, N_MELS)
         excitation = self._options.excitation or ("vocoder" if self._pipe.prior is None else "copied")
         if excitation == "copied":
             signs = torch.from_numpy(np.sign(layout.weights)).to(denoised)[:, None]  # of the noise in the copies

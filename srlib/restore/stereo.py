@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from scipy import ndimage, signal
 
 from srlib.audio.stft import BINS_HZ, aligned_stft, band_of_hz, frames_of, istft_same, mel_to_bins
-from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, N_MELS, SAMPLE_RATE
+from srlib.config import LOG_MEL_FLOOR, N_MELS, SAMPLE_RATE
 from srlib.restore.gaps import sounding
-from srlib.settings import Gap
 
 _QUIETEST = 1e-20  # linear peak; float32 arithmetic restores nothing below it
 _PEAKS = (0.1, 1.0)  # linear: the range of peaks that the model was trained on
@@ -147,19 +146,20 @@ class ChannelSurvey:
         return float(np.sign(near[peak])), float((lags[peak] + np.clip(offset, -0.5, 0.5)) / self._rate), alike
 
 
-def level_differences(known: torch.Tensor, downmix: torch.Tensor, cutoff_hz: float, gaps: list[Gap]) -> torch.Tensor:
+def level_differences(known: torch.Tensor, downmix: torch.Tensor, cutoff_hz: float) -> torch.Tensor:
     """Log of how much louder each unique channel is than the downmix, nat, `[unique, frames, 256]`, smooth.
 
     Args:
-        known, downmix: log-mels of the unique channels `[unique, frames, 256]` and of their downmix `[frames, 256]`.
+        known, downmix: log-mels of the unique channels `[unique, frames, 256]` and of their downmix `[frames, 256]`,
+            gaps bridged.
         cutoff_hz: above it the levels just below it are held.
-        gaps: seconds in which the levels of the two sides are bridged.
     """
-    outside = np.ones(known.shape[1], bool)
-    for start, end in gaps:
-        outside[max(round(start * SAMPLE_RATE / HOP_LENGTH) - 2, 0) : round(end * SAMPLE_RATE / HOP_LENGTH) + 3] = False
-    energies = [_smooth_energy(log_mel, outside, cutoff_hz) for log_mel in (downmix, *known)]
-    gains = np.stack([np.sqrt(energy / np.maximum(energies[0], LOG_MEL_FLOOR**2)) for energy in energies[1:]])
+    energy = np.exp(2 * torch.cat([downmix[None], known]).cpu().double().numpy())
+    energy = np.maximum(energy - (1.01 * LOG_MEL_FLOOR) ** 2, 0.0)
+    top = max(band_of_hz(cutoff_hz), 1)
+    energy[..., top:] = energy[..., max(top - _BELOW_CUTOFF_BANDS, 0) : top].mean(-1, keepdims=True)
+    mix, *channels = ndimage.gaussian_filter(energy, (0, _SMOOTH_FRAMES, _SMOOTH_BANDS), mode="nearest")
+    gains = np.sqrt(channels / np.maximum(mix, LOG_MEL_FLOOR**2))
     return torch.from_numpy(np.log(np.clip(gains, LOG_MEL_FLOOR, _MOST_GAIN))).float()
 
 
@@ -179,14 +179,3 @@ def upmix(generated: torch.Tensor, differences: torch.Tensor, layout: Layout) ->
     turned = torch.polar(signs.expand_as(turns).abs(), 2 * torch.pi * turns) * signs
     in_bins = mel_to_bins(gains[:, index]) * turned.to(generated.device, torch.complex64)[:, None]
     return istft_same(aligned_stft(generated, frames) * in_bins)[:, : len(generated)]
-
-
-def _smooth_energy(log_mel: torch.Tensor, outside: np.ndarray, cutoff_hz: float) -> np.ndarray:
-    """Energy `[frames, 256]` smoothed over time and bands, held above the cutoff and bridged where not `outside`."""
-    energy = np.maximum(np.exp(2 * log_mel.cpu().double().numpy()) - (1.01 * LOG_MEL_FLOOR) ** 2, 0.0)
-    top = max(band_of_hz(cutoff_hz), 1)
-    energy[:, top:] = energy[:, max(top - _BELOW_CUTOFF_BANDS, 0) : top].mean(1, keepdims=True)
-    if outside.any() and not outside.all():
-        frames = np.arange(len(energy))
-        energy = np.apply_along_axis(lambda band: np.interp(frames, frames[outside], band[outside]), 0, energy)
-    return ndimage.gaussian_filter(energy, (_SMOOTH_FRAMES, _SMOOTH_BANDS), mode="nearest")
