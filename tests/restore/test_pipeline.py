@@ -61,14 +61,6 @@ def test_a_saved_pipeline_restores_the_same_bits(pipe, tmp_path):
     assert not np.allclose(expected.generated, plain.generated, atol=1e-3)  # the spread matters
 
 
-def test_a_saved_pipeline_is_safetensors_and_can_hold_a_variant(pipe, tmp_path):
-    build("tiny", seed=0).save_pretrained(tmp_path)
-    pipe.save_pretrained(tmp_path, variant="lowpass")
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
-    loaded = RestorationPipeline.from_pretrained(tmp_path, variant="lowpass")
-    np.testing.assert_allclose(loaded(noise(), SAMPLE_RATE).audio, pipe(noise(), SAMPLE_RATE).audio, atol=1e-5)
-
-
 def test_seed_and_generator(pipe):
     wav = noise()
 
@@ -79,12 +71,6 @@ def test_seed_and_generator(pipe):
     np.testing.assert_array_equal(default, restored(generator=0))
     np.testing.assert_array_equal(default, restored(generator=torch.Generator().manual_seed(0)))
     assert not np.array_equal(default, restored(generator=1))
-
-
-def test_the_input_is_not_written_to(pipe):
-    wav = noise()
-    pipe(wav, SAMPLE_RATE)
-    np.testing.assert_array_equal(wav, noise())
 
 
 @pytest.mark.parametrize("channels", [(), (1,)])
@@ -108,14 +94,6 @@ def test_the_level_is_kept(pipe):
     np.testing.assert_allclose(huge[1], 4 * huge[0], atol=1e-5 * np.abs(huge[1]).max())
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_an_untrained_prior_keeps_the_level_of_noise(scale):
-    wav = scale * swelling(noise(2.0, level=0.1))
-    output = build("tiny")(wav, SAMPLE_RATE, num_inference_steps=0)
-    for audio in (output.audio, output.generated):
-        assert 20 * np.log10(audio.std() / wav.std()) == pytest.approx(0, abs=1.5)
-
-
 def test_no_steps_give_the_priors_mean_and_no_chance(pipe):
     wav = swelling(noise(0.64))
     wav *= 0.05 / np.abs(wav).max()  # the model sees a peak of 0.1
@@ -134,14 +112,13 @@ def test_no_steps_give_the_priors_mean_and_no_chance(pipe):
 
 
 def test_every_excitation_is_another_waveform_of_the_same_log_mel(pipe):
-    wav, outputs = swelling(noise(2.0, level=0.1)), {}
-    for excitation in (None, "copied", "noise", "vocoder"):
-        options = {"cutoff_hz": 8000.0, "merge": "none", "excitation": excitation}
-        outputs[excitation] = pipe(wav, SAMPLE_RATE, num_inference_steps=0, **options)
-    assert all(torch.equal(output.log_mel, outputs[None].log_mel) for output in outputs.values())
-    np.testing.assert_array_equal(outputs[None].audio, outputs["copied"].audio)  # the default
-    made = [outputs[name].audio for name in ("copied", "noise", "vocoder")]
-    for first, second in itertools.combinations(made, 2):
+    wav, options = swelling(noise(2.0, level=0.1)), {"cutoff_hz": 8000.0, "merge": "none", "num_inference_steps": 0}
+    default, *outputs = (
+        pipe(wav, SAMPLE_RATE, excitation=name, **options) for name in (None, "copied", "noise", "vocoder")
+    )
+    np.testing.assert_array_equal(default.audio, outputs[0].audio)
+    assert all(torch.equal(output.log_mel, default.log_mel) for output in outputs)
+    for first, second in itertools.combinations([output.audio for output in outputs], 2):
         assert (first - second).std() > 0.1 * first.std()
         assert 20 * np.log10(first.std() / second.std()) == pytest.approx(0, abs=3)
 
@@ -204,13 +181,6 @@ def test_what_is_random_in_a_step_belongs_to_positions_too(pipe, monkeypatch):
         apart[eta] = (mels[0] - mels[1]).abs().mean()
     assert apart[1.0] < 1.2 * apart[0.0]
     assert all(torch.equal(*pair) for pair in zip(*starts.values(), strict=True))
-
-
-def test_full_band_input_with_nothing_noisy_comes_back(pipe):
-    wav = noise(1.0, level=0.05)
-    output = pipe(wav, SAMPLE_RATE, cutoff_hz=None, merge="replace")
-    assert output.cutoff_hz is None
-    np.testing.assert_allclose(output.audio, wav, atol=1e-6)
 
 
 def test_without_a_prior_it_is_audiosr_s_chain(tmp_path):
