@@ -92,17 +92,11 @@ class Findings:
         return ", ".join(self._of(segment) for segment in self.segments)
 
     def _of(self, segment: Segment) -> str:
-        edge_hz = segment.passband_hz
+        edge_hz, where = segment.passband_hz, []
         band = "full band, left as it is" if edge_hz is None else f"band to {edge_hz / 1000:.1f} kHz"
-        everywhere = {channel for one in self.segments for channel in one.channels}
-        where = [f"{_clock(segment.start_s)}-{_clock(segment.end_s)}"] if self._changes() else []
-        if set(segment.channels) != everywhere:
+        if any(one.start_s > 0 for one in self.segments):
+            clock = (f"{int(seconds) // 60}:{int(seconds) % 60:02d}" for seconds in (segment.start_s, segment.end_s))
+            where.append("-".join(clock))
+        if set(segment.channels) != {channel for one in self.segments for channel in one.channels}:
             where.append("channel " + ", ".join(str(channel + 1) for channel in segment.channels))
         return f"{band} ({', '.join(where)})" if where else band
-
-    def _changes(self) -> bool:
-        return any(segment.start_s > 0 for segment in self.segments)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

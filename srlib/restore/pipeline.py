@@ -27,7 +27,6 @@ class RestorationOutput(BaseOutput):
     """`audio` `[samples]` or `[channels, samples]` float32 at 48 kHz, and how it came about.
 
     Args:
-        generated: the vocoder's output before the merge, of the shape of `audio`.
         log_mel: restored log-mel of the channels' downmix, `[1, 1, frames, 256]`; frames are a multiple of 64, none for
             silence.
         cutoff_hz: the lowest edge of the band that was used; None for full band.
@@ -36,7 +35,6 @@ class RestorationOutput(BaseOutput):
     """
 
     audio: np.ndarray
-    generated: np.ndarray
     log_mel: torch.Tensor
     cutoff_hz: float | None
     trajectory: list[torch.Tensor]
@@ -66,14 +64,13 @@ class RestorationPipeline(LogMelPipeline):
         restorer = Restorer(self, asked, return_trajectory)
         analysis = analyse(recording, asked, has_prior=self.prior is not None)
         chunks = list(restorer.chunks(recording, analysis))
-        both = np.concatenate(list(join(analysis.chunks, (one.waveforms for one in chunks))), axis=2)
-        audio, generated = both.reshape(2, *np.shape(wav)[:-1], -1)
+        audio = np.concatenate(list(join(analysis.chunks, (one.audio for one in chunks))), axis=1)
         ends = [*(chunk.keep_from for chunk in analysis.chunks[1:]), analysis.chunks[-1].stop]
         log_mel = torch.cat([one.log_mel_until(end) for one, end in zip(chunks, ends, strict=True)], dim=2)
         findings = Findings.of(recording, asked, analysis, restorer.noise_db)
         edges_hz = [one.passband_hz for one in findings.segments if one.passband_hz is not None]
-        cutoff_hz = min(edges_hz, default=None)
-        return RestorationOutput(audio, generated, log_mel, cutoff_hz, restorer.trajectory, findings)
+        audio = audio.reshape(*np.shape(wav)[:-1], -1)
+        return RestorationOutput(audio, log_mel, min(edges_hz, default=None), restorer.trajectory, findings)
 
     @torch.no_grad()
     def restore_file(
@@ -105,8 +102,7 @@ class RestorationPipeline(LogMelPipeline):
             analysis = analyse(recording, asked, has_prior=self.prior is not None)
             Path(out).parent.mkdir(parents=True, exist_ok=True)
             with open_output(out, recording, sample_rate, subtype) as put:
-                chunks = restorer.chunks(recording, analysis)
-                for audio in join(analysis.chunks, (one.waveforms[0] for one in chunks)):
+                for audio in join(analysis.chunks, (one.audio for one in restorer.chunks(recording, analysis))):
                     put(audio)
                     if progress is not None:
                         progress(audio.shape[1] / SAMPLE_RATE)

@@ -28,13 +28,13 @@ from srlib.settings import Gap
 
 @dataclass(frozen=True)
 class RestoredChunk:
-    """The restored and the generated audio, `waveforms` `[2, channels, samples]`, and the log-mel of their downmix.
+    """The restored audio `[channels, samples]` and the log-mel of its downmix `[1, 1, frames, 256]`.
 
     If several bands meet in the chunk, the log-mel is that of the part that lasts longest in the recording.
     """
 
     chunk: Chunk
-    waveforms: np.ndarray
+    audio: np.ndarray
     log_mel: torch.Tensor
 
     def log_mel_until(self, end: int) -> torch.Tensor:
@@ -68,18 +68,19 @@ class Restorer:
         noises = [PositionalNoise(*shape, generator) for generator in generators]
         for chunk, samples, held in analysis.chunked(recording):
             drawn = [one.of(chunk) for one in noises] if held else []
-            waveforms, log_mels = np.zeros((2, recording.channels, samples), np.float32), []
+            audio, log_mels = np.zeros((recording.channels, samples), np.float32), []
             for part, wav in held:
-                *pair, mel = self.restore(part, chunk, wav, chunk.local(analysis.gaps), drawn)
-                share = part.share(chunk.start * HOP_LENGTH, samples)
-                waveforms[:, part.channels] += share * np.stack([part.layout.expand(one) for one in pair])
+                restored, mel = self.restore(part, chunk, wav, chunk.local(analysis.gaps), drawn)
+                audio[list(part.channels)] += part.share(chunk.start * HOP_LENGTH, samples) * part.layout.expand(
+                    restored
+                )
                 log_mels.append(mel)
-            yield RestoredChunk(chunk, waveforms, log_mels[0] if held else torch.zeros(1, 1, 0, N_MELS))
+            yield RestoredChunk(chunk, audio, log_mels[0] if held else torch.zeros(1, 1, 0, N_MELS))
 
     def restore(
         self, part: Part, chunk: Chunk, wav: np.ndarray, gaps: list[Gap], noises: Sequence[torch.Tensor]
-    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-        """Restored and generated audio `[channels, samples]` of a chunk `wav` of the same shape, and its log-mel.
+    ) -> tuple[np.ndarray, torch.Tensor]:
+        """Restored audio `[channels, samples]` of a chunk `wav` of the same shape, and the log-mel of its downmix.
 
         Args:
             wav: unique channels of the part at 48 kHz and the input's level, tones subtracted.
@@ -125,7 +126,7 @@ class Restorer:
         merged = torch.stack([merge(*pair[:2], band, options.merge, pair[2], gaps, options.blend) for pair in pairs])
         merged = torch.stack([without_pre_echo(*pair, gaps) for pair in zip(merged, degraded, strict=True)])
         audio = np.where((merged == degraded).cpu().numpy(), wav, merged.float().cpu().numpy() / level)
-        return audio, generated.float().cpu().numpy() / level, restored_mel.cpu()
+        return audio, restored_mel.cpu()
 
     def _generate(
         self,
