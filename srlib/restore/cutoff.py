@@ -62,6 +62,7 @@ _FILTER_COST = (8.0, 5.0)  # nat, for assuming a filter at all; the second where
 _TEMPER = 0.7  # neighbouring bands are not independent
 
 # What is concluded from it.
+_GRID_HZ = 20.0  # Hz; resolution of the responses
 _SURE = 0.9  # probability that the true filter falls at least as far as what is equalised
 _DOUBT = 0.001  # probability of full band from which on the highest probable edge is taken
 # Cost of a change, and the most that a window can say, in nat. Of 24 steady recordings of the training split none is
@@ -236,13 +237,13 @@ class _Filters:
 @cache
 def _filters() -> _Filters:
     tried = [Degradation(hz, family, order) for family, order in _SHAPES for hz in _CUTOFFS_HZ]
-    gains = np.abs([zero_phase_response(one, BINS_HZ, SAMPLE_RATE) for one in tried])
-    in_bins = 20 * np.log10(gains + 1e-12)
-    passband_hz, stopband_hz = (BINS_HZ[np.argmax(in_bins < level, axis=1)] for level in (KNOWN_DB, MISSING_DB))
+    grid_hz = np.arange(1, SAMPLE_RATE / 2, _GRID_HZ)
+    fine = 20 * np.log10(np.abs([zero_phase_response(one, grid_hz, SAMPLE_RATE) for one in tried]) + 1e-12)
+    passband_hz, stopband_hz = (grid_hz[np.argmax(fine < level, axis=1)] for level in (KNOWN_DB, MISSING_DB))
     used = (passband_hz > _PASSBANDS_HZ[0]) & (passband_hz < _PASSBANDS_HZ[1])
-    in_bins = np.vstack([in_bins[used], np.zeros(len(BINS_HZ))]).T
-    in_bands = interpolate.interp1d(BINS_HZ, in_bins, axis=0)(_bands_hz())
-    return _Filters(in_bands, in_bins, passband_hz[used], stopband_hz[used])
+    fine = np.vstack([fine[used], np.zeros(len(grid_hz))]).T
+    response = interpolate.interp1d(grid_hz, fine, axis=0, fill_value="extrapolate")
+    return _Filters(response(_bands_hz()), response(BINS_HZ), passband_hz[used], stopband_hz[used])
 
 
 def _costs(levels: np.ndarray, floor: float, filters: _Filters) -> np.ndarray:
