@@ -107,10 +107,9 @@ def analyse(recording: Recording, options: Options, has_prior: bool) -> Analysis
         found = tuple(tones[channel] for channel in sounding)
         kept_hz = tuple(hz for combs in found for comb in combs for hz in comb.frequencies_hz)
         told = (found, ()) if subtracts else (((),) * len(sounding), kept_hz)
-        silence = np.zeros((len(sounding) + (len(sounding) > 1), N_FFT // 2 + 1))
-        parts.append(
-            Part(band, tuple(spans), tuple(spans.values()), layout, survey.level(sounding), *told, floors=silence)
-        )
+        no_noise = np.zeros((len(sounding) + (len(sounding) > 1), N_FFT // 2 + 1))
+        level = survey.level(sounding)
+        parts.append(Part(band, tuple(spans), tuple(spans.values()), layout, level, *told, no_noise))
     analysis = Analysis(gaps, plan(recording.samples_at(SAMPLE_RATE)), parts)
     return _with_noise(recording, analysis, forced=options.denoise == "on") if find_noise else analysis
 

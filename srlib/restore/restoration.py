@@ -17,7 +17,7 @@ from srlib.models.pipeline import LogMelPipeline, pad_to_units
 from srlib.models.vocoder import vocode
 from srlib.restore.analysis import Analysis, Part
 from srlib.restore.chunks import Chunk, PositionalNoise
-from srlib.restore.gaps import interpolate_gaps, without_pre_echo
+from srlib.restore.gaps import interpolate_gaps
 from srlib.restore.merge import above, merge, replace_mel, scaled
 from srlib.restore.noise import noise_gain
 from srlib.restore.observation import observe
@@ -71,9 +71,8 @@ class Restorer:
             audio, log_mels = np.zeros((recording.channels, samples), np.float32), []
             for part, wav in held:
                 restored, mel = self.restore(part, chunk, wav, chunk.local(analysis.gaps), drawn)
-                audio[list(part.channels)] += part.share(chunk.start * HOP_LENGTH, samples) * part.layout.expand(
-                    restored
-                )
+                share = part.share(chunk.start * HOP_LENGTH, samples)
+                audio[list(part.channels)] += share * part.layout.expand(restored)
                 log_mels.append(mel)
             yield RestoredChunk(chunk, audio, log_mels[0] if held else torch.zeros(1, 1, 0, N_MELS))
 
@@ -95,8 +94,8 @@ class Restorer:
         # -> observation -> posterior of the prior
         posterior, known_mel, rows = None, degraded_mel, len(degraded_mel)
         if pipe.prior is not None:
-            told = [band] * rows, list(part.floors), [gaps] * rows, [part.kept_tones_hz] * rows
-            observed = observe(degraded_mel, *told)
+            same = [band] * rows, list(part.floors), [gaps] * rows, [part.kept_tones_hz] * rows
+            observed = observe(degraded_mel, *same)
             posterior = pipe.prior(observed.log_mel, observed.variance)
             known_mel = posterior.mean
         # -> restored log-mel of the downmix
@@ -122,9 +121,12 @@ class Restorer:
         # -> restored waveform, without what the chunk was padded with; samples that nothing changed stay, to the bit
         degraded, generated = degraded[:, :samples], generated[:, :samples]
         gains = [None if gain is None else gain[: frames_of(degraded)] for gain in gains]
-        pairs = zip(generated, degraded, gains, strict=True)
-        merged = torch.stack([merge(*pair[:2], band, options.merge, pair[2], gaps, options.blend) for pair in pairs])
-        merged = torch.stack([without_pre_echo(*pair, gaps) for pair in zip(merged, degraded, strict=True)])
+        merged = torch.stack(
+            [
+                merge(made, given, band, options.merge, gain, gaps, options.blend)
+                for made, given, gain in zip(generated, degraded, gains, strict=True)
+            ]
+        )
         audio = np.where((merged == degraded).cpu().numpy(), wav, merged.float().cpu().numpy() / level)
         return audio, restored_mel.cpu()
 
