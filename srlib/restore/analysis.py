@@ -104,12 +104,14 @@ def analyse(recording: Recording, options: Options, has_prior: bool) -> Analysis
     for band, spans in find_bands(recording, options.band()):
         layout = survey.layout(tuple(spans))
         sounding = [tuple(spans)[place] for place in layout.unique]
-        found = tuple(tones[channel] for channel in sounding)
-        kept_hz = tuple(hz for combs in found for comb in combs for hz in comb.frequencies_hz)
-        told = (found, ()) if subtracts else (((),) * len(sounding), kept_hz)
+        subtracted = tuple(tones[channel] for channel in sounding)
+        kept_hz: tuple[float, ...] = ()
+        if not subtracts:
+            kept_hz = tuple(hz for combs in subtracted for comb in combs for hz in comb.frequencies_hz)
+            subtracted = ((),) * len(sounding)
         no_noise = np.zeros((len(sounding) + (len(sounding) > 1), N_FFT // 2 + 1))
         level = survey.level(sounding)
-        parts.append(Part(band, tuple(spans), tuple(spans.values()), layout, level, *told, no_noise))
+        parts.append(Part(band, tuple(spans), tuple(spans.values()), layout, level, subtracted, kept_hz, no_noise))
     analysis = Analysis(gaps, plan(recording.samples_at(SAMPLE_RATE)), parts)
     return _with_noise(recording, analysis, forced=options.denoise == "on") if find_noise else analysis
 

@@ -123,7 +123,7 @@ def find_bands(recording: Recording, known: Band | float | None) -> list[tuple[B
         known: the band of all of it; a cutoff (Hz), whose filter is looked for; None detects all.
     """
     channels, length = range(recording.channels), recording.samples / recording.sample_rate
-    everywhere = dict.fromkeys(channels, ((0.0, inf),))
+    everywhere: dict[int, tuple[Gap, ...]] = dict.fromkeys(channels, ((0.0, inf),))
     if isinstance(known, Band):
         return [(known, everywhere)]
     detectors = [BandDetector() for _ in channels]

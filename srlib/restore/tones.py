@@ -109,8 +109,8 @@ class ToneFinder:
         hum = [comb for fundamentals_hz in _MAINS_HZ if (comb := _hum(lines_hz, fundamentals_hz))]
         in_hum = np.array([hz for comb in hum for hz in comb.frequencies_hz])
         steady = np.flatnonzero(self._steady(mean_db))
-        found = self._exact_hz(steady[np.argsort(-self._quietest[steady])])
-        found = [hz for hz in found.tolist() if not (np.abs(in_hum - hz) < 1 / BLOCK_SECONDS).any()]
+        steady_hz = self._exact_hz(steady[np.argsort(-self._quietest[steady])])
+        found = [hz for hz in steady_hz.tolist() if not (np.abs(in_hum - hz) < 1 / BLOCK_SECONDS).any()]
         partials = [(np.abs(lines_hz[:, None] - hz * _PARTIALS) < _OFF_HZ).any() for hz in found]
         return hum if len(found) > MAX_TONES or any(partials) else [*hum, *map(Comb, found)]
 
