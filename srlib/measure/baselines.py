@@ -19,7 +19,7 @@ from srlib.measure.limits import TINY, join, shaped_noise, spectrum_of, to_wav
 from srlib.restore.gaps import gap_frames
 from srlib.restore.merge import Band
 from srlib.restore.noise import QUIET, level_above, smoothed_power
-from srlib.restore.tones import ToneFinder, fit_tones
+from srlib.restore.tones import ToneFinder
 
 # dB per octave above the cutoff, by cutoff in Hz: each the best of a grid by plain LSD up to 19 kHz on the train split
 # of the demo set, low-passed by cheby1 of order 8.
@@ -72,7 +72,7 @@ def notch(degraded: np.ndarray) -> np.ndarray:
     finder = ToneFinder(SAMPLE_RATE)
     finder.add(degraded)
     restored = degraded.copy()
-    for tone_hz in (tone.frequency_hz for tone in fit_tones(degraded, finder.result(), SAMPLE_RATE)):
+    for tone_hz in (hz for comb in finder.result() for hz in comb.frequencies_hz):
         b, a = signal.iirnotch(tone_hz, tone_hz / NOTCH_WIDTH_HZ, fs=SAMPLE_RATE)
         restored = signal.filtfilt(b, a, restored.astype(np.float64), padlen=SAMPLE_RATE // 2).astype(np.float32)
     return restored

@@ -94,7 +94,8 @@ def edges(trial: Trial, detectors: Mapping[str, Callable[[torch.Tensor], Any]]) 
 
 def noise_found(trial: Trial) -> Columns:
     """Whether our model found stationary noise."""
-    return {"noise_found": getattr(trial.output, "noise_found", None)}
+    findings = getattr(trial.output, "findings", None)
+    return {"noise_found": None if findings is None else findings.noise_db is not None}
 
 
 def noise_left(trial: Trial, edges_hz: Sequence[float] = ()) -> list[Columns]:

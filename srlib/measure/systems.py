@@ -26,7 +26,7 @@ _AUDIOSR = {"merge": "replace", "excitation": "vocoder"}  # AudioSR's own: the k
 # Row of the main table -> the weights it uses and how they are called.
 MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "prior": (None, {"num_inference_steps": 0}),  # the simplest thing that could work
-    "audiosr_lowpass": ("lowpass", {"denoise": False, **_AUDIOSR}),  # no noise in training
+    "audiosr_lowpass": ("lowpass", {"denoise": "off", **_AUDIOSR}),  # no noise in training
     "ours_replace": (None, _AUDIOSR),  # the source report: noise in training, replacement
     "ours_sample": (None, {"num_inference_steps": 8}),
     "ours": (None, {}),

@@ -1,58 +1,63 @@
-"""The first passes over a recording: what has to be known of the whole before a chunk of it can be restored."""
+"""What has to be known of a whole recording before a chunk of it can be restored: up to three passes over it."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 
 from srlib.audio.recording import Recording
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE
-from srlib.restore.chunks import FADE, Chunk, cut
-from srlib.restore.cutoff import BandDetector
+from srlib.restore.chunks import FADE, Chunk, cut, plan
+from srlib.restore.cutoff import find_bands
 from srlib.restore.gaps import GapFinder
-from srlib.restore.merge import FULL_BAND, Band
+from srlib.restore.merge import Band
 from srlib.restore.noise import NoiseFloor
+from srlib.restore.options import Options
 from srlib.restore.stereo import ChannelSurvey, Layout
-from srlib.restore.tones import Comb, Tone, ToneFinder, fit_tones, without
+from srlib.restore.tones import Comb, ToneFinder, subtract_tones
 from srlib.settings import Gap
 
-_PEAKS = (0.1, 1.0)  # linear: the range of peaks that the model was trained on
-_ALIKE = 1.25  # ratio of passbands up to which two stretches or channels are taken for one: a third of an octave
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Channels of a recording that share a band, and when: they are restored together, as if they were alone.
 
     Args:
         channels: indices in the recording.
         spans: of each of these channels the (start, end) in seconds in which it has the band.
+        layout: which of the channels are restored, and their downmix for the model.
+        level: factor to a peak that the model was trained on.
+        tones: tones and hum of each unique channel, which are subtracted.
+        kept_tones_hz: those that the merge keeps; the prior is told of them.
+        floors: noise of what `layout.with_downmix` gives, at the model's level: powers of STFT bins `[rows, 1025]`.
     """
 
     band: Band
     channels: tuple[int, ...]
     spans: tuple[tuple[Gap, ...], ...]
-
-    def of(self, recording: Recording) -> Recording:
-        """The recording of these channels alone."""
-        chosen = list(self.channels)
-        if len(chosen) == recording.channels:
-            return recording
-        return replace(recording, channels=len(chosen), blocks=lambda: (block[chosen] for block in recording.blocks()))
+    layout: Layout
+    level: float
+    tones: tuple[tuple[Comb, ...], ...]
+    kept_tones_hz: tuple[float, ...]
+    floors: np.ndarray
 
     def uses(self, chunk: Chunk) -> bool:
-        """Whether any of the chunk's samples belongs to the part."""
+        """Whether any of the chunk's samples belongs to the part, and may sound."""
         first, last = chunk.start * HOP_LENGTH - FADE, chunk.stop * HOP_LENGTH + FADE
-        return any(start * SAMPLE_RATE < last and end * SAMPLE_RATE > first for one in self.spans for start, end in one)
+        spans = [span for one in self.spans for span in one] if self.layout.unique else []
+        return any(start * SAMPLE_RATE < last and end * SAMPLE_RATE > first for start, end in spans)
 
-    def share(self, first: int, last: int) -> np.ndarray:
-        """Weight of the part in the output, `[channels, last - first]`, between two samples; faded over 0.16 s."""
-        index = np.arange(first, last)[None]
+    def own(self, wav: np.ndarray) -> np.ndarray:
+        """The unique channels of `[channels, samples]` of the recording at 48 kHz, without their tones."""
+        rows = wav[[self.channels[place] for place in self.layout.unique]]
+        return np.stack([subtract_tones(*pair, SAMPLE_RATE) for pair in zip(rows, self.tones, strict=True)])
+
+    def share(self, first: int, samples: int) -> np.ndarray:
+        """Weight of the part in the output, `[channels, samples]`, from a sample on; faded over 0.16 s."""
+        index = np.arange(first, first + samples)[None]
 
         def reached(seconds: float) -> np.ndarray:
             return np.clip((index - seconds * SAMPLE_RATE) / FADE + 0.5, 0, 1) if seconds else np.ones(index.shape)
@@ -63,144 +68,65 @@ class Part:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is known of a part.
+    """What is known of a recording: `gaps` in seconds; the `parts`, the longest first, whose shares add up to one."""
+
+    gaps: tuple[Gap, ...]
+    chunks: Sequence[Chunk]
+    parts: Sequence[Part]
+
+    def chunked(self, recording: Recording) -> Iterator[tuple[Chunk, int, list[tuple[Part, np.ndarray]]]]:
+        """A pass over the chunks: the samples of each, and the parts that it holds with their waveforms `Part.own`."""
+        blocks = recording.blocks_at(SAMPLE_RATE, range(recording.channels))
+        for chunk, wav in zip(self.chunks, cut(blocks, self.chunks), strict=True):
+            yield chunk, wav.shape[1], [(part, part.own(wav)) for part in self.parts if part.uses(chunk)]
+
+
+def analyse(recording: Recording, options: Options, has_prior: bool) -> Analysis:
+    """All that is known of a recording. Raise SrlibError for options that it cannot have.
 
     Args:
-        level: factor to a peak that the model was trained on.
-        tones: tones and hum of each unique channel; subtracted if `subtract_tones`, else the prior is told.
-        floors: noise of the downmix and of each unique channel, if there are several, at the model's level: powers of
-            STFT bins `[1 + channels, 1025]`.
+        has_prior: whether the model has a prior, which is told of noise and tones even if the merge keeps them.
     """
-
-    layout: Layout
-    level: float
-    tones: tuple[tuple[Comb, ...], ...]
-    subtract_tones: bool
-    floors: np.ndarray
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One chunk of the unique channels, `wav` `[channels, samples]` at 48 kHz, without its `tones`."""
-
-    chunk: Chunk
-    wav: np.ndarray
-    tones: list[Tone]
-
-
-def find_gaps(recording: Recording, gaps: Sequence[Gap] | Literal["auto"]) -> tuple[Gap, ...]:
-    """(start, end) in seconds; `auto` finds runs of digital silence in all channels."""
-    if gaps != "auto":
-        return tuple(gaps)
-    finder = GapFinder(recording.sample_rate)
+    options.check(recording)
+    rate, channels, subtracts = recording.sample_rate, range(recording.channels), options.merge == "gain"
+    find_noise = options.denoise != "off" and (subtracts or has_prior)
+    find_tones = find_noise and not options.keep_tones
+    gap_finder, survey = GapFinder(rate), ChannelSurvey(len(channels), rate)
+    tone_finders = [ToneFinder(rate) for _ in channels]
     for block in recording.blocks():
-        finder.add(block)
-    return tuple(finder.result())
-
-
-def find_parts(recording: Recording, band: Band | float | None) -> list[Part]:
-    """The parts of a recording, the longest first; their shares add up to one everywhere.
-
-    Args:
-        band: of all of it, if that is known; a cutoff (Hz), whose filter is looked for; None detects all.
-    """
-    channels = range(recording.channels)
-    whole = (0.0, float("inf"))
-    if isinstance(band, Band):
-        return [Part(band, tuple(channels), ((whole,),) * len(channels))]
-    detectors = [BandDetector() for _ in channels]
-    for block in recording.blocks_at(SAMPLE_RATE, channels):
-        for detector, wav in zip(detectors, block, strict=True):
-            detector.add(wav)
-    segments = [detector.segments() for detector in detectors]
-    if band is not None or not any(segments):
-        near = next((one for one, found in zip(detectors, segments, strict=True) if found), detectors[0])
-        return find_parts(recording, near.result(band) if any(segments) else FULL_BAND)
-    stretches = [
-        (start, end, channel, _within_sampled(found, recording.sample_rate))
-        for channel in channels
-        for (start, found), end in zip(segments[channel], _ends(segments[channel]), strict=True)
-    ]
-    length = recording.samples / recording.sample_rate
-    groups: list[tuple[Band, dict[int, list[Gap]]]] = []
-    for start, end, channel, found in sorted(stretches, key=lambda one: one[0] - min(one[1], length)):
-        group = next((spans for other, spans in groups if _alike(other, found)), None)
-        if group is None:
-            groups.append((found, group := {}))
-        group.setdefault(channel, []).append((float(start), end))
-    groups[0][1].update({channel: [whole] for channel in channels if not segments[channel]})  # silent ones
-    return [
-        Part(found, tuple(sorted(spans)), tuple(_joined(spans[channel]) for channel in sorted(spans)))
-        for found, spans in groups
-    ]
-
-
-def _ends(segments: list[tuple[int, Band]]) -> list[float]:
-    return [*(float(start) for start, _ in segments[1:]), float("inf")][: len(segments)]
-
-
-def _alike(one: Band, other: Band) -> bool:
-    edges = one.passband_hz, other.passband_hz
-    return (one == FULL_BAND) == (other == FULL_BAND) and max(edges) < _ALIKE * min(edges)
-
-
-def _joined(spans: list[Gap]) -> tuple[Gap, ...]:
-    """The spans in order, those that touch as one."""
-    joined: list[Gap] = []
-    for start, end in sorted(spans):
-        if joined and joined[-1][1] == start:
-            start = joined.pop()[0]
-        joined.append((start, end))
-    return tuple(joined)
-
-
-def _within_sampled(band: Band, sample_rate: int) -> Band:
-    """A band that ends where the recording's own sample rate (Hz) makes it end."""
-    nyquist = sample_rate / 2
-    if band.passband_hz < nyquist or nyquist >= FULL_BAND.passband_hz:
-        return band
-    return Band.at(0.95 * nyquist)  # nothing above was sampled
-
-
-def survey(recording: Recording, find_tones: bool, subtract_tones: bool = True) -> Analysis:
-    """Levels, channels and stationary tones of a part's recording, in one pass; no noise yet."""
-    channels = ChannelSurvey(recording.channels, recording.sample_rate)
-    tone_finders = [ToneFinder(recording.sample_rate) for _ in range(recording.channels if find_tones else 0)]
-    for block in recording.blocks():
-        channels.add(block)
-        for finder, wav in zip(tone_finders, block, strict=False):
+        gap_finder.add(block)
+        survey.add(block)
+        for finder, wav in zip(tone_finders if find_tones else (), block, strict=False):
             finder.add(wav)
-    layout = channels.layout()
-    unique = len(layout.unique)
-    peak = channels.peaks[list(layout.unique)].max(initial=0.0)
-    level = float(np.clip(peak, *_PEAKS) / peak) if peak else 1.0
-    tones = tuple(tuple(tone_finders[channel].result()) for channel in layout.unique) if find_tones else ()
-    return Analysis(layout, level, tones, subtract_tones, np.zeros((unique + (unique > 1), N_FFT // 2 + 1)))
+    gaps = tuple(gap_finder.result()) if options.gaps == "auto" else options.gaps
+    tones = [tuple(finder.result()) for finder in tone_finders]
+    parts = []
+    for band, spans in find_bands(recording, options.band()):
+        layout = survey.layout(tuple(spans))
+        sounding = [tuple(spans)[place] for place in layout.unique]
+        subtracted = tuple(tones[channel] for channel in sounding)
+        kept_hz: tuple[float, ...] = ()
+        if not subtracts:
+            kept_hz = tuple(hz for combs in subtracted for comb in combs for hz in comb.frequencies_hz)
+            subtracted = ((),) * len(sounding)
+        no_noise = np.zeros((len(sounding) + (len(sounding) > 1), N_FFT // 2 + 1))
+        level = survey.level(sounding)
+        parts.append(Part(band, tuple(spans), tuple(spans.values()), layout, level, subtracted, kept_hz, no_noise))
+    analysis = Analysis(gaps, plan(recording.samples_at(SAMPLE_RATE)), parts)
+    return _with_noise(recording, analysis, forced=options.denoise == "on") if find_noise else analysis
 
 
-def prepare(recording: Recording, analysis: Analysis, chunks: Sequence[Chunk]) -> Iterator[Prepared]:
-    """A pass over the chunks at 48 kHz, tones subtracted: their phase is fitted to each chunk."""
-    blocks = recording.blocks_at(SAMPLE_RATE, analysis.layout.unique)
-    for chunk, wav in zip(chunks, cut(blocks, chunks), strict=True):
-        found = analysis.tones if analysis.subtract_tones else ()
-        tones = [fit_tones(*known, SAMPLE_RATE) for known in zip(wav, found, strict=False)]
-        if any(tones):
-            wav = np.stack([without(*pair, SAMPLE_RATE) for pair in zip(wav, tones, strict=True)])
-        yield Prepared(chunk, wav, list(itertools.chain(*tones)))
-
-
-def with_noise(recording: Recording, analysis: Analysis, part: Part, chunks: Sequence[Chunk], forced: bool) -> Analysis:
-    """The analysis with the noise floors of the chunks that the part uses; `forced` takes what is unsure for noise."""
-    floors = [NoiseFloor() for _ in analysis.floors]
-    for prepared in prepare(recording, analysis, chunks):
-        if part.uses(prepared.chunk):
-            wav = torch.from_numpy(prepared.wav * np.float32(analysis.level))
-            for row, floor in zip(with_downmix(analysis.layout.downmix(wav), wav), floors, strict=True):
-                floor.add(row)
-    sampled = _within_sampled(part.band, recording.sample_rate)
-    return replace(analysis, floors=np.stack([floor.result(part.band, sampled, forced) for floor in floors]))
-
-
-def with_downmix(downmix: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
-    """What is analysed: the downmix `[samples]` and, if there are several, the unique channels `[n, samples]`."""
-    return downmix[None] if len(channels) == 1 else torch.cat([downmix[None], channels])
+def _with_noise(recording: Recording, analysis: Analysis, forced: bool) -> Analysis:
+    """The analysis with the noise floors of each part; `forced` takes what is unsure for noise."""
+    finders = {part: [NoiseFloor() for _ in part.floors] for part in analysis.parts}
+    for _, _, held in analysis.chunked(recording):
+        for part, wav in held:
+            rows = part.layout.with_downmix(torch.from_numpy(wav * np.float32(part.level)))
+            for finder, row in zip(finders[part], rows, strict=True):
+                finder.add(row)
+    parts = []
+    for part, own in finders.items():
+        sampled = part.band.within(recording.sample_rate)
+        floors = [finder.result(part.band, sampled, forced) for finder in own]
+        parts.append(replace(part, floors=np.array(floors).reshape(part.floors.shape)))
+    return replace(analysis, parts=parts)

@@ -35,24 +35,16 @@ class Chunk:
         return [(first / SAMPLE_RATE, last / SAMPLE_RATE) for first, last in samples if first < length and last > 0]
 
 
-def plan(samples: int, gaps: Sequence[Gap] = ()) -> list[Chunk]:
-    """Chunks that cover `samples` at 48 kHz, in order; no edge and no context of one lies in a gap if that is cheap."""
+def plan(samples: int) -> list[Chunk]:
+    """Chunks that cover `samples` at 48 kHz, in order."""
     frames = -(-samples // (UNIT_FRAMES * HOP_LENGTH)) * UNIT_FRAMES
     chunks: list[Chunk] = []
     start = keep_from = 0
     while (stop := start + CHUNK_FRAMES) < frames:
-        while stop - keep_from > CHUNK_FRAMES // 2 and _in_gap(stop - CONTEXT_FRAMES, gaps):
-            stop -= UNIT_FRAMES
         chunks.append(Chunk(start, stop, keep_from))
         keep_from = stop - CONTEXT_FRAMES
         start = keep_from - CONTEXT_FRAMES
     return [*chunks, Chunk(max(frames - CHUNK_FRAMES, 0), frames, keep_from)]
-
-
-def _in_gap(edge: int, gaps: Iterable[Gap]) -> bool:
-    """Whether an edge at a frame, or the context of either side, touches a gap."""
-    low, high = ((edge + offset) * HOP_LENGTH / SAMPLE_RATE for offset in (-CONTEXT_FRAMES, CONTEXT_FRAMES))
-    return any(start < high and end > low for start, end in gaps)
 
 
 def cut(blocks: Iterable[np.ndarray], chunks: Iterable[Chunk]) -> Iterator[np.ndarray]:

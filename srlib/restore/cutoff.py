@@ -13,16 +13,19 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 
 import numpy as np
 import torch
 from scipy import interpolate, ndimage, signal
 from scipy.special import logsumexp, softmax
 
+from srlib.audio.recording import Recording
 from srlib.audio.stft import BINS_HZ
 from srlib.config import HOP_LENGTH, N_FFT, SAMPLE_RATE, FilterType
 from srlib.degrade import Degradation, zero_phase_response
 from srlib.restore.merge import EDGE_ERROR, FULL_BAND, KNOWN_DB, MISSING_DB, Band
+from srlib.settings import Gap
 
 FULL_FROM_HZ = 18_500.0  # Hz; a band that reaches this far counts as full
 WINDOW_SECONDS = 1  # s; resolution in time
@@ -65,6 +68,7 @@ _DOUBT = 0.001  # probability of full band from which on the highest probable ed
 # Cost of a change, and the most that a window can say, in nat. Of 24 steady recordings of the training split none is
 # divided at 20 to 90 nat; two seconds of full band among ten are found at up to 30 nat.
 _CHANGE, _MOST_COST = 25.0, 45.0
+_ALIKE = 1.25  # ratio of passbands up to which two stretches or channels are taken for one: a third of an octave
 
 
 class BandDetector:
@@ -82,12 +86,8 @@ class BandDetector:
             self._spectra.append(_spectrum(self._held[:length]))
             self._held = self._held[length:]
 
-    def segments(self, near_hz: float | None = None) -> list[tuple[int, Band]]:
-        """(first second, band) of each segment, in order; silence belongs to what precedes it, and alone has none.
-
-        Args:
-            near_hz: a cutoff that is known (Hz): only filters are tried whose transition lies there.
-        """
+    def segments(self) -> list[tuple[int, Band]]:
+        """(first second, band) of each segment, in order; silence belongs to what precedes it, and alone has none."""
         spectra = self._windows()
         filters, sounding = _filters(), [second for second, one in enumerate(spectra) if one.any()]
         if not sounding:
@@ -97,12 +97,16 @@ class BandDetector:
         segments: list[tuple[int, Band]] = []
         for _, run in itertools.groupby(range(len(sounding)), key=lambda index: states[index]):
             chosen = [sounding[index] for index in run]
-            band = _band_of(np.mean([spectra[second] for second in chosen], axis=0), near_hz)
+            band = _band_of(np.mean([spectra[second] for second in chosen], axis=0), None)
             segments.append((chosen[0] if segments else 0, band))
         return segments
 
     def result(self, near_hz: float | None = None) -> Band:
-        """The band of all samples so far, taken together; `FULL_BAND` if nothing is missing, or if all are silent."""
+        """The band of all samples so far, taken together; `FULL_BAND` if nothing is missing, or if all are silent.
+
+        Args:
+            near_hz: a cutoff that is known (Hz): only filters are tried whose transition lies there.
+        """
         sounding = [spectrum for spectrum in self._windows() if spectrum.any()]
         return _band_of(np.mean(sounding, axis=0), near_hz) if sounding else FULL_BAND
 
@@ -110,6 +114,54 @@ class BandDetector:
         long_enough = len(self._held) >= _SHORTEST * WINDOW_SECONDS * SAMPLE_RATE
         rest = [_spectrum(self._held)] if long_enough or not self._spectra else []
         return self._spectra + rest
+
+
+def find_bands(recording: Recording, known: Band | float | None) -> list[tuple[Band, dict[int, tuple[Gap, ...]]]]:
+    """Each band of a recording, with the (start, end) in seconds of each channel that has it; the longest first.
+
+    Args:
+        known: the band of all of it; a cutoff (Hz), whose filter is looked for; None detects all.
+    """
+    channels, length = range(recording.channels), recording.samples / recording.sample_rate
+    everywhere: dict[int, tuple[Gap, ...]] = dict.fromkeys(channels, ((0.0, inf),))
+    if isinstance(known, Band):
+        return [(known, everywhere)]
+    detectors = [BandDetector() for _ in channels]
+    for block in recording.blocks_at(SAMPLE_RATE, channels):
+        for detector, wav in zip(detectors, block, strict=True):
+            detector.add(wav)
+    segments = {channel: detector.segments() for channel, detector in enumerate(detectors)}
+    sounding = [channel for channel, found in segments.items() if found]
+    if known is not None or not sounding:
+        return [(detectors[sounding[0]].result(known) if sounding else FULL_BAND, everywhere)]
+    stretches = [
+        (start - min(end, length), channel, start, end, band.within(recording.sample_rate))
+        for channel in sounding
+        for (start, band), end in zip(segments[channel], [*(s for s, _ in segments[channel][1:]), inf], strict=True)
+    ]
+    groups: list[tuple[Band, dict[int, list[Gap]]]] = []
+    for _, channel, start, end, band in sorted(stretches, key=lambda one: one[0]):
+        group = next((spans for other, spans in groups if _alike(other, band)), None)
+        if group is None:
+            groups.append((band, group := {}))
+        group.setdefault(channel, []).append((float(start), float(end)))
+    groups[0][1].update({channel: [(0.0, inf)] for channel in channels if channel not in sounding})
+    return [(band, {channel: _joined(spans[channel]) for channel in sorted(spans)}) for band, spans in groups]
+
+
+def _alike(one: Band, other: Band) -> bool:
+    edges = one.passband_hz, other.passband_hz
+    return (one == FULL_BAND) == (other == FULL_BAND) and max(edges) < _ALIKE * min(edges)
+
+
+def _joined(spans: list[Gap]) -> tuple[Gap, ...]:
+    """The spans in order, those that touch as one."""
+    joined: list[Gap] = []
+    for start, end in sorted(spans):
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return tuple(joined)
 
 
 def detect_band(wav: torch.Tensor) -> Band:
@@ -186,14 +238,12 @@ class _Filters:
 def _filters() -> _Filters:
     tried = [Degradation(hz, family, order) for family, order in _SHAPES for hz in _CUTOFFS_HZ]
     grid_hz = np.arange(1, SAMPLE_RATE / 2, _GRID_HZ)
-    fine = np.array([20 * np.log10(np.abs(zero_phase_response(one, grid_hz, SAMPLE_RATE)) + 1e-12) for one in tried])
+    fine = 20 * np.log10(np.abs([zero_phase_response(one, grid_hz, SAMPLE_RATE) for one in tried]) + 1e-12)
     passband_hz, stopband_hz = (grid_hz[np.argmax(fine < level, axis=1)] for level in (KNOWN_DB, MISSING_DB))
     used = (passband_hz > _PASSBANDS_HZ[0]) & (passband_hz < _PASSBANDS_HZ[1])
     fine = np.vstack([fine[used], np.zeros(len(grid_hz))]).T
-    in_bands, in_bins = (
-        interpolate.interp1d(grid_hz, fine, axis=0, fill_value="extrapolate")(hz) for hz in (_bands_hz(), BINS_HZ)
-    )
-    return _Filters(in_bands, in_bins, passband_hz[used], stopband_hz[used])
+    response = interpolate.interp1d(grid_hz, fine, axis=0, fill_value="extrapolate")
+    return _Filters(response(_bands_hz()), response(BINS_HZ), passband_hz[used], stopband_hz[used])
 
 
 def _costs(levels: np.ndarray, floor: float, filters: _Filters) -> np.ndarray:
@@ -253,7 +303,8 @@ def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
         if away.all():
             return Band.at(near_hz)
         cost[:-1][away] = np.inf
-    response_db = _safe_response(softmax(-cost), filters)  # even below a given cutoff, the filter may do nothing
+    # It falls no further than probable filters do; even below a given cutoff, the filter may do nothing.
+    response_db = _quantile(filters.bins_db, _SURE, softmax(-cost))
     if near_hz is not None:
         cost[-1] = np.inf
     weight = softmax(-cost)
@@ -269,22 +320,11 @@ def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
     if full_weight > _DOUBT:  # the fall may be the music's own: nothing is equalised
         chosen, response_db = best[-1], np.zeros_like(response_db)
     weight = weight * covers[:, chosen]
-    passband_hz, stopband_hz = float(edges[chosen]), _median(filters.stopband_hz, weight)
+    passband_hz, stopband_hz = float(edges[chosen]), float(_quantile(filters.stopband_hz, 0.5, weight))
+    response_db = np.interp(BINS_HZ / EDGE_ERROR, BINS_HZ, response_db)  # moved up by the error of the edge
     return Band(passband_hz, max(stopband_hz, 1.02 * passband_hz), 10 ** (response_db / 20))
 
 
-def _median(values: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted median."""
-    order = np.argsort(values)
-    share = weight[order].cumsum()
-    return float(values[order][np.searchsorted(share, share[-1] / 2)])
-
-
-def _safe_response(weight: np.ndarray, filters: _Filters) -> np.ndarray:
-    """Response (dB, `[1025]`) that falls no further than probable filters do, moved up by the error of the edge."""
-    order = np.argsort(filters.bins_db, axis=1)
-    reached = np.take_along_axis(np.broadcast_to(weight, order.shape), order, axis=1).cumsum(1) < _SURE
-    response_db = np.take_along_axis(filters.bins_db, order, axis=1)[
-        np.arange(len(order)), reached.sum(1).clip(max=order.shape[1] - 1)
-    ]
-    return np.interp(BINS_HZ / EDGE_ERROR, BINS_HZ, response_db)
+def _quantile(values: np.ndarray, share: float, weight: np.ndarray) -> np.ndarray:
+    """Weighted quantile over the last axis."""
+    return np.quantile(values, share, axis=-1, weights=weight, method="inverted_cdf")

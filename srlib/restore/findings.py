@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-_SHORTEST_S = 0.05  # s; a window of the STFT, without which no spectrum is known
+from srlib.audio.recording import Recording
+from srlib.restore.analysis import Analysis
+from srlib.restore.gaps import LONGEST_S, SHORTEST_S
+from srlib.restore.merge import FULL_BAND
+from srlib.restore.options import Options
+from srlib.settings import Gap
+
+_NO_GAP = f"no gap of {1000 * SHORTEST_S:.0f} to {1000 * LONGEST_S:.0f} ms found; --gap START:END fills others"
+_KINDS = ("tone", "hum")
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,26 @@ class Findings:
     noise_db: float | None = None
     tones_hz: tuple[float, ...] = ()
     hum_hz: tuple[float, ...] = ()
-    gaps: tuple[tuple[float, float], ...] = ()
-    warnings: tuple[str, ...] = field(default=())
+    gaps: tuple[Gap, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, recording: Recording, options: Options, analysis: Analysis, noise_db: float | None) -> Findings:
+        """What was found in a recording, and by how much its noise was reduced."""
+        seconds = recording.samples / recording.sample_rate
+        segments: dict[tuple[float, float, float | None], list[int]] = {}
+        for part in (one for one in analysis.parts if one.layout.unique):  # not silent
+            edge_hz = None if part.band == FULL_BAND else part.band.passband_hz
+            for channel, spans in zip(part.channels, part.spans, strict=True):
+                for start, end in spans:
+                    segments.setdefault((start, min(end, seconds), edge_hz), []).append(channel)
+        rows = sorted(segments.items(), key=lambda row: (row[0][0], row[1]))
+        bands = tuple(Segment(start, end, tuple(sorted(channels)), hz) for (start, end, hz), channels in rows)
+        combs = [comb for part in analysis.parts for channel in part.tones for comb in channel]
+        tones, hum = (tuple(sorted({one.fundamental_hz for one in combs if one.kind == kind})) for kind in _KINDS)
+        no_gap = options.gaps == "auto" and not analysis.gaps
+        notes = (recording.incomplete, *recording.warnings, _NO_GAP if no_gap else None)
+        return cls(seconds, bands, noise_db, tones, hum, analysis.gaps, tuple(note for note in notes if note))
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON takes it."""
@@ -61,24 +87,16 @@ class Findings:
         if not self.segments:
             return "silence: nothing to restore"
         if all(segment.passband_hz is None for segment in self.segments):
-            if self.seconds < _SHORTEST_S:
-                return "too short to find its band: left as it is; --cutoff-hz overrides"
             untouched = self.noise_db is None and not (self.tones_hz or self.hum_hz or self.gaps)
             return f"full band{': nothing to restore' if untouched else ''}; --cutoff-hz overrides"
         return ", ".join(self._of(segment) for segment in self.segments)
 
     def _of(self, segment: Segment) -> str:
-        edge_hz = segment.passband_hz
+        edge_hz, where = segment.passband_hz, []
         band = "full band, left as it is" if edge_hz is None else f"band to {edge_hz / 1000:.1f} kHz"
-        everywhere = {channel for one in self.segments for channel in one.channels}
-        where = [f"{_clock(segment.start_s)}-{_clock(segment.end_s)}"] if self._changes() else []
-        if set(segment.channels) != everywhere:
+        if any(one.start_s > 0 for one in self.segments):
+            clock = (f"{int(seconds) // 60}:{int(seconds) % 60:02d}" for seconds in (segment.start_s, segment.end_s))
+            where.append("-".join(clock))
+        if set(segment.channels) != {channel for one in self.segments for channel in one.channels}:
             where.append("channel " + ", ".join(str(channel + 1) for channel in segment.channels))
         return f"{band} ({', '.join(where)})" if where else band
-
-    def _changes(self) -> bool:
-        return any(segment.start_s > 0 for segment in self.segments)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -79,12 +79,11 @@ def interpolate_gaps(log_mel: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor
 
 
 def gap_frames(gaps: Iterable[Gap], frames: int) -> np.ndarray:
-    """`[frames]`, True for frames whose window overlaps a gap."""
-    reached = np.zeros(frames, bool)
-    for start, end in gaps:
-        first, last = _frames_reached(start, end)
-        reached[max(first, 0) : max(last, 0)] = True
-    return reached
+    """`[frames]`, True for frames whose window overlaps a gap; frame t holds samples 480 t - 784 to 480 t + 1264."""
+    first_sample = HOP_LENGTH * np.arange(frames) - FRAME_PAD
+    spans = ((round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in gaps)
+    overlaps = [(first_sample < last) & (first_sample + N_FFT > first) for first, last in spans]
+    return np.any(overlaps, axis=0) if overlaps else np.zeros(frames, bool)
 
 
 def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor:
@@ -93,9 +92,7 @@ def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: Iterable[Gap]) -
     At both edges the sound outside is carried on by linear prediction and cross-faded with the generated audio,
     whose phase is unknown.
     """
-    lost = np.zeros(len(wav), bool)
-    for start, end in gaps:
-        lost[max(round(start * SAMPLE_RATE), 0) : max(round(end * SAMPLE_RATE), 0)] = True
+    lost = _inside(gaps, len(wav))
     if not lost.any():
         return wav
     spans = list(_runs(lost))  # gaps that touch are one: between them there is nothing to carry on
@@ -118,9 +115,7 @@ def without_pre_echo(made: torch.Tensor, degraded: torch.Tensor, gaps: Iterable[
     loudness = np.abs(degraded.cpu().numpy())
     past = ndimage.maximum_filter1d(loudness, _HELD, origin=_HELD // 2 - 1, mode="constant")
     future = ndimage.maximum_filter1d(loudness, _AHEAD, origin=-(_AHEAD // 2), mode="constant")
-    silent = past < _SILENT * future
-    for start, end in gaps:
-        silent[max(round(start * SAMPLE_RATE), 0) : max(round(end * SAMPLE_RATE), 0)] = False
+    silent = (past < _SILENT * future) & ~_inside(gaps, len(degraded))
     return torch.where(torch.from_numpy(silent).to(made.device), degraded, made) if silent.any() else made
 
 
@@ -137,10 +132,12 @@ def _carry_on(sound: np.ndarray, samples: int) -> np.ndarray:
     return signal.lfilter([1.0], coefficients, np.zeros(samples), zi=state)[0]
 
 
-def _frames_reached(start: float, end: float) -> tuple[int, int]:
-    """Frames [first, last) whose window overlaps a gap; frame t holds samples 480 t - 784 to 480 t + 1264."""
-    first = (round(start * SAMPLE_RATE) + FRAME_PAD - N_FFT) // HOP_LENGTH + 1
-    return first, -(-(round(end * SAMPLE_RATE) + FRAME_PAD) // HOP_LENGTH)
+def _inside(gaps: Iterable[Gap], samples: int) -> np.ndarray:
+    """`[samples]`, True inside gaps."""
+    inside = np.zeros(samples, bool)
+    for start, end in gaps:
+        inside[max(round(start * SAMPLE_RATE), 0) : max(round(end * SAMPLE_RATE), 0)] = True
+    return inside
 
 
 def _runs(flags: np.ndarray) -> Iterator[tuple[int, int]]:

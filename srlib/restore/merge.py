@@ -13,7 +13,7 @@ from srlib.audio.stft import aligned_stft, band_edges_hz, frames_of, istft_same
 from srlib.config import F_MAX, N_FFT, SAMPLE_RATE, Merge
 from srlib.config import MERGES as MERGES
 from srlib.machine import stage
-from srlib.restore.gaps import fill_gaps
+from srlib.restore.gaps import fill_gaps, without_pre_echo
 from srlib.settings import Gap
 
 KNOWN_DB, MISSING_DB = -3.0, -20.0  # gain of a low-pass at the two edges of its transition
@@ -47,6 +47,11 @@ class Band:
     def at(cls, cutoff_hz: float) -> Band:
         """The band of a steep filter of which only the cutoff is known."""
         return cls(cutoff_hz, 1.07 * cutoff_hz)
+
+    def within(self, sample_rate: float) -> Band:
+        """The band of what was also sampled at this rate, Hz: nothing above its Nyquist frequency is left."""
+        nyquist_hz = sample_rate / 2
+        return self if self.passband_hz < nyquist_hz or nyquist_hz >= F_MAX else Band.at(0.95 * nyquist_hz)
 
     def response(self, freqs_hz: torch.Tensor) -> torch.Tensor:
         """Gain of the low-pass at each frequency; 0 where it is below `LOST`: nothing can be taken back there."""
@@ -96,12 +101,20 @@ def merge(
         gaps: seconds, filled with the generated audio.
         blend: factor of the generated audio in the result.
 
-    Samples that no step changes come back to the bit.
+    Samples that no step changes come back to the bit. Before an onset the silence of the degraded waveform is kept.
     """
-    if mode == "none":
-        return blend * generated
+    made = blend * generated
+    if mode != "none":
+        made = fill_gaps(_joined(generated, degraded, band, mode, gain, blend), made, gaps)
+    return without_pre_echo(made, degraded, gaps)
+
+
+def _joined(
+    generated: torch.Tensor, degraded: torch.Tensor, band: Band, mode: Merge, gain: torch.Tensor | None, blend: float
+) -> torch.Tensor:
+    """The degraded waveform where it is known, and the generated one where it is missing."""
     if band == FULL_BAND and (mode == "replace" or gain is None):
-        return fill_gaps(degraded, blend * generated, gaps)
+        return degraded
     length, frames = degraded.shape[-1], frames_of(degraded)
     generated_stft, degraded_stft = (aligned_stft(wav, frames) for wav in (generated, degraded))
     freqs_hz = torch.linspace(0, F_MAX, N_FFT // 2 + 1, device=degraded.device)
@@ -112,8 +125,7 @@ def merge(
         known = degraded_stft if gain is None else gain * degraded_stft
         joined = _equalised(generated_stft, known, band, freqs_hz, blend, clean=gain is None)
     # Only the change goes through the inverse STFT: where there is none, the samples stay as they are.
-    change = istft_same((joined - degraded_stft)[None])[0, :length]
-    return fill_gaps(degraded + change, blend * generated, gaps)
+    return degraded + istft_same((joined - degraded_stft)[None])[0, :length]
 
 
 def _equalised(

@@ -61,10 +61,10 @@ def _white_level(quiet: np.ndarray) -> np.ndarray:
     return _LOWEST_BIAS * np.quantile(quiet, QUIET, axis=-1)
 
 
-def level_above(quiet: np.ndarray, band: Band) -> float:
-    """Expected power of the noise above a band, from the quiet moments `[1025]`; zero if nothing lies above it."""
+def level_above(quiet: np.ndarray, band: Band) -> np.ndarray:
+    """Expected power `[...]` of noise above a band, from quiet moments `[..., 1025]`; zero if nothing lies above it."""
     above = (_CLEAR * band.stopband_hz <= BINS_HZ) & (BINS_HZ <= _TOP_HZ)
-    return float(_white_level(quiet[above])) if above.sum() >= _FEWEST_BINS else 0.0
+    return _white_level(quiet[..., above]) if above.sum() >= _FEWEST_BINS else np.zeros(quiet.shape[:-1])
 
 
 class NoiseFloor:
@@ -72,14 +72,14 @@ class NoiseFloor:
 
     def __init__(self) -> None:
         self._quiet: list[np.ndarray] = []  # two quantiles over time, [2, 1025], of each chunk
-        self._judged: list[bool] = []  # whether a chunk is long enough to tell whether it is noise
+        self._judged: list[np.ndarray] = []  # those of chunks that are long enough to tell whether it is noise
 
     def add(self, wav: torch.Tensor) -> None:
         """Take the next chunk of the recording, `[samples]` at 48 kHz."""
         power = smoothed_power(wav)
         if len(power):
             self._quiet.append(np.quantile(power, (QUIET, _QUIETEST), axis=0).astype(np.float32))
-            self._judged.append(len(power) >= FEWEST_FRAMES)
+            self._judged += self._quiet[-1:] if len(power) >= FEWEST_FRAMES else []
 
     def result(self, band: Band, sampled: Band | None = None, forced: bool = False) -> np.ndarray:
         """Expected noise power of every bin, `[1025]`; zero where no noise can be heard.
@@ -101,20 +101,20 @@ class NoiseFloor:
 
         It is found where music leaves the band's end to it.
         """
-        chunks = [quiet for quiet, judged in zip(self._quiet, self._judged, strict=True) if judged]
         response = band.response(torch.from_numpy(BINS_HZ)).square().numpy()
         highest = _highest(band)
-        if not chunks or highest.sum() < _FEWEST_BINS:
+        if not self._judged or highest.sum() < _FEWEST_BINS:
             return np.zeros(len(BINS_HZ))
-        levels = _white_level(np.array([quiet[0, highest] / np.maximum(response[highest], 1e-9) for quiet in chunks]))
-        noisy = np.array([_is_noise(quiet, response, highest, band) for quiet in chunks])
+        quiet = np.array(self._judged)  # [chunks, 2, 1025]
+        power = quiet[..., highest] / np.maximum(response[highest], 1e-9)
+        levels = _white_level(power[:, 0])
+        noisy = np.array([_is_noise(*pair) for pair in zip(power, level_above(quiet[:, 0], band), strict=True)])
         level = np.median(levels[noisy]) if noisy.any() else 0.0
         quieter = levels < 10 ** (-_QUIETER_DB / 10) * level
         if noisy.sum() < max(LEAST_SHARE * len(noisy), quieter.sum() + 1):
             return np.zeros(len(BINS_HZ))
-        quiet = np.mean([quiet[0] for quiet, chosen in zip(chunks, noisy, strict=True) if chosen], axis=0)
-        reached = ndimage.median_filter(quiet, _NEIGHBOURS, mode="nearest") > 0.5 / _QUIET_BIAS * level * response
-        return np.where(reached, level * response, 0.0)
+        reached = ndimage.median_filter(quiet[noisy, 0].mean(0), _NEIGHBOURS, mode="nearest")
+        return np.where(reached > 0.5 / _QUIET_BIAS * level * response, level * response, 0.0)
 
 
 def _highest(band: Band) -> np.ndarray:
@@ -125,14 +125,13 @@ def _highest(band: Band) -> np.ndarray:
     return (index >= last - width) & (index < last)
 
 
-def _is_noise(quiet: np.ndarray, response: np.ndarray, highest: np.ndarray, band: Band) -> bool:
-    """Whether the quiet moments `[2, 1025]` of a chunk are those of white noise in the bins `highest` `[1025]`."""
-    power = quiet[:, highest] / np.maximum(response[highest], 1e-9)
+def _is_noise(power: np.ndarray, above: float) -> bool:
+    """Whether the quiet moments `[2, bins]` at the end of a band are those of white noise; `above` is that above it."""
     level_db, quietest_db = 10 * np.log10(power)
     steady = _STEADY_DB[0] < (level_db - quietest_db).mean() < _STEADY_DB[1]
     even = np.diff(level_db).std() < _EVEN_DB
     flat = np.ptp([part.mean() for part in np.array_split(level_db, _PARTS)]) < _FLAT_DB
-    audible = _QUIET_BIAS * power[0].mean() > max(_OUTSTANDING * level_above(quiet[0], band), _INAUDIBLE)
+    audible = _QUIET_BIAS * power[0].mean() > max(_OUTSTANDING * above, _INAUDIBLE)
     return bool(steady and even and flat and audible)
 
 

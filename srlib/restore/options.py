@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import torch
 from diffusers import DDIMScheduler
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from srlib.audio.recording import Recording
 from srlib.config import SAMPLE_RATE, Excitation, Merge, Scheduler
@@ -26,10 +26,6 @@ def _of_64_bits(generator: torch.Generator | int | None) -> torch.Generator | in
     return generator
 
 
-def _as_word(value: object) -> object:
-    return {True: "auto", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
-
 @settings
 class Options:
     """Options of `RestorationPipeline.__call__` and `restore_file`.
@@ -46,8 +42,8 @@ class Options:
         merge: `gain` (tones are subtracted, noise is removed from the known band), `replace` (the known band is kept,
             as in AudioSR) or `none`.
         gaps: (start, end) in seconds, to be filled; `auto` finds runs of digital silence.
-        denoise: `auto` (or True) removes stationary noise and tones that are found, `on` also takes the quiet moments
-            for noise where nothing is found, `off` (or False) takes the recording for noiseless, as AudioSR does.
+        denoise: `auto` removes stationary noise and tones that are found, `on` also takes the quiet moments for noise
+            where nothing is found, `off` takes the recording for noiseless, as AudioSR does.
         keep_tones: constant tones are music; none is subtracted.
         blend: factor of the generated audio, 0 (none of it) to 1.
         band_from_hz: nothing that is generated lies below this frequency, Hz.
@@ -65,7 +61,7 @@ class Options:
     stopband_hz: Positive | None = None
     merge: Merge = "gain"
     gaps: tuple[Gap, ...] | Literal["auto"] = ()
-    denoise: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_word)] = "auto"
+    denoise: Literal["auto", "on", "off"] = "auto"
     excitation: Excitation | None = None
     blend: Annotated[Number, Field(ge=0, le=1)] = 1.0
     keep_tones: Flag = False

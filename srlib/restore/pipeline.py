@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from diffusers.utils import BaseOutput
 
 from srlib.audio.files import open_output
 from srlib.audio.recording import Recording, open_recording
-from srlib.config import SAMPLE_RATE, Excitation, Merge, Scheduler
+from srlib.config import SAMPLE_RATE
 from srlib.models.pipeline import LogMelPipeline
+from srlib.restore.analysis import analyse
+from srlib.restore.chunks import join
 from srlib.restore.findings import Findings
 from srlib.restore.options import Options
-from srlib.restore.restoration import Restoration
-from srlib.restore.tones import Tone
-from srlib.settings import Gap
+from srlib.restore.restoration import Restorer
 
 
 @dataclass
@@ -27,24 +27,18 @@ class RestorationOutput(BaseOutput):
     """`audio` `[samples]` or `[channels, samples]` float32 at 48 kHz, and how it came about.
 
     Args:
-        generated: the vocoder's output before the merge, of the shape of `audio`.
         log_mel: restored log-mel of the channels' downmix, `[1, 1, frames, 256]`; frames are a multiple of 64, none for
             silence.
-        cutoff_hz: the cutoff that was used; None for full band.
+        cutoff_hz: the lowest edge of the band that was used; None for full band.
         trajectory: the predicted log-mel after each step of the first chunk, if it was asked for.
-        tones: the stationary tones that were subtracted from the first chunk.
-        noise_found: whether stationary noise was found in the known band.
-        findings: what was found and done, for a report.
+        findings: what was found and done.
     """
 
     audio: np.ndarray
-    generated: np.ndarray
     log_mel: torch.Tensor
     cutoff_hz: float | None
-    trajectory: list[torch.Tensor] = field(default_factory=list)
-    tones: list[Tone] = field(default_factory=list)
-    noise_found: bool = False
-    findings: Findings | None = None
+    trajectory: list[torch.Tensor]
+    findings: Findings
 
 
 class RestorationPipeline(LogMelPipeline):
@@ -52,48 +46,31 @@ class RestorationPipeline(LogMelPipeline):
 
     @torch.no_grad()
     def __call__(
-        self,
-        wav: np.ndarray,
-        sample_rate: int,
-        *,
-        return_trajectory: bool = False,
-        num_inference_steps: int | None = None,
-        num_samples: int = 1,
-        generator: torch.Generator | int | None = None,
-        guidance_scale: float | None = None,
-        eta: float = 0.0,
-        scheduler: Scheduler | None = None,
-        cutoff_hz: float | Literal["auto"] | None = "auto",
-        stopband_hz: float | None = None,
-        merge: Merge = "gain",
-        gaps: Sequence[Gap] | Literal["auto"] = (),
-        denoise: Literal["auto", "on", "off"] | bool = "auto",
-        keep_tones: bool = False,
-        blend: float = 1.0,
-        band_from_hz: float = 0.0,
-        excitation: Excitation | None = None,
+        self, wav: np.ndarray, sample_rate: int, *, return_trajectory: bool = False, **options: Any
     ) -> RestorationOutput:
-        """Restore a recording. `srlib.restore.options.Options` explains what is not listed here.
+        """Restore a recording.
 
         Args:
             wav: `[samples]` or `[channels, samples]` float32, one to eight channels.
             sample_rate: of `wav`, Hz; the output has 48 kHz.
             return_trajectory: keep the predicted log-mel of every step.
+            options: fields of `srlib.restore.options.Options`, such as `num_inference_steps`, `generator`, `cutoff_hz`.
 
         Raises:
             SrlibError: for audio or options that cannot be used.
         """
-        options = _options(locals())
         recording = Recording.from_array(wav, sample_rate)
-        trajectory: list[torch.Tensor] = []
-        log_mels: list[torch.Tensor] = []
-        job = Restoration(self, recording, options, trajectory if return_trajectory else None, log_mels)
-        shape = (-1,) if np.ndim(wav) == 1 else (recording.channels, -1)
-        audio, generated = (one.reshape(shape) for one in np.concatenate(list(job.pieces()), axis=2))
-        main, log_mel = job.parts[0], torch.cat(log_mels, dim=2)
-        known: dict[str, Any] = {"tones": main.tones, "noise_found": any(one.noise_found for one in job.parts)}
-        cutoff_hz = min((one.cutoff_hz for one in job.parts if one.cutoff_hz is not None), default=None)
-        return RestorationOutput(audio, generated, log_mel, cutoff_hz, trajectory, **known, findings=job.findings())
+        asked = Options(**options)
+        restorer = Restorer(self, asked, return_trajectory)
+        analysis = analyse(recording, asked, has_prior=self.prior is not None)
+        chunks = list(restorer.chunks(recording, analysis))
+        audio = np.concatenate(list(join(analysis.chunks, (one.audio for one in chunks))), axis=1)
+        ends = [*(chunk.keep_from for chunk in analysis.chunks[1:]), analysis.chunks[-1].stop]
+        log_mel = torch.cat([one.log_mel_until(end) for one, end in zip(chunks, ends, strict=True)], dim=2)
+        findings = Findings.of(recording, asked, analysis, restorer.noise_db)
+        edges_hz = [one.passband_hz for one in findings.segments if one.passband_hz is not None]
+        audio = audio.reshape(*np.shape(wav)[:-1], -1)
+        return RestorationOutput(audio, log_mel, min(edges_hz, default=None), restorer.trajectory, findings)
 
     @torch.no_grad()
     def restore_file(
@@ -104,21 +81,7 @@ class RestorationPipeline(LogMelPipeline):
         *,
         sample_rate: int = SAMPLE_RATE,
         subtype: str | None = None,
-        num_inference_steps: int | None = None,
-        num_samples: int = 1,
-        generator: torch.Generator | int | None = None,
-        guidance_scale: float | None = None,
-        eta: float = 0.0,
-        scheduler: Scheduler | None = None,
-        cutoff_hz: float | Literal["auto"] | None = "auto",
-        stopband_hz: float | None = None,
-        merge: Merge = "gain",
-        gaps: Sequence[Gap] | Literal["auto"] = (),
-        denoise: Literal["auto", "on", "off"] | bool = "auto",
-        keep_tones: bool = False,
-        blend: float = 1.0,
-        band_from_hz: float = 0.0,
-        excitation: Excitation | None = None,
+        **options: Any,
     ) -> Findings:
         """Restore a file of any length in constant memory, and say what was found and done.
 
@@ -128,25 +91,22 @@ class RestorationPipeline(LogMelPipeline):
             progress: is told the seconds of audio of each piece that was written.
             sample_rate: of the output, Hz.
             subtype: `PCM_16` (with dither), `PCM_24` or `FLOAT`; None takes the format's best.
+            options: fields of `srlib.restore.options.Options`.
 
         Raises:
             SrlibError: for a file or options that cannot be used.
         """
-        options = _options(locals())
+        asked = Options(**options)
+        restorer = Restorer(self, asked)
         with open_recording(path) as recording:
-            job = Restoration(self, recording, options)
+            analysis = analyse(recording, asked, has_prior=self.prior is not None)
             Path(out).parent.mkdir(parents=True, exist_ok=True)
             with open_output(out, recording, sample_rate, subtype) as put:
-                for audio, _ in job.pieces():
+                for audio in join(analysis.chunks, (one.audio for one in restorer.chunks(recording, analysis))):
                     put(audio)
                     if progress is not None:
                         progress(audio.shape[1] / SAMPLE_RATE)
-            return job.findings()
-
-
-def _options(arguments: dict[str, Any]) -> Options:
-    """The options among the arguments of a call."""
-    return Options(**{field.name: arguments[field.name] for field in fields(Options)})
+            return Findings.of(recording, asked, analysis, restorer.noise_db)
 
 
 build = RestorationPipeline.build

@@ -6,6 +6,7 @@ the cutoff is common to all channels. Its level in a channel, over that in the d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,11 @@ import torch.nn.functional as F
 from scipy import ndimage, signal
 
 from srlib.audio.stft import BINS_HZ, aligned_stft, band_of_hz, frames_of, istft_same, mel_to_bins
-from srlib.config import HOP_LENGTH, LOG_MEL_FLOOR, N_MELS, SAMPLE_RATE
+from srlib.config import LOG_MEL_FLOOR, N_MELS, SAMPLE_RATE
 from srlib.restore.gaps import sounding
-from srlib.settings import Gap
 
 _QUIETEST = 1e-20  # linear peak; float32 arithmetic restores nothing below it
+_PEAKS = (0.1, 1.0)  # linear: the range of peaks that the model was trained on
 _FRAME_S, _LONGEST_DELAY_S = 0.085, 0.01  # s, of the cross-spectra, and of sound that passes 3.4 m
 _FAINT = 1e-16  # product of the powers of two channels, over that of their loudest bin: below are leakage and rounding
 _CLEAR = 0.5  # least peak of a correlation, over that of a pure delay, that tells how two channels are related
@@ -34,7 +35,7 @@ class Layout:
     """Which channels are restored, and how they are mixed for the model.
 
     Args:
-        unique: indices of the channels that sound and repeat no other.
+        unique: places of the channels that sound and repeat no other.
         copies: for each channel its place among the unique ones, or None if it is silent.
         weights: of the downmix, `[len(unique)]`; negative for inverted channels; their magnitudes add up to one.
         delays_s: seconds by which each unique channel comes after the first of them, `[len(unique)]`.
@@ -47,13 +48,16 @@ class Layout:
     delays_s: np.ndarray
     alike: np.ndarray
 
-    def downmix(self, wav: torch.Tensor) -> torch.Tensor:
-        """The downmix `[samples]` of the unique channels `[unique, samples]` at 48 kHz, delays taken back."""
+    def with_downmix(self, wav: torch.Tensor) -> torch.Tensor:
+        """What is analysed of the unique channels `[unique, samples]` at 48 kHz: if there is one, that channel alone.
+
+        Of several it is their downmix, delays taken back, and then the channels, `[1 + unique, samples]`.
+        """
         if len(wav) == 1:
-            return wav[0]
+            return wav
         shifts, samples = np.round(self.delays_s * SAMPLE_RATE).astype(int), wav.shape[1]
         aligned = [F.pad(row[shift:samples], (0, min(shift, samples))) for row, shift in zip(wav, shifts, strict=True)]
-        return torch.from_numpy(self.weights).to(wav) @ torch.stack(aligned)
+        return torch.cat([torch.from_numpy(self.weights).to(wav)[None] @ torch.stack(aligned), wav])
 
     def expand(self, wav: np.ndarray) -> np.ndarray:
         """All channels `[channels, samples]` from the unique ones, `[unique, samples]`."""
@@ -83,20 +87,27 @@ class ChannelSurvey:
             uncut = sounding(np.abs(held[:, :whole]).max(0), self._rate).reshape(-1, self._frame).all(1)
             self._spectra += self._cross_spectra(held[:, :whole][:, np.repeat(uncut, self._frame)])
 
-    def layout(self) -> Layout:
-        """How the channels seen so far are restored."""
-        channels = range(len(self.peaks))
+    def layout(self, channels: Sequence[int] | None = None) -> Layout:
+        """How some channels, or all, are restored together."""
+        channels = range(len(self.peaks)) if channels is None else channels
         original = [next(i for i in channels if i == channel or (i, channel) in self._equal) for channel in channels]
-        sounding = [peak > _QUIETEST for peak in self.peaks]
-        unique = tuple(c for c, first in enumerate(original) if first == c and sounding[c])
-        copies = tuple(unique.index(first) if sounding[first] else None for first in original)
+        sounding = self.peaks > _QUIETEST
+        chosen = [channel for channel, first in zip(channels, original, strict=True) if first == channel]
+        chosen = [channel for channel in chosen if sounding[channel]]
+        copies = tuple(chosen.index(first) if sounding[first] else None for first in original)
+        unique = tuple(channels.index(channel) for channel in chosen)
         if len(unique) < 2:
             one = np.ones(len(unique), np.float32)
             return Layout(unique, copies, one, 0 * one, one)
         spectra = self._spectra
         if not spectra.any():  # shorter than a frame, or cut everywhere
             spectra = self._cross_spectra(np.pad(self._held, ((0, 0), (0, self._frame - self._held.shape[1]))))
-        return Layout(unique, copies, *self._mixed(spectra[np.ix_(unique, unique)]))
+        return Layout(unique, copies, *self._mixed(spectra[np.ix_(chosen, chosen)]))
+
+    def level(self, channels: Sequence[int]) -> float:
+        """Factor to a peak of some channels that the model was trained on."""
+        peak = self.peaks[list(channels)].max(initial=0.0)
+        return float(np.clip(peak, *_PEAKS) / peak) if peak else 1.0
 
     def _cross_spectra(self, wav: np.ndarray) -> np.ndarray:
         """Sum over frames of the spectrum of each channel times the conjugate of each, `[channels, channels, bins]`."""
@@ -135,19 +146,20 @@ class ChannelSurvey:
         return float(np.sign(near[peak])), float((lags[peak] + np.clip(offset, -0.5, 0.5)) / self._rate), alike
 
 
-def level_differences(known: torch.Tensor, downmix: torch.Tensor, cutoff_hz: float, gaps: list[Gap]) -> torch.Tensor:
+def level_differences(known: torch.Tensor, downmix: torch.Tensor, cutoff_hz: float) -> torch.Tensor:
     """Log of how much louder each unique channel is than the downmix, nat, `[unique, frames, 256]`, smooth.
 
     Args:
-        known, downmix: log-mels of the unique channels `[unique, frames, 256]` and of their downmix `[frames, 256]`.
+        known, downmix: log-mels of the unique channels `[unique, frames, 256]` and of their downmix `[frames, 256]`,
+            gaps bridged.
         cutoff_hz: above it the levels just below it are held.
-        gaps: seconds in which the levels of the two sides are bridged.
     """
-    outside = np.ones(known.shape[1], bool)
-    for start, end in gaps:
-        outside[max(round(start * SAMPLE_RATE / HOP_LENGTH) - 2, 0) : round(end * SAMPLE_RATE / HOP_LENGTH) + 3] = False
-    energies = [_smooth_energy(log_mel, outside, cutoff_hz) for log_mel in (downmix, *known)]
-    gains = np.stack([np.sqrt(energy / np.maximum(energies[0], LOG_MEL_FLOOR**2)) for energy in energies[1:]])
+    energy = np.exp(2 * torch.cat([downmix[None], known]).cpu().double().numpy())
+    energy = np.maximum(energy - (1.01 * LOG_MEL_FLOOR) ** 2, 0.0)
+    top = max(band_of_hz(cutoff_hz), 1)
+    energy[..., top:] = energy[..., max(top - _BELOW_CUTOFF_BANDS, 0) : top].mean(-1, keepdims=True)
+    mix, *channels = ndimage.gaussian_filter(energy, (0, _SMOOTH_FRAMES, _SMOOTH_BANDS), mode="nearest")
+    gains = np.sqrt(channels / np.maximum(mix, LOG_MEL_FLOOR**2))
     return torch.from_numpy(np.log(np.clip(gains, LOG_MEL_FLOOR, _MOST_GAIN))).float()
 
 
@@ -167,14 +179,3 @@ def upmix(generated: torch.Tensor, differences: torch.Tensor, layout: Layout) ->
     turned = torch.polar(signs.expand_as(turns).abs(), 2 * torch.pi * turns) * signs
     in_bins = mel_to_bins(gains[:, index]) * turned.to(generated.device, torch.complex64)[:, None]
     return istft_same(aligned_stft(generated, frames) * in_bins)[:, : len(generated)]
-
-
-def _smooth_energy(log_mel: torch.Tensor, outside: np.ndarray, cutoff_hz: float) -> np.ndarray:
-    """Energy `[frames, 256]` smoothed over time and bands, held above the cutoff and bridged where not `outside`."""
-    energy = np.maximum(np.exp(2 * log_mel.cpu().double().numpy()) - (1.01 * LOG_MEL_FLOOR) ** 2, 0.0)
-    top = max(band_of_hz(cutoff_hz), 1)
-    energy[:, top:] = energy[:, max(top - _BELOW_CUTOFF_BANDS, 0) : top].mean(1, keepdims=True)
-    if outside.any() and not outside.all():
-        frames = np.arange(len(energy))
-        energy = np.apply_along_axis(lambda band: np.interp(frames, frames[outside], band[outside]), 0, energy)
-    return ndimage.gaussian_filter(energy, (_SMOOTH_FRAMES, _SMOOTH_BANDS), mode="nearest")

@@ -18,18 +18,17 @@ from srlib.restore.gaps import sounding
 BLOCK_SECONDS = 0.5  # s; a tone must stand in every block
 _MIN_BLOCKS = 4  # half overlapping, so at least 1.25 s
 _PROMINENCE_DB = 12.0  # of a tone's quietest block over what surrounds it
-_LINE_DB = 8.0  # of a harmonic's quiet blocks over what surrounds it then
+_LINE_DB = 8.0  # of a harmonic over what surrounds it
 MAX_SWING_DB = 2.0  # of a tone's level between blocks where it hardly stands out: notes decay, tones do not
 _STEADY_DB, _SWING_SHARE = 0.5, 90.0  # dB that are allowed to all, and more by what surrounds the tone, in amplitude
 _STEADY_PHASE, _LINE_PHASE = 0.97, 0.5  # mean of the unit vectors of phase steps between blocks; one is constant
-_MOST_KEPT = 256  # blocks, over two minutes before they are thinned
 MAX_TONES = 2  # more at once are harmonics of music that is held, and stay
 _LOWEST_HZ = 45.0
 _EXCLUDED_BINS = 4  # either side of a peak that belong to it (Blackman window)
-_PARTIALS = (1 / 3, 1 / 2, 2 / 3, 3 / 2, 2.0, 3.0, 4.0)  # of a note's frequency, or of the note that it is a partial of
-_OFF_HZ = 0.1  # by which a harmonic may miss its place, times its number for the mains
-MAINS_HZ, _MAINS_SWING_HZ = (50.0, 60.0), 0.45  # Hz; the note G1 has 49.0 Hz
-_HUM_LINES, _HARMONICS = 3, 40  # fewest that are hum, and most that are looked for
+_PARTIALS = np.array([1 / 3, 1 / 2, 2 / 3, 3 / 2, 2.0, 3.0, 4.0])  # of a note, or of the note that it is a partial of
+_OFF_HZ = 0.1  # by which a harmonic may miss its place; from the fourth on, times a quarter of its number
+_MAINS_HZ = 50.0 + np.arange(-0.45, 0.46, 0.01), 60.0 + np.arange(-0.45, 0.46, 0.01)  # the note G1 has 49.0 Hz
+_HUM_LINES, _HARMONICS = 3, 40  # fewest of the first six harmonics that are hum, and most that are looked for
 _FIT_BLOCK_S, _REACH_HZ, _DRIFT_HZ = 0.01, 2.0, 0.01  # s; Hz; Hz a second by which mains wander
 
 
@@ -40,7 +39,6 @@ class Tone:
     frequency_hz: float
     amplitude: float
     phase: float
-    kind: Literal["tone", "hum"] = "tone"
     drift_hz: float = 0.0
 
     def render(self, samples: int, sample_rate: int) -> np.ndarray:
@@ -71,11 +69,10 @@ class ToneFinder:
         self._window = signal.windows.blackman(self._block, sym=False)
         self._held = np.empty(0, np.float32)
         self._count = self._steps = 0
-        self._stride = 1  # of the blocks that are kept for their quantiles
-        self._kept: list[np.ndarray] = []
         bins = self._block // 2 + 1
         self._before: np.ndarray | None = None  # unit vectors of the block before, if that was whole
         self._turns = np.zeros(bins, np.complex128)  # sum of the phase steps between blocks
+        self._sum = np.zeros(bins)  # of the blocks' levels, dB
         self._quietest, self._loudest = np.full(bins, np.inf), np.full(bins, -np.inf)
 
     def add(self, wav: np.ndarray) -> None:
@@ -99,69 +96,51 @@ class ToneFinder:
         self._before = vectors
         self._quietest = np.minimum(self._quietest, power_db)
         self._loudest = np.maximum(self._loudest, power_db)
-        if self._count % self._stride == 0:
-            self._kept.append(power_db.astype(np.float32))
+        self._sum += power_db
         self._count += 1
-        if len(self._kept) > _MOST_KEPT:  # every second one will do for the quantiles
-            self._kept, self._stride = self._kept[::2], 2 * self._stride
 
     def result(self) -> list[Comb]:
         """Mains hum first, then tones, strongest first; of those none if there are more than two (held music)."""
         if self._count < _MIN_BLOCKS or not self._steps:
             return []
-        quiet = np.quantile(self._kept, 0.1, axis=0)
-        lines = _peaks(quiet, quiet, _LINE_DB) & (np.abs(self._turns) > _LINE_PHASE * self._steps)
-        hum = [comb for mains_hz in MAINS_HZ if (comb := self._hum(lines, mains_hz))]
+        mean_db = self._sum / self._count
+        lines = _peaks(mean_db, mean_db, _LINE_DB) & (np.abs(self._turns) > _LINE_PHASE * self._steps)
+        lines_hz = self._exact_hz(np.flatnonzero(lines))
+        hum = [comb for fundamentals_hz in _MAINS_HZ if (comb := _hum(lines_hz, fundamentals_hz))]
         in_hum = np.array([hz for comb in hum for hz in comb.frequencies_hz])
-        surroundings = np.median(self._kept, axis=0)
-        steady = np.flatnonzero(self._steady(surroundings))
-        found = [(index, self._exact_hz(index)) for index in steady[np.argsort(-self._quietest[steady])]]
-        found = [(index, hz) for index, hz in found if not (np.abs(in_hum - hz) < 1 / BLOCK_SECONDS).any()]
-        if len(found) > MAX_TONES or any(self._has_partials(hz, lines) for _, hz in found):
-            return hum
-        return [*hum, *(Comb(hz) for _, hz in found)]
+        steady = np.flatnonzero(self._steady(mean_db))
+        steady_hz = self._exact_hz(steady[np.argsort(-self._quietest[steady])])
+        found = [hz for hz in steady_hz.tolist() if not (np.abs(in_hum - hz) < 1 / BLOCK_SECONDS).any()]
+        partials = [(np.abs(lines_hz[:, None] - hz * _PARTIALS) < _OFF_HZ).any() for hz in found]
+        return hum if len(found) > MAX_TONES or any(partials) else [*hum, *map(Comb, found)]
 
-    def _steady(self, surroundings: np.ndarray) -> np.ndarray:
+    def _steady(self, mean_db: np.ndarray) -> np.ndarray:
         """`[bins]`, True at the peak of a sinusoid that stands in all blocks, as loud as ever and in phase."""
-        peaks = _peaks(self._quietest, surroundings, _PROMINENCE_DB)
-        prominence = self._quietest - _around(surroundings)
+        prominence = self._quietest - _around(mean_db)
         swing_db = np.minimum(_STEADY_DB + _SWING_SHARE * 10 ** (-np.maximum(prominence, 0) / 20), MAX_SWING_DB)
         in_phase = np.abs(self._turns) > _STEADY_PHASE * self._steps
-        return peaks & in_phase & (self._loudest - self._quietest < swing_db)
+        as_loud = self._loudest - self._quietest < swing_db
+        return _peaks(self._quietest, mean_db, _PROMINENCE_DB) & in_phase & as_loud
 
-    def _exact_hz(self, index: int | np.integer) -> float:
-        """Frequency (Hz) of a sinusoid near a bin: phase steps of half a block tell it to within 4 Hz."""
+    def _exact_hz(self, index: np.ndarray) -> np.ndarray:
+        """Frequencies (Hz) of sinusoids near bins: phase steps of half a block tell them to within 4 Hz."""
         hop_s = (self._block // 2) / self._rate
         bin_hz = index * self._rate / self._block
         turn = np.angle(self._turns[index] * np.exp(-2j * np.pi * bin_hz * hop_s))
-        return float(bin_hz + turn / (2 * np.pi * hop_s))
+        return bin_hz + turn / (2 * np.pi * hop_s)
 
-    def _line_near(self, hz: float, lines: np.ndarray, off_hz: float) -> bool:
-        """Whether there is a line at a frequency, Hz."""
-        near = round(hz * self._block / self._rate) + np.arange(-1, 2)
-        near = near[(near >= 0) & (near < len(lines))]
-        return any(lines[index] and abs(self._exact_hz(index) - hz) < off_hz for index in near)
 
-    def _has_partials(self, hz: float, lines: np.ndarray) -> bool:
-        """Whether another line is a partial of the same note."""
-        return any(self._line_near(ratio * hz, lines, _OFF_HZ) for ratio in _PARTIALS)
-
-    def _hum(self, lines: np.ndarray, mains_hz: float) -> Comb | None:
-        """The comb of the mains, if some of its harmonics are there."""
-        best: tuple[int, ...] = ()
-        for fundamental_hz in self._fundamentals(lines, mains_hz):
-            numbers = range(1, _HARMONICS + 1)
-            found = tuple(n for n in numbers if self._line_near(n * fundamental_hz, lines, _OFF_HZ * max(1, n / 4)))
-            if sum(n <= 2 * _HUM_LINES for n in found) >= _HUM_LINES and len(found) > len(best):
-                best, best_hz = found, fundamental_hz
-        return Comb(best_hz, tuple(range(1, max(best) + 1)), "hum") if best else None
-
-    def _fundamentals(self, lines: np.ndarray, mains_hz: float) -> list[float]:
-        """What the fundamental is if a line is one of the lowest harmonics, Hz."""
-        top = round((2 * _HUM_LINES + 0.5) * mains_hz * self._block / self._rate)
-        exact_hz = [self._exact_hz(index) for index in np.flatnonzero(lines[:top])]
-        found = [hz / max(round(hz / mains_hz), 1) for hz in exact_hz]
-        return [hz for hz in found if abs(hz - mains_hz) < _MAINS_SWING_HZ]
+def _hum(lines_hz: np.ndarray, fundamentals_hz: np.ndarray) -> Comb | None:
+    """The comb, up to the highest harmonic that is there, of the fundamental that explains most lines, and best."""
+    best: tuple[int, float] = (0, 0.0)
+    for fundamental_hz in fundamentals_hz:
+        numbers = np.round(lines_hz / fundamental_hz)
+        off = np.abs(lines_hz - numbers * fundamental_hz) / (_OFF_HZ * np.maximum(1, numbers / 4))
+        found = (off < 1) & (numbers >= 1) & (numbers <= _HARMONICS)
+        rank = int(found.sum()), -float(off[found].sum())
+        if rank > best and (numbers[found] <= 2 * _HUM_LINES).sum() >= _HUM_LINES:
+            best, comb = rank, Comb(float(fundamental_hz), tuple(range(1, int(numbers[found].max()) + 1)), "hum")
+    return comb if best[0] else None
 
 
 def _around(power_db: np.ndarray) -> np.ndarray:
@@ -178,53 +157,49 @@ def _peaks(power_db: np.ndarray, surroundings_db: np.ndarray, prominence_db: flo
     return peaks
 
 
-def without(wav: np.ndarray, tones: list[Tone], sample_rate: int) -> np.ndarray:
-    """`[samples]` float32 less the tones; digital silence holds none."""
-    clean, sounds = wav.astype(np.float64), sounding(wav, sample_rate)
-    for tone in tones:
-        clean -= sounds * tone.render(len(wav), sample_rate)
-    return clean.astype(np.float32)
+def subtract_tones(wav: np.ndarray, found: Sequence[Comb], sample_rate: int) -> np.ndarray:
+    """`[samples]` float32 without the tones near those that were found; digital silence holds none."""
+    if not found:
+        return wav
+    sounds = sounding(wav, sample_rate)
+    tones = [tone.render(len(wav), sample_rate) for comb in found for tone in fit(wav, comb, sample_rate)]
+    return (wav - sounds * np.sum(tones, axis=0)).astype(np.float32)
 
 
-def fit_tones(wav: np.ndarray, found: Sequence[Comb], sample_rate: int) -> list[Tone]:
-    """The tones of `[samples]` near those that were found, fitted outside of digital silence."""
-    return [tone for comb in found for tone in _fit(wav, comb, sample_rate)]
+def fit(wav: np.ndarray, comb: Comb, sample_rate: int) -> list[Tone]:
+    """The tones of `[samples]` near those of a comb, by least squares outside of digital silence.
 
-
-def _fit(wav: np.ndarray, comb: Comb, sample_rate: int) -> list[Tone]:
-    """Least squares: the frequency and, for hum, its drift by correlation, amplitudes and phases in closed form.
-
-    A harmonic is shifted to 0 Hz and summed over 10 ms, which leaves few samples to search with.
+    Frequency and drift are searched for by correlation; amplitudes and phases have a closed form. A harmonic is shifted
+    to 0 Hz and summed over 10 ms, which leaves few samples to search with.
     """
     window = signal.windows.hann(len(wav), sym=False) * sounding(wav, sample_rate)
     weighted, time = wav * window, np.arange(len(wav)) / sample_rate
-    numbers, drift_hz, fundamental_hz = np.array(comb.harmonics), 0.0, comb.fundamental_hz
+    numbers = np.array(comb.harmonics)
     step = max(round(_FIT_BLOCK_S * sample_rate), 1)
     starts = np.arange(0, len(wav), step)
     middles = starts / sample_rate + (step - 1) / 2 / sample_rate
 
-    def shifted() -> np.ndarray:
-        turn = np.exp(-2j * np.pi * (fundamental_hz + drift_hz * time / 2) * time)
+    def shifted(hz: float, drift_hz: float) -> np.ndarray:
+        turn = np.exp(-2j * np.pi * (hz + drift_hz * time / 2) * time)
         return np.array([np.add.reduceat(weighted * turn**number, starts) for number in numbers])
 
-    def lost(change: Sequence[float], rows: np.ndarray) -> float:
-        phase = numbers[:, None] * (change[0] + change[1] * middles / 2) * middles
+    rows = shifted(comb.fundamental_hz, 0.0)
+
+    def lost(change: Sequence[float]) -> float:
+        hz, drift_hz = (*change, 0.0)[:2]
+        phase = numbers[:, None] * (hz + drift_hz * middles / 2) * middles
         return -float(np.square(np.abs((rows * np.exp(-2j * np.pi * phase)).sum(1))).sum())
 
-    rows, reach = shifted(), _REACH_HZ / numbers[-1]
-    grid = np.arange(-reach, reach, sample_rate / len(wav) / numbers[-1] / 4)
-    first = min(grid, key=lambda hz: lost((hz, 0.0), rows))
-    if comb.kind == "hum":
-        simplex = [(first, 0.0), (first + grid[1] - grid[0], 0.0), (first, _DRIFT_HZ)]
-        change = optimize.minimize(lost, simplex[0], (rows,), "Nelder-Mead", options={"initial_simplex": simplex}).x
-    else:
-        around = (first - (grid[1] - grid[0]) * 2, first + (grid[1] - grid[0]) * 2)
-        search = {"bounds": around, "method": "bounded", "options": {"xatol": 1e-8}}
-        change = optimize.minimize_scalar(lambda hz: lost((hz, 0.0), rows), **search).x, 0.0
-    fundamental_hz, drift_hz = fundamental_hz + change[0], float(change[1])
+    reach, width = _REACH_HZ / numbers[-1], sample_rate / len(wav) / numbers[-1] / 4
+    first = min(np.arange(-reach, reach, width), key=lambda hz: lost((hz,)))
+    free = 2 if comb.kind == "hum" else 1  # music near a tone would bend it
+    simplex = np.array([(first, 0.0), (first + width, 0.0), (first, _DRIFT_HZ)])[: free + 1, :free]
+    options = {"initial_simplex": simplex, "xatol": 1e-8, "fatol": np.inf}
+    change_hz, drift_hz = (*optimize.minimize(lost, simplex[0], method="Nelder-Mead", options=options).x, 0.0)[:2]
+    fundamental_hz = comb.fundamental_hz + change_hz
     # x = a sin(wt + p) has correlation a / 2i exp(ip) with exp(iwt), in units of the window's sum.
-    values = 2j * shifted().sum(1) / max(window.sum(), 1e-9)
+    values = 2j * shifted(fundamental_hz, drift_hz).sum(1) / max(window.sum(), 1e-9)
     return [
-        Tone(float(number * fundamental_hz), float(abs(value)), float(np.angle(value)), comb.kind, number * drift_hz)
+        Tone(float(number * fundamental_hz), float(abs(value)), float(np.angle(value)), float(number * drift_hz))
         for number, value in zip(numbers, values, strict=True)
     ]

@@ -25,7 +25,6 @@ NARROW, FULL = Segment(0.0, 7.0, (0,), 4000.0), Segment(7.0, 67.0, (0,), None)
             "hum 50 Hz and its harmonics subtracted; gap 1.00-1.25 s filled; a warning",
         ),
         (Findings(7.0), "silence: nothing to restore"),
-        (Findings(0.01, (FULL,)), "too short to find its band: left as it is; --cutoff-hz overrides"),
         (Findings(67.0, (FULL,), 10.0), "full band; --cutoff-hz overrides; noise reduced by 10 dB"),
     ],
 )

@@ -6,8 +6,6 @@ import torch
 from scipy import signal
 
 from srlib.audio.stft import log_mel
-from srlib.degrade import Degradation
-from srlib.measure.metrics import tone_suppression_db
 from srlib.restore.gaps import GapFinder, fill_gaps, interpolate_gaps, without_pre_echo
 
 SAMPLE_RATE = 48000
@@ -105,15 +103,6 @@ def test_the_edges_do_not_click(music):
     assert max(second[edge - 4 : edge + 4].max() for edge in (first, last)) < around.quantile(0.99)
 
 
-def test_a_short_gap_in_a_steady_sound_is_filled_with_that_sound():
-    time = torch.arange(SAMPLE_RATE) / SAMPLE_RATE
-    wav = sum(0.1 * torch.sin(2 * torch.pi * hz * time) for hz in (220.0, 331.0, 1470.0))
-    cut = wav.clone()
-    cut[24_000:25_200] = 0  # 25 ms, all of it within reach of both edges
-    filled = fill_gaps(cut, torch.zeros_like(wav), [(0.5, 0.525)])
-    assert (filled - wav).square().sum() < 0.25 * wav[24_000:25_200].square().sum()
-
-
 @pytest.mark.parametrize("gaps", ["auto", [(0.5, 0.75)]])
 def test_the_pipeline_returns_all_but_the_gap_to_the_bit(tiny_pipeline, music, gaps):
     wav = 0.5 * np.stack([music, music[::-1]])[:, : 2 * SAMPLE_RATE]
@@ -126,22 +115,10 @@ def test_the_pipeline_returns_all_but_the_gap_to_the_bit(tiny_pipeline, music, g
     assert (restored[:, first:last] != 0).mean() > 0.99
 
 
-def test_gap_low_pass_and_tone_together(tiny_pipeline, music):
-    degradation = Degradation(8000, noise_type="tone", tone_hz=3000.0, noise_amplitude=0.2, gaps=((1.0, 1.25),))
-    wav = degradation.apply(0.3 * music, SAMPLE_RATE)
-    output = tiny_pipeline(wav, SAMPLE_RATE, num_inference_steps=0, cutoff_hz=8000.0, gaps=degradation.gaps)
-    assert [tone.frequency_hz for tone in output.tones] == [pytest.approx(3000, abs=0.05)]
-    assert output.tones[0].amplitude == pytest.approx(0.2, rel=0.02)
-    assert np.abs(output.audio[48_000:60_000]).max() > 0
-    outside = np.r_[:47_000, 61_000 : len(music)]
-    assert tone_suppression_db(0.3 * music[outside], output.audio[outside], 3000.0, 0.2) > 30
-
-
 ONSET = SAMPLE_RATE + 137
 ONSETS = {  # [samples] from the onset on
     "click": lambda rng, seconds: rng.standard_normal(len(seconds)) * (seconds < 0.0005),
     "drum": lambda rng, seconds: rng.standard_normal(len(seconds)) * np.exp(-seconds / 0.06),
-    "string": lambda rng, seconds: signal.sawtooth(2 * np.pi * 220 * seconds) * np.exp(-seconds / 0.3),
 }
 
 
@@ -153,9 +130,9 @@ def test_nothing_rings_before_a_hard_onset(tiny_pipeline, kind, before):
     degraded = signal.sosfilt(signal.ellip(8, 0.1, 60, 6000, output="sos", fs=SAMPLE_RATE), wav)
     degraded += before * rng.standard_normal(len(wav))
     output = tiny_pipeline(degraded.astype(np.float32), SAMPLE_RATE, num_inference_steps=0, cutoff_hz=6000.0)
-    for made in (output.audio, output.generated):
-        energy = [np.square(part).mean() + 1e-20 for part in (made[ONSET - 240 : ONSET], made[ONSET : ONSET + 240])]
-        assert 10 * np.log10(energy[0] / energy[1]) < -45
+    around = output.audio[ONSET - 240 : ONSET], output.audio[ONSET : ONSET + 240]
+    energy = [np.square(part).mean() + 1e-20 for part in around]
+    assert 10 * np.log10(energy[0] / energy[1]) < -45
 
 
 def test_what_is_not_silent_before_an_onset_or_lies_in_a_gap_stays_as_it_was_made(music):

@@ -72,23 +72,6 @@ def test_where_there_is_no_noise_nothing_is_found(music):
     assert not NoiseFloor().result(BAND).any()
 
 
-def test_chunks_and_digital_silence_leave_the_level_as_it_is(music):
-    wav = noisy_music(music, 0.01)
-    whole, silence = floor_of(wav), np.zeros(3 * SAMPLE_RATE, np.float32)
-    for chunks in ((wav[:60_000], wav[60_000:]), (wav, silence), (np.concatenate([silence, wav]),)):
-        ratio_db = 10 * np.log10(floor_of(*chunks)[10:340] / whole[10:340])
-        assert abs(np.median(ratio_db)) < 0.6
-
-
-def test_silence_after_a_loud_moment_has_a_level(music):
-    wav = np.concatenate([music[:SAMPLE_RATE], 1e-6 * np.hanning(SAMPLE_RATE).astype(np.float32)])
-    loud = white(0.9, len(wav)) * (np.arange(len(wav)) < SAMPLE_RATE // 2)
-    assert np.isfinite(floor_of(wav + loud, band=FULL_BAND)).all()
-
-
-# ---------------------------------------------------------------------------------------------- in-band noise
-
-
 @pytest.mark.parametrize("amplitude", [0.001, 0.005, 0.02])
 def test_noise_on_a_full_band_is_measured(music, amplitude):
     power = in_band(0.03 * music + white(amplitude, len(music)))
@@ -118,9 +101,6 @@ def test_noise_that_is_as_loud_above_the_band_is_not_the_bands_own(music, above,
         assert off_db(power[100:300], 0.02) == pytest.approx(0, abs=1)
 
 
-SECONDS = np.arange(CHUNK) / SAMPLE_RATE
-
-
 def sloping():
     return signal.lfilter(*signal.butter(2, 12_000, fs=SAMPLE_RATE), white(0.02))
 
@@ -129,19 +109,10 @@ def swelling():
     return white(0.02) * (1 + np.sin(np.arange(CHUNK) / 20_000))
 
 
-def periodic():
-    """A period of a Hann window's length: every bin holds one sinusoid, as loud as the next, for ever."""
-    spectrum = np.exp(2j * np.pi * np.random.default_rng(0).random(1025))
-    return 0.3 * np.tile(np.fft.irfft(spectrum), CHUNK // 2048 + 1)[:CHUNK]
-
-
 NO_NOISE = {
     "swelling": swelling,
     "sloping": sloping,
-    "trembling": lambda: white(0.02) * (1 + 0.5 * np.sin(2 * np.pi * 4 * SECONDS)),
     "rippled by 8 dB every 160 Hz": lambda: white(0.02) + 0.45 * np.roll(white(0.02), 300),
-    "periodic": periodic,
-    "buzz": lambda: 0.1 * signal.square(2 * np.pi * 41 * SECONDS),
     "inaudible": lambda: white(1e-5),
     "silence": lambda: np.zeros(CHUNK),
     "shorter than two seconds": lambda: white(0.02, round(1.8 * SAMPLE_RATE)),
@@ -149,16 +120,8 @@ NO_NOISE = {
 
 
 @pytest.mark.parametrize("sound", NO_NOISE)
-def test_what_swells_slopes_ripples_is_held_short_or_inaudible_is_no_in_band_noise(sound):
+def test_what_swells_slopes_ripples_or_is_short_or_inaudible_is_no_in_band_noise(sound):
     assert not in_band(NO_NOISE[sound]()).any()
-
-
-def test_quiet_and_short_noise_is_found_but_not_in_a_band_of_less_than_a_kilohertz():
-    assert in_band(white(1e-4)).any()
-    assert in_band(white(0.02, round(2.2 * SAMPLE_RATE))).any()
-    wav, band = filtered(white(0.02), 900)
-    assert not in_band(wav, band=band).any()
-    assert not in_band().any()
 
 
 LOUD, QUIETER = 5 * sloping() + white(0.01, seed=9), swelling()
@@ -172,25 +135,6 @@ def test_in_band_noise_lasts(noisy, others, found):
     assert in_band(*(white(0.01, seed=k) for k in range(noisy)), *others).any() == found
 
 
-def test_in_band_noise_is_white_as_far_as_it_reaches(music):
-    low_pass = signal.butter(12, 20_800, output="sos", fs=SAMPLE_RATE)
-    high_pass = signal.butter(12, 300, "highpass", output="sos", fs=SAMPLE_RATE)
-    noise = signal.sosfiltfilt(high_pass, signal.sosfiltfilt(low_pass, white(0.01, len(music))))
-    power = in_band(0.003 * music + noise)
-    assert off_db(power[40:850], 0.01) == pytest.approx(0, abs=1)
-    assert not power[BINS_HZ > 22_000].any()
-
-
-@pytest.mark.parametrize("fade_s", [0.5, 8.0])
-def test_in_band_noise_that_fades_with_the_music_at_the_end_is_found(music, fade_s):
-    noisy = np.resize(0.03 * music, 3 * CHUNK) + white(0.005, 3 * CHUNK)
-    noisy[-round(fade_s * SAMPLE_RATE) :] *= np.linspace(1, 0, round(fade_s * SAMPLE_RATE))
-    assert off_db(in_band(*np.split(noisy, 3))[100:800], 0.005) == pytest.approx(0, abs=1.5)
-
-
-# ---------------------------------------------------------------------------------------------- the gain
-
-
 @pytest.mark.parametrize("amplitude", [0.001, 0.005, 0.02])
 def test_white_noise_goes_and_no_level_of_it_makes_things_worse(music, amplitude):
     clean, wav = CLEAN.apply(0.1 * music, SAMPLE_RATE), noisy_music(0.1 * music, amplitude)
@@ -200,37 +144,3 @@ def test_white_noise_goes_and_no_level_of_it_makes_things_worse(music, amplitude
     assert after > max(before, blind)
     distance = [lsd(clean, estimate, convention="plain", f_high=7800) for estimate in (wav, wiener, restored)]
     assert distance[2] < min(distance[:2])
-
-
-@pytest.mark.parametrize("amplitude", [0.0005, 0.005])
-def test_noise_is_not_raised_where_the_fall_of_the_low_pass_is_taken_back(music, amplitude):
-    low_passed, band = filtered(music, 8000)
-    degraded = low_passed + white(amplitude, len(music), seed=1)
-    wav, clean = torch.from_numpy(degraded), torch.from_numpy(music)
-    spectrum = np.fft.rfft(music)  # as loud as the music, but with nothing else of it
-    phases = np.exp(2j * np.pi * np.random.default_rng(2).random(len(spectrum)))
-    generated = torch.from_numpy(np.fft.irfft(spectrum * phases, len(music)).astype(np.float32))
-    gain = noise_gain(wav, log_mel(clean)[0, 0], floor_of(degraded, band=band), band)
-    merged = merge(generated, wav, band, "gain", gain).numpy()
-    hz = np.fft.rfftfreq(len(music), 1 / SAMPLE_RATE)
-    fall = (hz > band.stopband_hz) & (hz < band.stopband_hz + band.stopband_hz - band.passband_hz)
-    power = [np.square(np.abs(np.fft.rfft(wav)[fall])).sum() for wav in (merged, music)]
-    assert 10 * np.log10(power[0] / power[1]) == pytest.approx(0, abs=1.2)
-
-
-def test_the_gain_only_lowers_and_only_where_there_is_noise(music):
-    wav, floor = torch.from_numpy(music), np.zeros(1025)
-    floor[400:500] = 1.0
-    gain = noise_gain(wav, log_mel(wav)[0, 0], floor)
-    assert gain.shape == (len(music) // 480 + 1, 1025)
-    assert 0 <= gain.min() < 0.5 and gain.max() == 1
-    assert (gain[:, np.r_[:400, 500:1025]] == 1).all()
-
-
-@pytest.mark.parametrize("samples", [1, 480, 3000])
-def test_any_length_will_do(samples):
-    wav = white(0.1, samples)
-    floor = floor_of(wav)
-    gain = noise_gain(torch.from_numpy(wav), torch.zeros(1, 256), floor)
-    assert np.isfinite(floor).all()
-    assert gain is None or torch.isfinite(gain).all()

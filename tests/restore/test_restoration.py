@@ -11,6 +11,7 @@ import soundfile
 
 from srlib.__main__ import main
 from srlib.audio import files as audio
+from srlib.data.tracks import load_dataset
 from srlib.degrade import Degradation
 from srlib.errors import IncompleteWarning
 from srlib.measure.metrics import lsd, snr_db
@@ -72,33 +73,15 @@ def test_the_findings_name_hum_and_what_is_missing(tmp_path, tiny_pipeline):
 
 @pytest.mark.parametrize(
     ("name", "sample_rate", "channels", "subtype"),
-    [
-        ("phone.wav", 8000, 1, "PCM_U8"),
-        ("studio.wav", 192_000, 2, "DOUBLE"),
-        ("surround.flac", 48_000, 6, "PCM_16"),
-        ("old.mp3", 44_100, 2, None),
-        ("film.m4a", 44_100, 2, None),
-        ("voice.opus", 48_000, 1, None),
-    ],
+    [("phone.wav", 8000, 1, "PCM_U8"), ("studio.wav", 192_000, 2, "DOUBLE"), ("surround.flac", 48_000, 6, "PCM_16")],
 )
-def test_what_people_have(tmp_path, tiny, encode, name, sample_rate, channels, subtype):
-    wav = song(1.3137, channels, sample_rate)
-    if subtype:
-        soundfile.write(tmp_path / name, wav.T, sample_rate, subtype=subtype)
-    elif name.endswith("m4a"):
-        encode(wav, tmp_path / name, sample_rate=sample_rate)
-    else:
-        opus = {"format": "OGG", "subtype": "OPUS"} if name.endswith("opus") else {}
-        soundfile.write(tmp_path / name, wav.T, sample_rate, **opus)
+def test_rates_channels_and_the_level_of_what_people_have(tmp_path, tiny, name, sample_rate, channels, subtype):
+    soundfile.write(tmp_path / name, song(1.3137, channels, sample_rate).T, sample_rate, subtype=subtype)
     heard, rate = audio.read(tmp_path / name)
-    for out in ("out.wav", "out.flac"):
-        asked = ["--steps", "0", "--cutoff-hz", "3500"]
-        assert main(["restore", str(tmp_path / name), "-o", str(tmp_path / out), *asked]) == 0
-        header = soundfile.info(tmp_path / out)
-        assert (header.samplerate, header.channels) == (SAMPLE_RATE, channels)
-        assert header.frames == round(heard.shape[1] * SAMPLE_RATE / rate)
-        assert header.subtype == ("FLOAT" if out.endswith("wav") else "PCM_24")
-    restored, _ = audio.read(tmp_path / "out.wav")
+    asked = ["-o", str(tmp_path / "out.wav"), "--steps", "0", "--cutoff-hz", "3500"]
+    assert main(["restore", str(tmp_path / name), *asked]) == 0
+    restored, sample_rate = audio.read(tmp_path / "out.wav")
+    assert sample_rate == SAMPLE_RATE and restored.shape == (channels, round(heard.shape[1] * SAMPLE_RATE / rate))
     assert 20 * np.log10(restored.std() / heard.std()) == pytest.approx(0, abs=1.0)
 
 
@@ -119,36 +102,11 @@ def test_channels_that_are_equal_silent_or_inverted(tiny_pipeline):
     np.testing.assert_allclose(pair[0], single[0], atol=5e-4)
 
 
-def test_the_known_band_of_every_channel_stays_its_own(tiny_pipeline):
-    wav = song(2.0, 2, SAMPLE_RATE) * np.array([[1.0], [0.3]], np.float32)
-    wav[1] += song(2.0, 1, SAMPLE_RATE, seed=5)[0] * 0.2
-    restored = tiny_pipeline(wav, SAMPLE_RATE, cutoff_hz=8000, stopband_hz=8100, merge="replace").audio
-    error = np.fft.rfft((restored - wav) * np.hanning(wav.shape[1]))
-    given = np.fft.rfft(wav * np.hanning(wav.shape[1]))
-    below = np.arange(error.shape[1]) / 2 < 7900
-    assert np.linalg.norm(error[:, below], axis=1) == pytest.approx(0, abs=1e-3 * np.linalg.norm(given[1, below]))
-
-
 @pytest.mark.parametrize("wav", [np.zeros((2, 30_000)), np.full((1, 1), 0.5), np.full((1, 700), 0.5)])
-def test_silence_a_single_sample_and_a_constant(tmp_path, tiny, wav):
-    soundfile.write(tmp_path / "a.wav", wav.T, 44_100, subtype="FLOAT")
-    assert main(["restore", str(tmp_path / "a.wav"), "-o", str(tmp_path / "b.wav")]) == 0
-    restored, _ = audio.read(tmp_path / "b.wav")
-    assert restored.shape == (len(wav), round(wav.shape[1] * 48 / 44.1))
-    assert np.isfinite(restored).all()
+def test_silence_a_single_sample_and_a_constant(tiny_pipeline, wav):
+    restored = tiny_pipeline(wav, 44_100).audio
+    assert restored.shape == (len(wav), round(wav.shape[1] * 48 / 44.1)) and np.isfinite(restored).all()
     assert wav.any() or not restored.any()
-
-
-def test_an_interrupted_call_leaves_nothing(tmp_path, tiny_pipeline):
-    audio.write(tmp_path / "a.wav", song(25.0, 1, 8000), 8000)
-
-    def interrupt(_seconds: float) -> None:
-        assert len(list(tmp_path.iterdir())) == 2  # the temporary file is there
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tiny_pipeline.restore_file(tmp_path / "a.wav", tmp_path / "b.wav", interrupt, num_inference_steps=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -193,15 +151,13 @@ def test_memory_does_not_grow_with_length(tmp_path, model):
 
 @pytest.mark.parametrize("sample_rate", [22_050, 44_100, 48_000])
 def test_hiss_on_a_full_band_goes_in_the_channel_that_has_it(fitted_pipeline, sample_rate):
-    from srlib.data.tracks import load_dataset
-
     clips = [track.mixture(start=2.0, seconds=4.0) for track in load_dataset("demo", "test")[1:3]]
     clean = 0.1 * audio.resample(np.stack(clips), SAMPLE_RATE, sample_rate)
     hissy = clean.copy()
     hissy[1] += 0.01 * np.random.default_rng(0).standard_normal(clean.shape[1]).astype(np.float32)
     output = fitted_pipeline(hissy, sample_rate, cutoff_hz=None)
     wanted, given = (audio.resample(wav, sample_rate, SAMPLE_RATE) for wav in (clean, hissy))
-    assert output.noise_found
+    assert output.findings.noise_db is not None
     np.testing.assert_array_equal(output.audio[0], given[0])
     assert snr_db(wanted[1], output.audio[1]) > snr_db(wanted[1], given[1]) + 2
     high_hz = min(19_000, 0.45 * sample_rate)
@@ -209,24 +165,8 @@ def test_hiss_on_a_full_band_goes_in_the_channel_that_has_it(fitted_pipeline, sa
     assert distance[1] < 0.75 * distance[0]
 
 
-def test_a_merge_that_leaves_noise_in_the_known_band_keeps_it_out_of_the_rest(fitted_pipeline):
-    from srlib.data.tracks import load_dataset
-
-    clip = 0.1 * load_dataset("demo", "test")[1].mixture(start=2.0, seconds=4.0)
-    hiss = 0.01 * np.random.default_rng(0).standard_normal(len(clip)).astype(np.float32)
-    low_pass = Degradation(8000, "ellip", 10)
-    edges = {"cutoff_hz": low_pass.passband_hz(SAMPLE_RATE), "stopband_hz": low_pass.stopband_hz(SAMPLE_RATE)}
-    output = fitted_pipeline(low_pass.apply(clip + hiss, SAMPLE_RATE), SAMPLE_RATE, merge="replace", **edges)
-    assert output.noise_found
-    clean = fitted_pipeline(low_pass.apply(clip, SAMPLE_RATE), SAMPLE_RATE, merge="replace", **edges)
-    distances = [lsd(clip, one.audio, convention="plain", f_low=10_000, f_high=19_000) for one in (output, clean)]
-    assert distances[0] < 1.25 * distances[1]
-
-
 def test_chunk_edges_are_heard_no_more_than_other_places(monkeypatch, fitted_pipeline):
     """The same music in chunks with other edges: where one has an edge, it is as good as the other, which has none."""
-    from srlib.data.tracks import load_dataset
-
     clips = [track.mixture(start=0.0, seconds=5.0) for track in load_dataset("demo", "test")[:3]]
     reference = np.concatenate(clips)
     degraded = audio.resample(audio.resample(reference, SAMPLE_RATE, 16_000), 16_000, SAMPLE_RATE)
@@ -253,8 +193,6 @@ SECOND = SAMPLE_RATE
 
 @pytest.fixture(scope="module")
 def two_tracks():
-    from srlib.data.tracks import load_dataset
-
     return [load_dataset("demo", "valid")[index].mixture(0.0, 10.0) for index in (3, 5)]
 
 

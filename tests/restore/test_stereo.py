@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import signal
 
-from srlib.audio.stft import band_of_hz, log_mel
+from srlib.audio.stft import band_of_hz
 from srlib.config import LOG_MEL_FLOOR, SAMPLE_RATE
 from srlib.data.tracks import load_dataset
 from srlib.degrade import Degradation
@@ -67,9 +67,9 @@ def test_weights_signs_and_delays_of_what_channels_share(channels, weights, dela
 def test_the_downmix_is_the_weighted_sum_without_delays():
     layout = Layout((0, 1), (0, 1), np.array([0.75, -0.25], np.float32), np.array([0.0, RATE_S]), np.ones(2))
     wav = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 8.0]])
-    torch.testing.assert_close(layout.downmix(wav), torch.tensor([0.75, -0.5, 2.25]))
+    torch.testing.assert_close(layout.with_downmix(wav), torch.cat([torch.tensor([[0.75, -0.5, 2.25]]), wav]))
     single = torch.randn(1, 5)
-    assert torch.equal(survey(noise(0)).downmix(single), single[0])
+    assert torch.equal(survey(noise(0)).with_downmix(single), single)
 
 
 def clips() -> list[np.ndarray]:
@@ -84,20 +84,15 @@ def later(wav: np.ndarray, milliseconds: float) -> np.ndarray:
 
 BASS_3S = np.tile(BASS, 3)
 STEREO = {
-    "0.02 ms": lambda a, b, c: [later(a, 0), later(a, 0.02)],
-    "0.2 ms": lambda a, b, c: [later(a, 0), later(a, 0.2)],
     "1 ms": lambda a, b, c: [later(a, 0), later(a, 1)],
     "5 ms": lambda a, b, c: [later(a, 0), later(a, 5)],
-    "delay and rooms": lambda a, b, c: [later(a + b / 2, 0), later(a, 0.4) + later(c, 0) / 2],
     "two tracks panned": lambda a, b, c: [later(a + 0.2 * b, 0), later(0.3 * a + b, 0)],
     "wide side": lambda a, b, c: [later(a / 2 + b, 0), later(a / 2 - b, 0)],
     "inverted": lambda a, b, c: [later(a, 0), -later(a, 0)],
     "inverted and delayed": lambda a, b, c: [later(a, 0), -later(a, 0.5)],
-    "mono": lambda a, b, c: [later(a, 0), later(a, 0)],
-    "quiet": lambda a, b, c: [later(a, 0), later(b, 0) / 100],
     "six": lambda a, b, c: [*(later(x, ms) for x, ms in ((a, 0), (a, 1), (b, 0), (c, 0), (c + b / 3, 0))), BASS_3S],
 }
-OTHER_EXCITATIONS = [*itertools.product(["0.2 ms", "wide side", "inverted"], ["noise", "vocoder"])]
+OTHER_EXCITATIONS = [*itertools.product(["1 ms", "wide side", "inverted"], ["noise", "vocoder"])]
 
 
 @pytest.mark.parametrize(("kind", "excitation"), [*((kind, "copied") for kind in STEREO), *OTHER_EXCITATIONS])
@@ -113,15 +108,13 @@ def test_made_treble_is_as_wide_as_the_music(compact_pipeline, kind, excitation)
         assert made["mono_sum_db"] == pytest.approx(true["mono_sum_db"], abs=3)
     else:  # what cancels in the music cancels in what is made
         assert made["mono_sum_db"] < -20
-    if kind == "mono":
-        assert np.array_equal(*audio)
 
 
-def shares_of(generated, known, downmix, cutoff_hz, weights=(1.0,), delays_s=0.0, gaps=()) -> torch.Tensor:
+def shares_of(generated, known, downmix, cutoff_hz, weights=(1.0,), delays_s=0.0) -> torch.Tensor:
     """What is generated, `[samples]`, for each channel: `[channels, samples]`."""
     places = tuple(range(len(weights)))
     layout = Layout(places, places, np.array(weights), np.zeros(len(weights)) + delays_s, np.ones(len(weights)))
-    return upmix(generated, level_differences(known, downmix, cutoff_hz, list(gaps)), layout)
+    return upmix(generated, level_differences(known, downmix, cutoff_hz), layout)
 
 
 def test_each_channel_gets_its_level_its_sign_and_its_delay():
@@ -135,34 +128,13 @@ def test_each_channel_gets_its_level_its_sign_and_its_delay():
     assert shares[2].abs().max() < 1.1e-5 * generated.abs().max()
 
 
-def test_a_channel_without_content_below_the_cutoff_gets_nothing_above():
-    bass = signal.sosfilt(signal.butter(8, 120, fs=SAMPLE_RATE, output="sos"), noise(1))
-    wavs = [torch.from_numpy(wav).float() for wav in (noise(0), noise(0) + bass, 3 * bass)]
-    mix, *known = (log_mel(wav)[0, 0] for wav in wavs)
-    shares = shares_of(torch.from_numpy(noise(2)).float(), torch.stack(known), mix, 8000.0, [0.9, 0.1])
-    above = signal.butter(8, 8000, "high", fs=SAMPLE_RATE, output="sos")
-    levels = [10 * np.log10(np.mean(signal.sosfilt(above, share.numpy()) ** 2)) for share in shares]
-    assert levels[0] - levels[1] > 60
-
-
-@pytest.mark.parametrize("seconds", [0.25, 0.7])
-def test_levels_are_bridged_across_a_gap(seconds):
-    wavs = torch.from_numpy(np.stack([noise(0, 2.0), 0.5 * noise(0, 2.0)])).float()
-    gap = (0.9, 0.9 + seconds)
-    wavs[:, round(gap[0] * SAMPLE_RATE) : round(gap[1] * SAMPLE_RATE)] = 0
-    mix, half = log_mel(wavs)[:, 0]
-    generated = torch.from_numpy(noise(2, 2.0)).float()
-    share = shares_of(generated, half[None], mix, 24_000.0, gaps=[gap])[0]
-    torch.testing.assert_close(share, 0.5 * generated, atol=5e-3, rtol=0)
-
-
 def test_level_differences_are_held_above_the_cutoff_and_smooth():
     """Half as loud below 2 kHz, as loud up to 8 kHz: above that, what is just below it is held."""
     mix = torch.randn(300, 256, generator=torch.Generator().manual_seed(0)) / 2 - 4
     half = mix.clone()
     half[:, : band_of_hz(2000)] += np.log(0.5)
     half[:, band_of_hz(8000) :] = -11.0
-    (found,) = level_differences(half[None], mix, 8000.0, [])
+    (found,) = level_differences(half[None], mix, 8000.0)
     assert found.shape == (300, 256)
     torch.testing.assert_close(
         found[:, : band_of_hz(1500)].mean(), torch.tensor(np.log(0.5)).float(), atol=0.02, rtol=0
@@ -171,5 +143,5 @@ def test_level_differences_are_held_above_the_cutoff_and_smooth():
         found[:, band_of_hz(3000) :], torch.zeros(300, 256 - band_of_hz(3000)), atol=0.02, rtol=0
     )
     assert found.diff(dim=0).abs().max() < 0.1
-    louder = level_differences(mix[None] + 5, mix, 8000.0, [])
+    louder = level_differences(mix[None] + 5, mix, 8000.0)
     torch.testing.assert_close(louder.exp(), torch.full((1, 300, 256), 10.0))  # no channel gets more

@@ -7,7 +7,7 @@ from srlib.config import SAMPLE_RATE
 from srlib.data import tracks as data
 from srlib.degrade import Degradation
 from srlib.measure.metrics import tone_suppression_db
-from srlib.restore.tones import Tone, ToneFinder, fit_tones, without
+from srlib.restore.tones import Comb, Tone, ToneFinder, fit, subtract_tones
 
 SECONDS = 5.12
 TIME = np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
@@ -20,9 +20,8 @@ def found_in(wav: np.ndarray) -> list:
     return finder.result()
 
 
-def subtracted(wav: np.ndarray) -> tuple[np.ndarray, list[Tone]]:
-    tones = fit_tones(wav, found_in(wav), SAMPLE_RATE)
-    return without(wav, tones, SAMPLE_RATE), tones
+def subtracted(wav: np.ndarray) -> tuple[np.ndarray, list[Comb]]:
+    return subtract_tones(wav, found := found_in(wav), SAMPLE_RATE), found
 
 
 def note(hz: float, amplitude: float = 0.1, partials: int = 1) -> np.ndarray:
@@ -49,15 +48,15 @@ def music() -> np.ndarray:
 )
 def test_the_tones_of_the_source_report_go(music, cutoff_hz, tone_hz, amplitude, least_db):
     degradation = Degradation(cutoff_hz, noise_type="tone", tone_hz=tone_hz, noise_amplitude=amplitude)
-    clean, tones = subtracted(degradation.apply(music, SAMPLE_RATE))
-    assert [tone.frequency_hz for tone in tones] == [pytest.approx(tone_hz, abs=0.02)]
-    assert tones[0].kind == "tone"
+    clean, found = subtracted(degradation.apply(music, SAMPLE_RATE))
+    assert [(comb.fundamental_hz, comb.kind) for comb in found] == [(pytest.approx(tone_hz, abs=0.02), "tone")]
     known = Degradation(cutoff_hz).apply(music, SAMPLE_RATE)
     assert tone_suppression_db(known, clean, tone_hz, amplitude) > least_db
 
 
 def test_a_tone_alone_is_recovered_to_rounding():
-    (tone,) = fit_tones(wav := Tone(1000.25, 0.1, 0.3).render(2 * SAMPLE_RATE, SAMPLE_RATE), found_in(wav), SAMPLE_RATE)
+    wav = Tone(1000.25, 0.1, 0.3).render(2 * SAMPLE_RATE, SAMPLE_RATE)
+    (tone,) = fit(wav, *found_in(wav), SAMPLE_RATE)
     assert tone.amplitude == pytest.approx(0.1, rel=1e-4)
     assert tone.phase == pytest.approx(0.3, abs=1e-3)
 
@@ -80,19 +79,17 @@ HELD = {
 @pytest.mark.parametrize("kind", HELD)
 def test_what_music_holds_stays_to_the_bit(music, kind, alone):
     wav = (HELD[kind]() + (0 if alone else music)).astype(np.float32)
-    clean, tones = subtracted(wav)
-    assert not tones
-    assert np.array_equal(clean, wav)
+    clean, found = subtracted(wav)
+    assert not found and np.array_equal(clean, wav)
 
 
 @pytest.mark.parametrize(("mains_hz", "drift_hz"), [(50.03, 0.0), (59.9, 0.0), (50.2, 0.0), (50.0, 0.004)])
 def test_hum_is_found_as_a_comb_and_goes(music, mains_hz, drift_hz):
     rng, numbers = np.random.default_rng(0), (1, 2, 3, 4, 5, 7, 9, 12)
-    lines = [Tone(k * mains_hz, 0.1 / k, rng.uniform(0, 6), "hum", k * drift_hz) for k in numbers]
+    lines = [Tone(k * mains_hz, 0.1 / k, rng.uniform(0, 6), k * drift_hz) for k in numbers]
     hum = sum(line.render(len(TIME), SAMPLE_RATE) for line in lines)
-    clean, tones = subtracted(0.1 * music + hum)
-    assert {tone.kind for tone in tones} == {"hum"}
-    assert tones[0].frequency_hz == pytest.approx(mains_hz, abs=0.1)
+    clean, (comb,) = subtracted(0.1 * music + hum)
+    assert (comb.kind, comb.fundamental_hz) == ("hum", pytest.approx(mains_hz, abs=0.1))
     left = clean - 0.1 * music
     assert 10 * np.log10(np.square(hum).sum() / np.square(left).sum()) > 20
     assert [comb.kind for comb in found_in(0.1 * music + hum + note(3000.5))] == ["hum", "tone"]
@@ -106,6 +103,6 @@ def test_digital_silence_neither_hides_a_tone_nor_gets_one(music):
     wav = (music + Tone(3217.3, 0.1, 0.4).render(len(music), SAMPLE_RATE)).astype(np.float32)
     silent = slice(100_000, 112_000)
     wav[silent] = 0
-    clean, tones = subtracted(wav)
-    assert [tone.amplitude for tone in tones] == [pytest.approx(0.1, rel=0.03)]
+    clean, found = subtracted(wav)
+    assert [tone.amplitude for tone in fit(wav, *found, SAMPLE_RATE)] == [pytest.approx(0.1, rel=0.03)]
     assert not clean[silent].any()
