@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from diffusers import DDIMScheduler
@@ -16,6 +19,7 @@ from srlib.models.pipeline import LogMelPipeline, Sampling
 from srlib.restore.merge import FULL_BAND, Band
 from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Whole, settings
 
+F = TypeVar("F", bound=Callable[..., Any])
 MAX_CHANNELS = 8
 _MOST_GUIDANCE = 100  # far more than is of use, and far less than what overflows float32
 
@@ -109,3 +113,15 @@ class Options:
         if not isinstance(generator, torch.Generator):
             generator = torch.Generator().manual_seed(generator or 0)
         return Sampling(steps, self.num_samples, guidance, self.eta, scheduler, generator)
+
+
+def with_options(method: F) -> F:
+    """Show the fields of `Options` in the signature of a method that takes them as `**options`: help, completion."""
+    signature = inspect.signature(method)
+    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    shown = [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
+        for one in fields(Options)
+    ]
+    vars(method)["__signature__"] = signature.replace(parameters=[*own, *shown])
+    return method

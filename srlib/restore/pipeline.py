@@ -18,7 +18,7 @@ from srlib.models.pipeline import LogMelPipeline
 from srlib.restore.analysis import analyse
 from srlib.restore.chunks import join
 from srlib.restore.findings import Findings
-from srlib.restore.options import Options
+from srlib.restore.options import Options, with_options
 from srlib.restore.restoration import Restorer
 
 
@@ -44,6 +44,7 @@ class RestorationOutput(BaseOutput):
 class RestorationPipeline(LogMelPipeline):
     """Restores recordings of any length, sample rate and number of channels."""
 
+    @with_options
     @torch.no_grad()
     def __call__(
         self, wav: np.ndarray, sample_rate: int, *, return_trajectory: bool = False, **options: Any
@@ -72,6 +73,7 @@ class RestorationPipeline(LogMelPipeline):
         audio = audio.reshape(*np.shape(wav)[:-1], -1)
         return RestorationOutput(audio, log_mel, min(edges_hz, default=None), restorer.trajectory, findings)
 
+    @with_options
     @torch.no_grad()
     def restore_file(
         self,

@@ -1,10 +1,14 @@
 """Options: their limits, alone, against a recording and against a model; each refusal is one sentence."""
 
+import inspect
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
 from srlib.errors import SrlibError
 from srlib.restore.options import Options
+from srlib.restore.pipeline import RestorationPipeline
 
 SAMPLE_RATE = 48000
 
@@ -47,3 +51,11 @@ def test_what_cannot_be_restored_is_refused_in_a_sentence(tiny_pipeline, change,
 def test_the_largest_and_the_smallest_seed_are_taken(tiny_pipeline):
     for seed in (2**64 - 1, -(2**63), np.int64(3)):
         assert Options(generator=seed).sampling(tiny_pipeline).generator.initial_seed() == int(seed) % 2**64
+
+
+def test_help_and_completion_show_every_option_of_a_call():
+    for method in (RestorationPipeline.__call__, RestorationPipeline.restore_file):
+        shown = inspect.signature(method).parameters
+        assert {one.name: one.default for one in fields(Options)}.items() <= {
+            name: one.default for name, one in shown.items()
+        }.items()
