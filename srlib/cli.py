@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TyperException as error:
         place = getattr(error, "ctx", None)
         called = place.command_path if place else "srlib"
-        message = f"{called}: {error.format_message().rstrip('.')} (see {called} --help)"
+        sentence = error.format_message().replace("Value error, ", "").rstrip(".")  # the prefix is pydantic's
+        message = f"{called}: {sentence} (see {called} --help)"
     except SrlibError as error:
         message = f"srlib: {error}"
     except ModuleNotFoundError as error:  # an extra that is not installed

@@ -77,7 +77,7 @@ def faults(error: ValidationError) -> dict[str, str]:
     """{setting: what it should be} of all that are wrong: "unknown" if there is none; by "" a rule for several."""
     found: dict[str, dict[str, None]] = {}  # rules in order, each once
     for fault in error.errors(include_url=False):
-        rule = re.sub(r"^(Input should|Value error,) ", "", fault["msg"])
+        rule = re.sub(r"^(Input should|Tuple should|Value error,) ", "", fault["msg"])
         rule = "unknown" if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden") else rule
         found.setdefault(str(fault["loc"][0]) if fault["loc"] else "", {})[rule] = None
     return {name: " or ".join(rules) for name, rules in found.items()}

@@ -111,14 +111,14 @@ def native_name(path: Path) -> str | bytes:
 
 def probe(path: Path) -> dict[str, Any]:
     """ffprobe's report on a file; empty if it finds nothing that it knows, or is not there."""
-    try:
-        find_ffmpeg()
-    except SrlibError:
-        return {}
     command = ["ffprobe", "-v", "warning", "-protocol_whitelist", "file", "-show_streams", "-show_format"]
     command += ["-show_chapters", "-of", "json=string_validation=ignore", "-i", f"file:{path}"]
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-    report = json.loads(done.stdout.decode("utf-8", "surrogateescape") or "{}")
+    try:
+        find_ffmpeg()
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        report = json.loads(done.stdout.decode("utf-8", "surrogateescape"))
+    except (SrlibError, ValueError):  # ffprobe stops within its report at a stream that no decoder opens
+        return {}
     return report | {"estimated": b"Estimating duration" in done.stderr}
 
 
@@ -140,7 +140,7 @@ def _with_libsndfile(path: Path) -> Decoder | None:
             for size, actual in re.findall(log, file.extra_info):
                 if int(actual) < int(size) < _STREAMED_SIZE:
                     promised = -(-file.frames * int(size) // max(int(actual), 1))  # rounded up
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, TypeError):  # soundfile asks for the sample rate of what is named .raw
         return None
 
     def blocks(start: int = 0) -> Iterator[np.ndarray]:

@@ -154,7 +154,8 @@ def _sink(
 def _encode(temporary: Path, path: Path, metadata: Metadata) -> None:
     """Let ffmpeg encode a finished file, in its place."""
     command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{temporary}"]
-    command += [part for pair in metadata.tags.items() for part in ("-metadata", "=".join(pair))]
+    for pair in metadata.tags.items():
+        command += ["-metadata", "=".join(pair)[: 2**15 - 1]]  # Linux takes arguments up to 128 KiB
     encoded = temporary.with_name("encoded")
     command += [*_ENCODERS[path.suffix.lower()], f"file:{encoded}"]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)

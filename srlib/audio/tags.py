@@ -149,19 +149,23 @@ def _write_wave(path: Path, metadata: Metadata, old_rate: int, new_rate: int) ->
     chunks = _cues(metadata.chapters, new_rate) if metadata.chapters else []
     if metadata.bext and len(metadata.bext) >= 602:  # bytes, without the coding history
         start = round(int.from_bytes(metadata.bext[338:346], "little") * new_rate / old_rate)
-        chunks.append(("bext", metadata.bext[:338] + start.to_bytes(8, "little") + metadata.bext[346:]))
+        chunks.append((b"bext", metadata.bext[:338] + start.to_bytes(8, "little") + metadata.bext[346:]))
     if metadata.tags or metadata.cover:
         tags = io.BytesIO()
         _id3(metadata).save(tags, padding=lambda _: 0)
-        chunks.append(("id3", tags.getvalue()))
-    if chunks:
-        with path.open("r+b") as stream:
-            riff = RiffFile(stream)
-            for name, content in chunks:
-                riff.insert_chunk(name, content)
+        chunks.append((b"id3 ", tags.getvalue()))
+    with path.open("r+b") as stream:
+        place, width = (20, 8) if stream.read(4) == b"RF64" else (4, 4)  # of the size of the file
+        stream.seek(0, io.SEEK_END)
+        stream.write(bytes(stream.tell() % 2))
+        for name, content in chunks:
+            stream.write(name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2))
+        size = stream.tell() - 8
+        stream.seek(place)
+        stream.write(size.to_bytes(width, "little"))
 
 
-def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[str, bytes]]:
+def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[bytes, bytes]]:
     """Chunks of WAV: a place for each chapter, and its title as a label."""
     points, labels = len(chapters).to_bytes(4, "little"), b"adtl"
     for i, (seconds, title) in enumerate(chapters, 1):
@@ -169,4 +173,4 @@ def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[str
         points += number + place + b"data" + bytes(8) + place
         text = number + title.encode() + b"\0"
         labels += b"labl" + len(text).to_bytes(4, "little") + text + bytes(len(text) % 2)
-    return [("cue", points), ("LIST", labels)]
+    return [(b"cue ", points), (b"LIST", labels)]

@@ -102,7 +102,6 @@ class RestorationPipeline(LogMelPipeline):
         restorer = Restorer(self, asked)
         with open_recording(path) as recording:
             analysis = analyse(recording, asked, has_prior=self.prior is not None)
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
             with open_output(out, recording, sample_rate, subtype) as put:
                 for audio in join(analysis.chunks, (one.audio for one in restorer.chunks(recording, analysis))):
                     put(audio)

@@ -66,8 +66,9 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
 
 
-@pytest.mark.parametrize("out", ["wav", "flac"])
-def test_start_cues_and_old_texts_of_a_wav_file(tmp_path, out):
+@pytest.mark.parametrize(("out", "magic"), [("wav", b"RIFF"), ("wav", b"RF64"), ("flac", b"fLaC")])
+def test_start_cues_and_old_texts_of_a_wav_file(tmp_path, monkeypatch, out, magic):
+    monkeypatch.setattr(audio, "_WAV_LIMIT", 0 if magic == b"RF64" else 2**32)  # else RF64 begins at 4 GB
     soundfile.write(tmp_path / "a.wav", np.zeros(96_000), 48_000)
     bext = b"a tape".ljust(338, b"\0") + (480_000).to_bytes(8, "little") + bytes(256)
     point = (1).to_bytes(4, "little") + bytes(4) + b"data" + bytes(8) + (48_000).to_bytes(4, "little")
@@ -77,6 +78,7 @@ def test_start_cues_and_old_texts_of_a_wav_file(tmp_path, out):
     wav += chunk(b"LIST", label) + chunk(b"bext", bext) + chunk(b"LIST", old)
     (tmp_path / "a.wav").write_bytes(wav[:4] + (len(wav) - 8).to_bytes(4, "little") + wav[8:])
     found = copied(tmp_path / "a.wav", tmp_path / f"b.{out}", sample_rate=96_000)
+    assert (tmp_path / f"b.{out}").read_bytes()[:4] == magic
     assert found.chapters == [(1.0, "verse")] and found.tags["title"] == "Lärm"
     assert found.tags["comment"] == "a tape"  # of bext
     if out == "wav":

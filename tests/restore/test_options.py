@@ -18,6 +18,7 @@ SAMPLE_RATE = 48000
     [
         ({"wav": np.array([0.1, np.nan], np.float32)}, "NaN"),
         ({"wav": np.ones((9, 4800), np.float32)}, "9 channels"),
+        ({"sample_rate": 1}, "sample rate is 1 Hz"),
         ({"gaps": "all"}, "gaps is 'all'.*'auto'"),
         ({"merge": "paste"}, "merge is 'paste'.*'gain', 'replace' or 'none'"),
         ({"excitation": "voice"}, "excitation is 'voice'.*'copied', 'noise' or 'vocoder'"),
