@@ -106,13 +106,13 @@ def test_what_is_left_of_a_truncated_file_is_read_and_what_is_missing_is_said(tm
         audio.read(path)
 
 
-def test_a_wav_file_without_its_last_byte_and_files_with_a_hole_lose_no_more(tmp_path, plain):
-    for suffix, left, slack in [("wav", LENGTH - 1, 0), *((one, 0.8 * LENGTH, 0.08 * LENGTH) for one in ("mp3", "flac"))]:
-        data, hole = plain[suffix], len(plain[suffix]) // 5
-        cut = data[:-1] if suffix == "wav" else data[: 2 * hole] + bytes(hole) + data[3 * hole :]
-        (tmp_path / "a").write_bytes(cut)
-        with pytest.warns(match="are missing"), open_recording(tmp_path / "a") as recording:
-            assert recording.samples == pytest.approx(left, abs=slack)
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "flac"])
+def test_a_wav_file_without_its_last_byte_and_files_with_a_hole_lose_no_more(tmp_path, plain, suffix):
+    data, hole = plain[suffix], len(plain[suffix]) // 5
+    (tmp_path / "a").write_bytes(data[:-1] if suffix == "wav" else data[: 2 * hole] + bytes(hole) + data[3 * hole :])
+    left, slack = (LENGTH - 1, 0) if suffix == "wav" else (0.8 * LENGTH, 0.08 * LENGTH)
+    with pytest.warns(match="are missing"), open_recording(tmp_path / "a") as recording:
+        assert recording.samples == pytest.approx(left, abs=slack)
 
 
 def test_a_video_gives_its_first_sound(tmp_path, encode):
