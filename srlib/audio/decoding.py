@@ -220,7 +220,10 @@ def is_audio_file(path: Path) -> bool:
     kind = mimetypes.guess_type(path.name)[0] or ""
     if path.name.startswith(".") or kind.startswith(_NEVER) or not path.is_file():
         return False
-    return path.suffix.lower() in _CERTAIN or sound(probe(path)) is not None
+    if path.suffix.lower() in _CERTAIN:
+        return True
+    find_ffmpeg()  # without it, a file would be left out in silence
+    return sound(probe(path)) is not None
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from srlib.audio.decoding import BLOCK, PADDING, Decoder, decoders, ends_within_
 from srlib.audio.tags import Metadata, read_metadata
 from srlib.errors import IncompleteWarning, SrlibError, SrlibWarning
 
+LOWEST_RATE = 1000  # Hz; a telephone has 8000, and a header with less is wrong
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -28,6 +30,10 @@ class Recording:
     metadata: Metadata = field(default_factory=Metadata)
     warnings: list[str] = field(default_factory=list)
     incomplete: str | None = None  # what is missing of a damaged file
+
+    def __post_init__(self) -> None:
+        if self.sample_rate < LOWEST_RATE:
+            raise SrlibError(f"The sample rate is {self.sample_rate} Hz, below {LOWEST_RATE}: correct the header.")
 
     def warn(self, path: str | PathLike, note: str) -> None:
         """Keep a note for the findings, and warn of it by the name of the file."""

@@ -21,7 +21,6 @@ from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Whole, sett
 
 F = TypeVar("F", bound=Callable[..., Any])
 MAX_CHANNELS = 8
-LOWEST_RATE = 1000  # Hz; a telephone has 8000, and a header with less is wrong
 _MOST_GUIDANCE = 100  # far more than is of use, and far less than what overflows float32
 
 
@@ -83,8 +82,6 @@ class Options:
         """Raise SrlibError for what this recording cannot have: too many channels, a cutoff or a gap outside of it."""
         if recording.channels > MAX_CHANNELS:
             raise SrlibError(f"The audio has {recording.channels} channels, more than {MAX_CHANNELS}: split it first.")
-        if recording.sample_rate < LOWEST_RATE:
-            raise SrlibError(f"The sample rate is {recording.sample_rate} Hz, below {LOWEST_RATE}: that is no music.")
         nyquist, seconds = recording.sample_rate / 2, recording.samples / recording.sample_rate
         if isinstance(self.cutoff_hz, float) and self.cutoff_hz >= nyquist:
             raise SrlibError(

@@ -179,6 +179,8 @@ def test_without_ffmpeg_the_message_says_so(tmp_path, monkeypatch, plain):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(SrlibError, match="ffmpeg and ffprobe not found"):
         audio.read(tmp_path / "a.m4a")
+    with pytest.raises(SrlibError, match="ffmpeg and ffprobe not found"):  # a folder is not restored without its .m4b
+        is_audio_file((tmp_path / "a.m4a").rename(tmp_path / "a.m4b"))
     assert audio.read(tmp_path / "a.wav")[0].shape == (1, LENGTH)
 
 
