@@ -16,6 +16,7 @@ from srlib.audio.decoding import BLOCK, PADDING, Decoder, decoders, ends_within_
 from srlib.audio.tags import Metadata, read_metadata
 from srlib.errors import IncompleteWarning, SrlibError, SrlibWarning
 
+_LOUDEST = 1e15  # full scale is 1
 LOWEST_RATE = 1000  # Hz; a telephone has 8000, and a header with less is wrong
 
 
@@ -97,13 +98,13 @@ def as_channels(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     if not sample_rate > 0:
         raise SrlibError(f"The sample rate is {sample_rate}: give a positive number of Hz.")
     if not is_finite(wav):
-        raise SrlibError("The audio holds NaN or Inf: repair the file first.")
+        raise SrlibError(f"The audio holds NaN, Inf or values beyond {_LOUDEST:g}: repair the file first.")
     return np.atleast_2d(wav)
 
 
 def is_finite(wav: np.ndarray) -> bool:
-    """Whether `wav` holds neither NaN nor Inf. Minimum and maximum carry both along, and need no second array."""
-    return wav.size == 0 or bool(np.isfinite(wav.min()) and np.isfinite(wav.max()))
+    """Whether `wav` holds no NaN, no Inf and nothing whose power overflows float32; NaN shows in both extremes."""
+    return wav.size == 0 or bool(max(-wav.min(), wav.max()) < _LOUDEST)
 
 
 @contextmanager
@@ -154,7 +155,9 @@ def _longest(path: Path, notes: list[str]) -> tuple[Decoder, int]:
         for block in decoder.blocks():
             samples += block.shape[1]
             if not is_finite(block):
-                raise SrlibError(f"{path}: the samples hold NaN or Inf: repair the audio first.")
+                raise SrlibError(
+                    f"{path}: the samples hold NaN, Inf or values beyond {_LOUDEST:g}: repair the audio first."
+                )
         counted.append((samples, decoder))
         if samples >= max(1, decoder.samples or 0):
             break

@@ -42,7 +42,7 @@ def test_what_is_no_audio_is_refused(wav, sample_rate, words):
         as_channels(wav, sample_rate)
 
 
-@pytest.mark.parametrize(("samples", "words"), [([], "holds no samples"), ([0.0] * 200_000 + [np.nan], "NaN or Inf")])
+@pytest.mark.parametrize(("samples", "words"), [([], "holds no samples"), ([0.0] * 200_000 + [np.nan], "NaN, Inf")])
 def test_a_file_without_sound_is_refused_by_name(tmp_path, samples, words):
     soundfile.write(tmp_path / "a.wav", np.array(samples), SAMPLE_RATE, subtype="FLOAT")
     with pytest.raises(SrlibError, match=rf"a\.wav.*{words}"), open_recording(tmp_path / "a.wav") as recording:

@@ -17,6 +17,7 @@ SAMPLE_RATE = 48000
     ("change", "sentence"),
     [
         ({"wav": np.array([0.1, np.nan], np.float32)}, "NaN"),
+        ({"wav": np.array([0.1, 1e20], np.float32)}, "beyond 1e"),
         ({"wav": np.ones((9, 4800), np.float32)}, "9 channels"),
         ({"sample_rate": 1}, "sample rate is 1 Hz"),
         ({"gaps": "all"}, "gaps is 'all'.*'auto'"),
