@@ -1,8 +1,8 @@
-"""Degradation of audio: low-pass filter, noise and gaps, every random choice of which can be replayed from a record.
+"""Degradation of audio: low-pass filter, noise and gaps, with a record that replays every random choice.
 
 The order is low-pass, then noise, then gaps; `noise_first` swaps the first two. Filters run forwards and backwards
 (zero phase), so the whole response is |H|^2: `cutoff_hz` is the design frequency handed to scipy, and the measured
-`passband_hz` and `stopband_hz` say where the band really ends.
+`passband_hz` (-3 dB) and `stopband_hz` (-20 dB) are the edges of the band.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RIPPLE_DB = 0.1  # pass band of cheby1 and ellip, one way
 STOP_BAND_DB = 60.0  # ellip, one way
 BOXCAR_N_FFT = 2048  # samples
 BOXCAR_HOP_LENGTH = 512  # samples
-# Share of the sample rate. Below 2e-8 the sections in float64 lose the pass band: measured, all families and orders.
+# Share of the sample rate; below 2e-8 the sections in float64 lose the pass band (measured on all families and orders).
 LOWEST_CUTOFF = 1e-6
 _MEASURED = ("sample_rate", "passband_hz", "stopband_hz")  # of a record, besides the fields of a degradation
 
@@ -232,7 +232,7 @@ class DegradationConfig:
 
 
 def sample(rng: np.random.Generator, config: DegradationConfig | None = None) -> Degradation:
-    """Draw one degradation. Every call draws equally often: two configs with one seed differ only where they say."""
+    """Draw one degradation. Each call draws the same number of times: with one seed, two configs share other fields."""
     config = config or DegradationConfig()
     cutoff_hz = rng.uniform(*config.cutoff_hz)
     filter_type = config.filter_types[rng.integers(len(config.filter_types))]

@@ -1,4 +1,4 @@
-"""Decoding: the readers that fit a file's content, what its header promises, and its samples in blocks."""
+"""Decoding: the readers for a file's content, the length by its header, and its samples in blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import soundfile
 from srlib.errors import SrlibError
 
 BLOCK = 2**17  # samples of each channel
-# First bytes of the formats that libsndfile measures exactly; ffmpeg reads all others, also chained Ogg and MP3.
+# First bytes of the formats that libsndfile reads first; ffmpeg reads the others first, also chained Ogg and MP3.
 _LIBSNDFILE = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"caff", b"riff", b".snd")
 _CHAINABLE = b"OggS"
 # Names that count as audio without a look inside, so that a broken file is reported and not skipped.
@@ -31,14 +31,14 @@ _NEVER = ("image/", "text/", "font/", "application/json", "application/pdf", "ap
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # ffprobe's name
 _STREAMED_SIZE = 0x7FFF_F000  # bytes; sizes from here up are placeholders of programs that wrote to a pipe
 _SLACK_SECONDS = 0.25  # containers round durations, and coders pad: AAC 0.04 s, Opus 0.08 s, MP3 0.05 s
-PADDING = 4096  # samples that a coder may add after the end that MP4 or Ogg promise: two AAC frames, a Vorbis block
+PADDING = 4096  # samples that a coder may add after the length in the header of MP4 or Ogg
 
 
 class Decoder(NamedTuple):
-    """One way to read a file. `blocks(start)` gives float32 `[channels, n]` from a sample on, as far as it can.
+    """One way to read a file. `blocks(start)` gives float32 `[channels, n]` from a sample on, up to the first fault.
 
-    `samples` is the length of each channel by the header, None where it says nothing; `slack` is how far the header
-    may be off. Where `trims` is true, what exceeds `samples` by PADDING at most is the coder's padding.
+    `samples` is the length of each channel by the header, None if it has none; `slack` is the tolerance on it, in
+    samples. If `trims` is true, up to PADDING samples beyond `samples` are the coder's padding.
     """
 
     sample_rate: int  # Hz
@@ -150,7 +150,7 @@ def _with_libsndfile(path: Path) -> Decoder | None:
                 while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
                     yield block.T
             except soundfile.LibsndfileError:
-                return  # damaged here: the length says so
+                return  # damaged here: the caller compares the length
 
     return Decoder(rate, channels, promised, blocks)
 
@@ -171,7 +171,7 @@ def _with_ffmpeg(path: Path) -> Decoder | None:
 def _promised_seconds(report: dict[str, Any], stream: dict[str, Any]) -> float | None:
     tags = {name.upper(): value for name, value in stream.get("tags", {}).items()}
     if report["format"]["format_name"] == "caf" and stream["codec_name"].startswith("pcm"):
-        return int(stream["nb_frames"]) / int(stream["sample_rate"])  # its duration is that of what is there
+        return int(stream["nb_frames"]) / int(stream["sample_rate"])  # `duration` is that of the samples in the file
     if report["estimated"]:
         return None
     if "duration" in stream:
@@ -196,7 +196,7 @@ def _pipe(path: Path, stream: dict[str, Any], start: int = 0) -> Iterator[np.nda
             while len(data := process.stdout.read(BLOCK * size)) >= size:
                 yield np.frombuffer(data[: len(data) // size * size], "<f4").reshape(-1, channels).T
         finally:
-            process.kill()  # whoever reads may stop early
+            process.kill()  # the caller may stop early
 
 
 def ends_within_page(path: Path) -> bool:

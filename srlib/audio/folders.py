@@ -1,4 +1,4 @@
-"""Which audio files are given as files or folders, and where what is made of them goes."""
+"""Lists of audio files: inputs from files and folders, the output of each, and files of the same name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from srlib.errors import SrlibError
 def audio_files(folder: Path, written: Path | None = None) -> dict[str, Path]:
     """Audio of a folder and the folders in it, by its path from there without the suffix; nothing hidden.
 
-    Where names differ only in their suffix, it stays: `01.mp3` and `01.wav`. If `written` is a folder in this one, it
-    holds outputs, and its files are left out.
+    Names that differ only in their suffix keep it: `01.mp3` and `01.wav`. `written` is a folder of outputs; its files
+    are left out if it lies in this one.
     """
     left_out = written.resolve() if written and folder.resolve() in written.resolve().parents else None
     found = {}

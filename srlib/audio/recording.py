@@ -58,7 +58,7 @@ class Recording:
 
 
 class Resampler:
-    """soxr VHQ for blocks of a stream, which gives `samples` samples in all."""
+    """soxr VHQ for blocks of a stream; the output has `samples` samples in all."""
 
     def __init__(self, old_rate: int, new_rate: int, channels: int, samples: int) -> None:
         self._channels, self._missing, self._stream = channels, samples, None
@@ -96,16 +96,16 @@ def as_channels(wav: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def is_finite(wav: np.ndarray) -> bool:
-    """Whether `wav` holds neither NaN nor Inf. Minimum and maximum carry both along, and need no second array."""
+    """Whether `wav` holds neither NaN nor Inf. Minimum and maximum are then finite, and need no second array."""
     return wav.size == 0 or bool(np.isfinite(wav.min()) and np.isfinite(wav.max()))
 
 
 @contextmanager
 def open_recording(path: str | PathLike, strict: bool = False) -> Iterator[Recording]:
-    """The recording in a file, or in standard input (`-`), as the reader gives it that finds the most sound.
+    """The recording in a file, or in standard input (`-`), by the decoder that finds the most samples.
 
-    The file is decoded once to learn its true length, so that its faults show before any work. `incomplete` says what
-    is missing if that is less than the header promises; what is no audio, and NaN or Inf, raise `SrlibError`.
+    The file is decoded once to learn its true length, so that faults show before any work. If that is shorter than the
+    header says, `incomplete` tells by how much; a file without audio, and NaN or Inf, raise `SrlibError`.
     """
     with local_file(path) as readable:
         notes: list[str] = []

@@ -1,4 +1,4 @@
-"""What a restoration found in a recording and did about it, for a person and for a program."""
+"""The findings of a restoration, as a sentence and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = ("tone", "hum")
 
 @dataclass(frozen=True)
 class Segment:
-    """Seconds of some channels (counted from 0) whose band ends at `passband_hz`; None is full band."""
+    """A time span of some channels (counted from 0) whose band ends at `passband_hz`; None is full band."""
 
     start_s: float
     end_s: float
@@ -32,12 +32,12 @@ class Findings:
 
     Args:
         seconds: of the recording.
-        segments: in order of their start; those of a steady recording are one, and silence has none.
+        segments: in order of their start; a steady recording has one, and silence none.
         noise_db: by how much stationary noise was reduced, dB; None if none was found.
         tones_hz: stationary tones that were subtracted.
         hum_hz: the mains whose hum and harmonics were subtracted.
         gaps: (start, end) in seconds, filled.
-        warnings: what a person should know before the result is used.
+        warnings: sentences on damage of the file and limits of the result.
     """
 
     seconds: float
@@ -67,7 +67,7 @@ class Findings:
         return cls(seconds, bands, noise_db, tones, hum, analysis.gaps, tuple(note for note in notes if note))
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON takes it."""
+        """The fields, for JSON."""
         return asdict(self)
 
     def sentence(self) -> str:

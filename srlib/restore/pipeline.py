@@ -24,10 +24,10 @@ from srlib.restore.restoration import Restorer
 
 @dataclass
 class RestorationOutput(BaseOutput):
-    """`audio` `[samples]` or `[channels, samples]` float32 at 48 kHz, and how it came about.
+    """`audio` `[samples]` or `[channels, samples]` float32 at 48 kHz, with intermediate results and findings.
 
     Args:
-        log_mel: restored log-mel of the channels' downmix, `[1, 1, frames, 256]`; frames are a multiple of 64, none for
+        log_mel: restored log-mel of the channels' downmix, `[1, 1, frames, 256]`; frames are a multiple of 64, or 0 for
             silence.
         cutoff_hz: the lowest edge of the band that was used; None for full band.
         trajectory: the predicted log-mel after each step of the first chunk, if it was asked for.
