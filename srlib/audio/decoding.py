@@ -110,7 +110,7 @@ def native_name(path: Path) -> str | bytes:
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """ffprobe's report on a file; empty if it finds nothing that it knows, or is not there."""
+    """Report of ffprobe on a file; empty if the format is unknown or ffprobe is missing."""
     try:
         find_ffmpeg()
     except SrlibError:
