@@ -133,7 +133,7 @@ def load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
 
 @contextmanager
 def naming(path: Path, failed: list[dict[str, Any]] | None = None) -> Iterator[None]:
-    """Add the file's name to an error and raise it; where rows are given, print it, append its row, and continue."""
+    """Add the file's name to an error and raise it; with `failed`, print it, append its row, and continue."""
     try:
         yield
     except (SrlibError, OSError) as error:

@@ -1,6 +1,6 @@
 """The command line `srlib VERB ...`: it checks the arguments, calls the library and prints.
 
-Bad input ends with exit code 2 and one sentence. A verb imports what loads scipy or torch, so that help is instant.
+Bad input ends with exit code 2 and one sentence. Verbs import what loads scipy or torch, so that help is instant.
 """
 
 from __future__ import annotations

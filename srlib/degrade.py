@@ -34,7 +34,7 @@ _MEASURED = ("sample_rate", "passband_hz", "stopband_hz")  # of a record, beside
 
 @settings
 class Degradation:
-    """What is done to a recording. Frozen, hashable, and enough to repeat it to the same bits."""
+    """Low-pass, noise and gaps of a recording. Frozen, hashable, and sufficient to repeat them bit for bit."""
 
     cutoff_hz: Positive | None = None  # design frequency, Hz; None = no filter
     filter_type: FilterType = "cheby1"
@@ -76,7 +76,7 @@ class Degradation:
 
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         """Degrade wav [samples] or [channels, samples]; returns float32 of the same shape, the input untouched."""
-        as_channels(wav, sample_rate)  # refuses what is no audio
+        as_channels(wav, sample_rate)  # SrlibError for other input
         degraded = np.array(wav, dtype=np.float64)
         self.check(sample_rate, degraded.shape[-1])
         filtered = degraded if self.noise_first else self._filter(degraded, sample_rate)
@@ -120,7 +120,7 @@ class Degradation:
         return None if passband_hz is None or stopband_hz is None else (passband_hz, stopband_hz)
 
     def record(self, sample_rate: int) -> dict[str, Any]:
-        """All fields, and what was measured from them."""
+        """All fields, the sample rate and the measured edges."""
         self.check(sample_rate)
         measured = int(sample_rate), self.passband_hz(sample_rate), self.stopband_hz(sample_rate)
         return asdict(cast(Any, self)) | dict(zip(_MEASURED, measured, strict=True))

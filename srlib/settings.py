@@ -64,7 +64,7 @@ def settings(cls: type[C]) -> type[C]:
 
 
 def as_srlib_error(error: ValidationError) -> SrlibError:
-    """The first wrong setting in one sentence: which it is, what it is, and what is allowed."""
+    """The first wrong setting in one sentence: its name, its value and the rule."""
     name, allowed = next(iter(faults(error).items()))
     if not name:
         return SrlibError(allowed)

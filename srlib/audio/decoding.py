@@ -76,7 +76,7 @@ def decoders(path: Path) -> Iterator[Decoder]:
 
 
 def _first_bytes(path: Path) -> bytes:
-    """Four bytes that tell the format; SrlibError for what is empty or no file that can be read."""
+    """The first four bytes, which identify the format; SrlibError for an empty or unreadable file."""
     try:
         with path.open("rb") as stream:
             magic = stream.read(4)
@@ -88,9 +88,9 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def info(path: str | os.PathLike) -> Decoder:
-    """What a file's header says; where it does not say the length, the file is decoded once."""
+    """The decoder of a file; if its header lacks the length, the file is decoded once."""
     decoder = next(decoders(Path(path)))
-    if decoder.samples:  # fragmented MP4 says 0
+    if decoder.samples:  # fragmented MP4 has 0
         return decoder
     return decoder._replace(samples=sum(block.shape[1] for block in decoder.blocks()))
 
@@ -129,7 +129,7 @@ def sound(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _with_libsndfile(path: Path) -> Decoder | None:
-    """None for what libsndfile does not know, for MP3 inside of RIFF, and for FLAC of unknown length."""
+    """None for formats unknown to libsndfile, for MP3 inside RIFF, and for FLAC of unknown length."""
     try:
         with soundfile.SoundFile(native_name(path)) as file:
             if file.subtype.startswith("MPEG") or file.frames >= 2**62:
@@ -200,7 +200,7 @@ def _pipe(path: Path, stream: dict[str, Any], start: int = 0) -> Iterator[np.nda
 
 
 def ends_within_page(path: Path) -> bool:
-    """Whether an Ogg file was cut off inside its last page, whose header says how long it is."""
+    """Whether an Ogg file ends inside its last page, by the length in the page's header."""
     with path.open("rb") as stream:
         if stream.read(4) != _CHAINABLE:
             return False
@@ -211,7 +211,7 @@ def ends_within_page(path: Path) -> bool:
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path can be read only once: `-` for standard input, or what the shell makes of `<(command)`."""
+    """Whether a path can be read only once: `-` for standard input, or a pipe such as `<(command)` of a shell."""
     return str(path) == "-" or path.is_fifo()
 
 

@@ -1,4 +1,4 @@
-"""Audio files in and out, resampling and channels; files are never left half written."""
+"""Reading and writing of audio files, resampling, downmix, and atomic writing of any file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from srlib.audio.tags import Metadata, set_speakers, write_metadata
 from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError
 
-_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24", ".ogg": "VORBIS"}  # what libsndfile writes unless it is told otherwise
-# What ffmpeg writes: near the highest quality that each encoder is meant for.
+_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24", ".ogg": "VORBIS"}  # default subtypes of libsndfile's formats
+# Arguments of ffmpeg, near the highest quality of each encoder.
 _ENCODERS = {
     ".mp3": ["-c:a", "libmp3lame", "-q:a", "0", "-f", "mp3"],
     ".m4a": ["-c:a", "aac", "-b:a", "256k", "-f", "ipod"],
@@ -75,10 +75,10 @@ def open_output(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes the next `[channels, n]` of a file; the file gets its name when it is complete.
 
-    A .flac has no float format: what exceeds full scale clips, with a warning unless a subtype was asked for.
+    A .flac has no float format: samples beyond full scale clip, with a warning unless a subtype was asked for.
 
     Args:
-        path: its suffix, one of OUTPUT_SUFFIXES, says the format.
+        path: its suffix, one of OUTPUT_SUFFIXES, selects the format.
         recording: the source, whose length, tags, cover, chapters and speakers are kept.
         sample_rate: of the file, Hz.
         subtype: of libsndfile; by default float32 for .wav and 24 bit for .flac. 16 bit is dithered.
@@ -124,7 +124,7 @@ def open_output(
 def _sink(
     temporary: Path, path: Path, recording: Recording, sample_rate: int, subtype: str
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that writes blocks into a file of libsndfile; `path` is what its errors name."""
+    """A function that writes blocks into a file of libsndfile; `path` is the name in its errors."""
     samples, channels, rng = recording.samples_at(sample_rate), recording.channels, np.random.default_rng(0)
     wave = "WAVEX" if recording.metadata.mask else "WAV"
     wave = "RF64" if samples * channels * 4 > _WAV_LIMIT else wave  # bytes of float32

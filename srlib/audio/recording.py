@@ -27,7 +27,7 @@ class Recording:
     blocks: Callable[[], Iterator[np.ndarray]]
     metadata: Metadata = field(default_factory=Metadata)
     warnings: list[str] = field(default_factory=list)
-    incomplete: str | None = None  # what is missing of a damaged file
+    incomplete: str | None = None  # a sentence on the missing part of a damaged file
 
     def warn(self, path: str | PathLike, note: str) -> None:
         """Keep a note for the findings, and warn of it by the name of the file."""
@@ -66,7 +66,7 @@ class Resampler:
             self._stream = soxr.ResampleStream(old_rate, new_rate, channels, dtype="float32", quality="VHQ")
 
     def feed(self, block: np.ndarray, last: bool = False) -> np.ndarray:
-        """What is ready after `block` `[channels, n]`, of the same shape but n."""
+        """Resampled `[channels, m]` that is complete after `block` `[channels, n]`."""
         if self._stream is not None:
             block = self._stream.resample_chunk(np.ascontiguousarray(block.T, np.float32), last=last).T
         block = block[:, : self._missing]
@@ -80,7 +80,7 @@ class Resampler:
 
 
 def as_channels(wav: np.ndarray, sample_rate: int) -> np.ndarray:
-    """`[channels, samples]` of floats `[samples]` or `[channels, samples]`; SrlibError for what is no audio."""
+    """`[channels, samples]` of floats `[samples]` or `[channels, samples]`; SrlibError for other input."""
     wav = np.asarray(wav)
     if not np.issubdtype(wav.dtype, np.floating):
         raise SrlibError(f"The audio is {wav.dtype}: give floating point samples in -1..1.")

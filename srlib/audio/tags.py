@@ -41,7 +41,7 @@ class Metadata:
     cover: bytes | None = None
     chapters: list[tuple[float, str]] = field(default_factory=list)
     layout: str | None = None
-    bext: bytes | None = None  # of Broadcast WAV (EBU Tech 3285), as it is
+    bext: bytes | None = None  # chunk of Broadcast WAV (EBU Tech 3285), as in the file
 
     @property
     def mask(self) -> int:

@@ -1,4 +1,4 @@
-"""AudioSR's checkpoint to a pipeline: its names to those of diffusers and transformers, checked key by key.
+"""Import of AudioSR's checkpoint: its names to those of diffusers and transformers, checked key by key.
 
 Tensors are renamed; they are neither copied nor changed.
 """
@@ -27,7 +27,7 @@ from srlib.restore.pipeline import RestorationPipeline
 WIDTHS = {"audiosr": AUDIOSR, "tiny": AUDIOSR_NARROW}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREFIXES = {"vae": "first_stage_model.", "unet": "model.diffusion_model.", "vocoder": "first_stage_model.vocoder."}
-_FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"  # its shape tells the width
+_FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"  # its shape gives the width
 # Keys that sampling never reads: averaged U-Net, autoencoder of the condition, CLAP, tables of the schedule.
 _UNUSED = re.compile(
     r"model_ema\.|cond_stage_models\.|clap\.|logvar$|lvlb_weights$|betas$|posterior_"

@@ -32,7 +32,7 @@ MUSDB_SIZES = {"train": 100, "test": 50}  # tracks in the folders of a complete 
 STEMS_BANDWIDTH_HZ = 16_000.0  # MUSDB18's AAC stops there (sigsep.github.io/datasets/musdb.html)
 LOWEST_BANDWIDTH_HZ = 1000.0  # in a manifest; a lower value was probably meant in kHz
 _CONTEXT_SECONDS = 1  # s, read on both sides of a crop: resampling it then equals cropping the resampled track
-_SETUP_FILE = "setup.yaml"  # of the demo set: tells musdb what its files are called, and its validation tracks
+_SETUP_FILE = "setup.yaml"  # of the demo set: names of files and validation tracks, for musdb
 _MOST_FAULTS = 20  # listed in one message
 
 

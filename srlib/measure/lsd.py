@@ -111,7 +111,7 @@ Sound = np.ndarray | Spectra  # [samples] or [channels, samples], or one whose s
 
 
 def pair(reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE) -> tuple[Spectra, Spectra]:
-    """The spectra of two recordings at one rate (Hz), cropped to one length; `Spectra` of that length stay as they are.
+    """The spectra of two recordings at one rate (Hz), cropped to one length; `Spectra` of that length are kept.
 
     Raises:
         SrlibError: for other shapes, lengths that differ by more than 100 samples, no samples, and NaN or infinity.

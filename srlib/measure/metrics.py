@@ -1,7 +1,7 @@
 """All measures of a restored recording against its reference except the LSD, and `evaluate`, which computes all.
 
 LSD tolerates blur, which `texture_high` and `level_high_db` show. Recordings are [samples] or [channels, samples] at
-`sample_rate` Hz, or `Spectra`, which carry their rate and save what is shared between calls.
+`sample_rate` Hz, or `Spectra`, which have their own rate and are computed once for several calls.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _roughness(log_power: np.ndarray) -> float:
 def tone_suppression_db(
     reference: Sound, restored: Sound, tone_hz: float, noise_amplitude: float, sample_rate: int = SAMPLE_RATE
 ) -> float:
-    """How far the tone left in (restored - reference) lies under the one inserted, dB; more is better.
+    """Level of the inserted tone over that of the tone in (restored - reference), dB; higher is better.
 
     Its amplitude comes from a least-squares projection on the sine and the cosine of tone_hz, so a tone that comes
     back with another phase counts in full. The loudest channel counts.
@@ -167,7 +167,7 @@ def evaluate(
     reference, restored = pair(reference, restored, sample_rate)
     rate, known, done = reference.sample_rate, cutoff_hz or degradation, degradation or Degradation()
     recorded = done.cutoff_hz is not None
-    if cutoff_hz is not None:  # of a filter without a record, taken for a brick wall
+    if cutoff_hz is not None:  # of a filter without a record, treated as a brick wall
         if recorded:
             raise SrlibError(f"the record says that the filter's cutoff is {done.cutoff_hz:g} Hz: give no other")
         done = replace(done, cutoff_hz=cutoff_hz, filter_type="boxcar")

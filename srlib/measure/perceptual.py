@@ -49,7 +49,7 @@ def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
 
 def two_f(reference: np.ndarray, estimate: np.ndarray) -> float:
     """The 2f model's MUSHRA score, 0 to 100: higher is better. The first call on a machine compiles for two minutes."""
-    pair = (np.array(wav, np.float64)[None] for wav in (estimate, reference))  # copies: it changes what it is given
+    pair = (np.array(wav, np.float64)[None] for wav in (estimate, reference))  # copies, since it changes its arguments
     return float(_two_f().estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
 
 

@@ -41,7 +41,7 @@ def sweep(
 ) -> pd.DataFrame:
     """One row per clip, condition and system (several where a measure gives several), in that order.
 
-    Its columns are track, condition, what was drawn (`Case.labels`), system, and those of the measures.
+    Its columns are those of `Case.labels`, system, and those of the measures.
 
     Args:
         systems: {name: system}, such as `systems.named` gives.
@@ -70,7 +70,7 @@ def _rows(task: tuple) -> list[dict[str, Any]]:
     """Rows of one case."""
     arguments, systems, measures, seed, store = task
     kept = joblib.Memory(store, verbose=0).cache(_rows_of_system, ignore=["case"])
-    code, case = _code() if store else "", Case(*arguments)  # systems share what a case has computed
+    code, case = _code() if store else "", Case(*arguments)  # its cached signals serve all systems
     found = [kept(arguments, name, system, measures, seed, code, case) for name, system in systems.items()]
     return [row for rows in found for row in rows]
 

@@ -60,7 +60,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
 
 
 class _Block(nn.Module):
-    """Two convolutions of 3 x 3 cells; the timestep scales and shifts what enters them."""
+    """Two convolutions of 3 x 3 cells; the timestep scales and shifts their input."""
 
     def __init__(self, width: int, dilation: int, dropout: float) -> None:
         super().__init__()

@@ -76,7 +76,7 @@ def velocity_loss(
     """Mean squared error of the velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022).
 
     Args:
-        latent: what is generated, `[batch, channels, frames / 8, 32]`, unit variance.
+        latent: target of the generation, `[batch, channels, frames / 8, 32]`, unit variance.
         condition: concatenated on channels, `[batch, C, frames / 8, 32]`.
         weights: of each squared error, broadcast to the latent: its effect on the log-mel; zero where no target is.
         last_step_share: share of the batch trained at the last timestep with zeros in place of the noise: a zero

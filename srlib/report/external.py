@@ -21,7 +21,7 @@ def evaluate_system(name: str, given: Any, profile: Profile, chosen: Collection[
 
     Args:
         name: of the system in the rows; earlier rows of the same name and condition are replaced.
-        given: a command with `{in}` and `{out}`, a model folder, or a callable, as `systems.named` takes it.
+        given: a command with `{in}` and `{out}`, a model folder, or a callable, as for `systems.named`.
         chosen: conditions by name, such as clean_8k; all of the main table if none is given.
     """
     noises = run.default_parameters("07_lsd_tables")["noises"]

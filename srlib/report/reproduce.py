@@ -56,15 +56,15 @@ def reproduce(
     force: bool = False,
     verify: bool = False,
 ) -> list[str]:
-    """Run the chain where it is not up to date, and compare the results with what is committed.
+    """Run the stale notebooks of the chain, and compare the results with the committed ones.
 
     Returns a sentence for each difference beyond the tolerances of `artifacts`.
 
     Args:
         start: begin at this notebook ("05" is enough); those before it are left as they are.
         only: run this notebook alone.
-        force: run even what is up to date.
-        verify: only compare; else what differs is rewritten.
+        force: run notebooks that are up to date, too.
+        verify: compare only; otherwise artefacts that differ are rewritten.
     """
     if start and only:
         raise SrlibError("--from and --only exclude each other: give one of them.")

@@ -155,7 +155,7 @@ def _alike(one: Band, other: Band) -> bool:
 
 
 def _joined(spans: list[Gap]) -> tuple[Gap, ...]:
-    """The spans in order, those that touch as one."""
+    """The spans in order; adjacent ones are joined."""
     joined: list[Gap] = []
     for start, end in sorted(spans):
         if joined and joined[-1][1] == start:

@@ -28,12 +28,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found and done.
+    """Findings of one recording.
 
     Args:
         seconds: of the recording.
         segments: in order of their start; a steady recording has one, and silence none.
-        noise_db: by how much stationary noise was reduced, dB; None if none was found.
+        noise_db: reduction of stationary noise, dB; None if none was found.
         tones_hz: stationary tones that were subtracted.
         hum_hz: the mains whose hum and harmonics were subtracted.
         gaps: (start, end) in seconds, filled.
@@ -50,7 +50,7 @@ class Findings:
 
     @classmethod
     def of(cls, recording: Recording, options: Options, analysis: Analysis, noise_db: float | None) -> Findings:
-        """What was found in a recording, and by how much its noise was reduced."""
+        """The findings of an analysed recording; `noise_db` is the reduction of its noise."""
         seconds = recording.samples / recording.sample_rate
         segments: dict[tuple[float, float, float | None], list[int]] = {}
         for part in (one for one in analysis.parts if one.layout.unique):  # not silent

@@ -120,7 +120,7 @@ def without_pre_echo(made: torch.Tensor, degraded: torch.Tensor, gaps: Iterable[
 
 
 def _carry_on(sound: np.ndarray, samples: int) -> np.ndarray:
-    """The linear prediction of what follows `sound`; silence if that is too short or silent itself."""
+    """Linear prediction of the samples after `sound`; silence if that is too short or silent."""
     sound = sound[-_PAST:]
     order = min(_ORDER, len(sound) // 3)
     if order < 2 or not sound.any():

@@ -28,7 +28,7 @@ SOFT, NEAR, AUDIBLE = 1.25, 1.5, 2.0
 # raised, and stays if at most `KEEP` (15.6 dB) too low. Edges are detected in bands of 4.4 %.
 EDGE_ERROR, KEEP = 1.05, 6.0
 _LEAST_POWER = 1e-18  # of a bin: below it, float32 holds rounding errors
-_SMOOTH_BINS = 9, 5  # bins of 23 Hz over which levels are averaged: of generated audio, and of what may end abruptly
+_SMOOTH_BINS = 9, 5  # bins of 23 Hz in a mean level: of generated and of known audio, which may end abruptly
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _level(spectrum: torch.Tensor, order: int, width: int = 0) -> torch.Tensor:
 
 
 def scaled(wav: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
-    """`[samples]` with its STFT times `gain` `[frames, 1025]`; as it is without one."""
+    """`[samples]` with its STFT times `gain` `[frames, 1025]`; unchanged if that is None."""
     if gain is None:
         return wav
     return wav + istft_same(((gain - 1) * aligned_stft(wav, frames_of(wav)))[None])[0, : len(wav)]

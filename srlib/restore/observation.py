@@ -1,7 +1,7 @@
 """The observation: a value and a variance of the clean log-mel for every frame and band of a degraded one.
 
-The filter decides which bands are known, the noise floor decides the variance of each frame, and gaps and tones take
-cells away. The prior (`srlib.models.prior`) turns this into a posterior; the diffusion model is told the variance.
+Bands above the passband and under tones are missing; the noise floor gives the variance of each frame, and gaps add to
+it. The prior (`srlib.models.prior`) turns this into a posterior; the variance is an input of the diffusion model.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Whole, sett
 
 F = TypeVar("F", bound=Callable[..., Any])
 MAX_CHANNELS = 8
-_MOST_GUIDANCE = 100  # far more than is of use, and far less than what overflows float32
+_MOST_GUIDANCE = 100  # above any useful value, and far below overflow of float32
 
 
 def _of_64_bits(generator: torch.Generator | int | None) -> torch.Generator | int | None:
-    if isinstance(generator, int) and not -(2**63) <= generator < 2**64:  # what torch takes
+    if isinstance(generator, int) and not -(2**63) <= generator < 2**64:  # the range of torch
         raise ValueError("be a seed of 64 bits, or a torch.Generator")
     return generator
 

@@ -57,7 +57,7 @@ class Restorer:
 
     @property
     def noise_db(self) -> float | None:
-        """By how much noise was reduced so far, dB; None if none was found."""
+        """Reduction of noise so far, dB; None if none was found."""
         before, after = self._noise_power
         return float(10 * np.log10(before / max(after, 1e-12 * before))) if before else None
 

@@ -118,7 +118,7 @@ class ChannelSurvey:
 
     def _mixed(self, spectra: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Weights, delays and correlations of channels with these cross-spectra."""
-        # Power of the difference of samples weights high frequencies: bass says little about the generated band.
+        # Power of first differences weights high frequencies, since bass says little about the generated band.
         steps = np.square(2 * np.sin(np.linspace(0, np.pi / 2, spectra.shape[2])))
         powers = np.einsum("ccf->cf", spectra).real
         weights = np.sqrt(powers @ steps)

@@ -68,7 +68,7 @@ class Objective(nn.Module, ABC):
 class VaeObjective(Objective):
     """Mean absolute log-mel error and a small Kullback-Leibler term, on references and degraded inputs alike.
 
-    The linear autoencoder has its optimum in closed form, and nothing is left to train.
+    The linear autoencoder is fitted in closed form and takes no steps.
     """
 
     part = "vae"
