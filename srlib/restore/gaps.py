@@ -102,32 +102,32 @@ def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: Iterable[Gap]) -
         inside, fade = source[first:last].copy(), min(FADE, last - first)
         share = np.sin(np.pi / 2 * (np.arange(fade) + 0.5) / fade)
         for into, sound in ((inside, filled[before:first]), (inside[::-1], filled[last:after][::-1])):
-            into[:fade] = share * into[:fade] + share[::-1] * _carry_on(sound, fade)
+            into[:fade] = share * into[:fade] + share[::-1] * _extrapolated(sound, fade)
         filled[first:last] = inside
     return torch.from_numpy(filled).to(wav)
 
 
-def without_pre_echo(made: torch.Tensor, degraded: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor:
-    """`made` `[samples]`, but `degraded` where that is silent before an onset: a frame of 43 ms would ring there.
+def without_pre_echo(restored: torch.Tensor, degraded: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor:
+    """`restored` `[samples]`, but `degraded` where that is silent before an onset: a frame of 43 ms would ring there.
 
-    Silent is 60 dB below the next 30 ms. Gaps keep `made`.
+    Silent is 60 dB below the next 30 ms. Gaps keep `restored`.
     """
     loudness = np.abs(degraded.cpu().numpy())
     past = ndimage.maximum_filter1d(loudness, _HELD, origin=_HELD // 2 - 1, mode="constant")
     future = ndimage.maximum_filter1d(loudness, _AHEAD, origin=-(_AHEAD // 2), mode="constant")
     silent = (past < _SILENT * future) & ~_inside(gaps, len(degraded))
-    return torch.where(torch.from_numpy(silent).to(made.device), degraded, made) if silent.any() else made
+    return torch.where(torch.from_numpy(silent).to(restored.device), degraded, restored) if silent.any() else restored
 
 
-def _carry_on(sound: np.ndarray, samples: int) -> np.ndarray:
+def _extrapolated(sound: np.ndarray, samples: int) -> np.ndarray:
     """Linear prediction of the samples after `sound`; silence if that is too short or silent."""
     sound = sound[-_PAST:]
     order = min(_ORDER, len(sound) // 3)
     if order < 2 or not sound.any():
         return np.zeros(samples)
-    likeness = signal.correlate(sound, sound, "full", "fft")[len(sound) - 1 :][: order + 1]
-    likeness[0] *= 1 + 1e-9
-    coefficients = np.r_[1.0, linalg.solve_toeplitz(likeness[:-1], -likeness[1:])]
+    correlation = signal.correlate(sound, sound, "full", "fft")[len(sound) - 1 :][: order + 1]
+    correlation[0] *= 1 + 1e-9
+    coefficients = np.r_[1.0, linalg.solve_toeplitz(correlation[:-1], -correlation[1:])]
     state = signal.lfiltic([1.0], coefficients, sound[::-1][:order])
     return signal.lfilter([1.0], coefficients, np.zeros(samples), zi=state)[0]
 

@@ -104,10 +104,10 @@ def merge(
 
     Samples that no step changes stay bit-equal. Before an onset the silence of the degraded waveform is kept.
     """
-    made = blend * generated
+    restored = blend * generated
     if mode != "none":
-        made = fill_gaps(_joined(generated, degraded, band, mode, gain, blend), made, gaps)
-    return without_pre_echo(made, degraded, gaps)
+        restored = fill_gaps(_joined(generated, degraded, band, mode, gain, blend), restored, gaps)
+    return without_pre_echo(restored, degraded, gaps)
 
 
 def _joined(

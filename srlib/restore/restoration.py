@@ -123,8 +123,8 @@ class Restorer:
         gains = [None if gain is None else gain[: frames_of(degraded)] for gain in gains]
         merged = torch.stack(
             [
-                merge(made, given, band, options.merge, gain, gaps, options.blend)
-                for made, given, gain in zip(generated, degraded, gains, strict=True)
+                merge(generated_row, degraded_row, band, options.merge, gain, gaps, options.blend)
+                for generated_row, degraded_row, gain in zip(generated, degraded, gains, strict=True)
             ]
         )
         audio = np.where((merged == degraded).cpu().numpy(), wav, merged.float().cpu().numpy() / level)

@@ -27,7 +27,7 @@ MAX_TONES = 2  # more at once are harmonics of held music, and stay
 _LOWEST_HZ = 45.0
 _EXCLUDED_BINS = 4  # either side of a peak that belong to it (Blackman window)
 _PARTIALS = np.array([1 / 3, 1 / 2, 2 / 3, 3 / 2, 2.0, 3.0, 4.0])  # frequency ratios of partials of one note
-_OFF_HZ = 0.1  # Hz, tolerance of a harmonic; from the fourth on, times a quarter of its number
+_TOLERANCE_HZ = 0.1  # Hz, tolerance of a harmonic; from the fourth on, times a quarter of its number
 _MAINS_HZ = 50.0 + np.arange(-0.45, 0.46, 0.01), 60.0 + np.arange(-0.45, 0.46, 0.01)  # the note G1 has 49.0 Hz
 _HUM_LINES, _HARMONICS = 3, 40  # fewest lines among the first six harmonics of hum; highest harmonic searched
 _FIT_BLOCK_S, _REACH_HZ, _DRIFT_HZ = 0.01, 2.0, 0.01  # s; Hz; Hz/s, drift of mains
@@ -112,12 +112,12 @@ class ToneFinder:
         steady = np.flatnonzero(self._steady(mean_db))
         steady_hz = self._exact_hz(steady[np.argsort(-self._quietest[steady])])
         found = [hz for hz in steady_hz.tolist() if not (np.abs(in_hum - hz) < 1 / BLOCK_SECONDS).any()]
-        partials = [(np.abs(lines_hz[:, None] - hz * _PARTIALS) < _OFF_HZ).any() for hz in found]
+        partials = [(np.abs(lines_hz[:, None] - hz * _PARTIALS) < _TOLERANCE_HZ).any() for hz in found]
         return hum if len(found) > MAX_TONES or any(partials) else [*hum, *map(Comb, found)]
 
     def _steady(self, mean_db: np.ndarray) -> np.ndarray:
         """`[bins]`, True at the peak of a sinusoid of constant level and phase in all blocks."""
-        prominence = self._quietest - _around(mean_db)
+        prominence = self._quietest - _surroundings(mean_db)
         swing_db = np.minimum(_STEADY_DB + _SWING_SHARE * 10 ** (-np.maximum(prominence, 0) / 20), MAX_SWING_DB)
         in_phase = np.abs(self._turns) > _STEADY_PHASE * self._steps
         as_loud = self._loudest - self._quietest < swing_db
@@ -136,7 +136,7 @@ def _hum(lines_hz: np.ndarray, fundamentals_hz: np.ndarray) -> Comb | None:
     best: tuple[int, float] = (0, 0.0)
     for fundamental_hz in fundamentals_hz:
         numbers = np.round(lines_hz / fundamental_hz)
-        off = np.abs(lines_hz - numbers * fundamental_hz) / (_OFF_HZ * np.maximum(1, numbers / 4))
+        off = np.abs(lines_hz - numbers * fundamental_hz) / (_TOLERANCE_HZ * np.maximum(1, numbers / 4))
         found = (off < 1) & (numbers >= 1) & (numbers <= _HARMONICS)
         rank = int(found.sum()), -float(off[found].sum())
         if rank > best and (numbers[found] <= 2 * _HUM_LINES).sum() >= _HUM_LINES:
@@ -144,7 +144,7 @@ def _hum(lines_hz: np.ndarray, fundamentals_hz: np.ndarray) -> Comb | None:
     return comb if best[0] else None
 
 
-def _around(power_db: np.ndarray) -> np.ndarray:
+def _surroundings(power_db: np.ndarray) -> np.ndarray:
     """Level of the surroundings of each bin, dB `[bins]`."""
     width = 2 * round(60 * BLOCK_SECONDS) + 1  # bins of 120 Hz
     return ndimage.median_filter(power_db, width, mode="nearest")
@@ -153,7 +153,7 @@ def _around(power_db: np.ndarray) -> np.ndarray:
 def _peaks(power_db: np.ndarray, surroundings_db: np.ndarray, prominence_db: float) -> np.ndarray:
     """`[bins]`, True at peaks of at least this prominence."""
     highest = ndimage.maximum_filter1d(power_db, 2 * _EXCLUDED_BINS + 1)
-    peaks = (power_db == highest) & (power_db - _around(surroundings_db) > prominence_db)
+    peaks = (power_db == highest) & (power_db - _surroundings(surroundings_db) > prominence_db)
     peaks[: round(_LOWEST_HZ * BLOCK_SECONDS)] = False
     return peaks
 

@@ -24,7 +24,7 @@ _FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
 _FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # log10 of the amplitude of dither and rounding
 # Errors of the detectors (notebook 02), standard deviations: 2 % of the edge, 0.5 dB of the noise. A quarter of the
 # pairs have such errors; these have no tone found, and a fifth of them no noise.
-_UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.25, 0.2
+_ERROR_PROBABILITY, _MISSED_PROBABILITY = 0.25, 0.2
 _EDGE_ERROR, _LEVEL_ERROR_DB = 0.02, 0.5
 
 
@@ -80,15 +80,15 @@ def draw(
         degraded = degradation.apply(wav, SAMPLE_RATE)
         if augment and rng.random() < _FAINT_PROBABILITY:
             degraded += 10 ** rng.uniform(*_FAINT_DECADES) * rng.standard_normal(len(wav)).astype(np.float32)
-        unsure = augment and rng.random() < _UNSURE_PROBABILITY
+        unsure = augment and rng.random() < _ERROR_PROBABILITY
         wavs.append((wav, degraded))
-        facts.append((degradation, *_told(degradation, bandwidth_hz, rng if unsure else None), bandwidth_hz))
+        facts.append((degradation, *_facts(degradation, bandwidth_hz, rng if unsure else None), bandwidth_hz))
     reference, changed = torch.from_numpy(np.stack(wavs, axis=1))
     degradations, bands, floors, tones, bandwidths = (list(values) for values in zip(*facts, strict=True))
     return Batch(reference, changed, torch.tensor(bandwidths), degradations, bands, floors, tones)
 
 
-def _told(
+def _facts(
     degradation: Degradation, bandwidth_hz: float, errors: np.random.Generator | None
 ) -> tuple[Band, np.ndarray | None, tuple[float, ...]]:
     """Band, noise floor and tones by the record, with the detectors' errors if `errors` draws them."""
@@ -96,7 +96,7 @@ def _told(
     if errors is not None:
         edge = np.exp(_EDGE_ERROR * errors.standard_normal())
         level = 10 ** (_LEVEL_ERROR_DB * errors.standard_normal() / 10)
-        found = errors.random() >= _UNTOLD_PROBABILITY
+        found = errors.random() >= _MISSED_PROBABILITY
     band = FULL_BAND
     if edges_hz := degradation.edges_hz(SAMPLE_RATE):
         band = Band(edge * edges_hz[0], edge * edges_hz[1])
