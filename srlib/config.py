@@ -52,7 +52,7 @@ class ModelSize:
     guidance_scale: float = 1.0
 
 
-_SCHEDULE = {
+_SCHEDULE = {  # AudioSR's
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",

@@ -30,7 +30,7 @@ _ENCODERS = {
     ".opus": ["-c:a", "libopus", "-b:a", "192k", "-f", "opus"],
 }
 OUTPUT_SUFFIXES = (*_SUBTYPE, *_ENCODERS)
-_BITS = {"PCM_16": 16, "PCM_24": 24}
+_BITS = {"PCM_16": 16, "PCM_24": 24}  # bits a sample
 _SET_ADD_PEAK_CHUNK = 0x1050  # command of libsndfile (sndfile.h); the chunk holds the time of day: bytes would differ
 # Tags that libsndfile writes as INFO of WAV, for programs that read no ID3 there: {ffprobe's name: soundfile's}.
 _TEXTS = {"track": "tracknumber"} | {

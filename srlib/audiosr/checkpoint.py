@@ -34,7 +34,7 @@ _UNUSED = re.compile(
     r"|(sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?$"
 )
 _LISTED = 20  # keys that an error names before it counts the rest
-_ZIP = b"PK\x03\x04"
+_ZIP = b"PK\x03\x04"  # first bytes of a zip archive
 
 
 def _numbered(form: Callable[..., str]) -> Callable[[re.Match], str]:

@@ -23,11 +23,11 @@ from srlib.models.vocoder import vocode
 
 FILTERS = ("butter", "cheby1", "ellip", "bessel")  # the order matters: one is drawn by its index
 ROLL_OFF = 0.985  # share of the summed magnitude that lies below the cutoff
-_ORDER, _RIPPLE_DB, _STOP_DB = 8, 0.1, 60
+_ORDER, _RIPPLE_DB, _STOP_DB = 8, 0.1, 60  # of the low-pass; dB; dB
 _UNIT = round(5.12 * SAMPLE_RATE)  # samples; the input is padded to a multiple
-_LOWEST_CUTOFF_HZ = 1000
+_LOWEST_CUTOFF_HZ = 1000  # AudioSR fails below it
 _HOP_LENGTH = 512  # samples, of the replacement's STFT: librosa's default
-_PEAK = 0.5
+_PEAK = 0.5  # linear, of input and output
 
 
 def simulate_lowpass(wav: np.ndarray, cutoff_hz: float, filter_type: str) -> np.ndarray:

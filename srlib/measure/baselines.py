@@ -27,7 +27,7 @@ TILT_DB_PER_OCTAVE = {2000: -8.0, 4000: -9.0, 8000: -12.0, 12000: -20.0, 16000: 
 EULER_GAMMA = float(np.euler_gamma)  # nat: log of the mean less mean of the log, of an exponential variate
 WIENER_ALPHA = 0.92  # of the decision-directed rule; best on the valid split of the demo set
 WIENER_MIN_GAIN = 0.1  # amplitude, -20 dB: filled holes lower the LSD at the same SNR
-NOTCH_WIDTH_HZ = 20.0
+NOTCH_WIDTH_HZ = 20.0  # at -3 dB, one way
 PENALTY = 1e4  # weight of the squared coefficients against the summed squared errors, nat^2
 
 

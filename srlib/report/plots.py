@@ -43,7 +43,7 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 WIDTH = 7.2  # inches, of every figure
 LOWEST_HZ, HIGHEST_HZ = 100.0, 20_000.0  # of a spectrogram's axis
-FREQUENCY_TICKS_HZ = (100, 1000, 4000, 10_000, 19_000)
+FREQUENCY_TICKS_HZ = (100, 1000, 4000, 10_000, 19_000)  # on that axis
 DB_RANGE = (-70.0, 20.0)  # dB of |STFT|^2 / n_fft: from far below the quietest noise shown to a loud partial
 MAGMA = matplotlib.colormaps["magma"].resampled(64)  # 64 steps look the same and halve the size of a png
 LOG_MEL_RANGE = (-10.0, 2.5)  # natural log, the range of music on AudioSR's front end

@@ -42,11 +42,11 @@ _SHAPES: tuple[tuple[FilterType, int], ...] = (
     ("boxcar", 2),
 )
 _CUTOFFS_HZ = 1300.0 * 2 ** (np.arange(65) / 16)
-_PASSBANDS_HZ = (1700.0, 20_000.0)
+_PASSBANDS_HZ = (1700.0, 20_000.0)  # limits of the -3 dB point
 
 # The random walk, in dB a band.
 _SLOPES = np.array([-0.1, -0.3, -0.5, -0.75, -1.05])
-_SLOPE_MEAN, _SLOPE_SPREAD = -0.45, 0.3
+_SLOPE_MEAN, _SLOPE_SPREAD = -0.45, 0.3  # normal prior of the slopes
 _FALL_FROM_HZ, _FALL_WIDTH_HZ = 13_500.0, 4000.0  # Hz; over this width the slope grows steeper by up to 1 dB a band
 _FALL_SPREAD = 1.0  # dB, standard deviation of that
 _STEP_SPREAD = (0.4, 1.2)  # dB, limits of the spread that is measured on a recording

@@ -24,7 +24,7 @@ GAP_VARIANCE = 1.0  # nat^2, in a gap, whose log-mel is interpolated
 # Log of music over noise, nat: equally likely a priori from 35 dB below to 70 dB above the noise.
 _SNR_NAT = np.arange(-4.0, 8.01, 0.25)
 _EXCESS_STEP, _LEAST_EXCESS, _EXCESSES = 0.25, -1.5, 36  # nat: cells of the excess over the noise floor
-_SIMULATED_FRAMES = 400
+_SIMULATED_FRAMES = 400  # for the moments of `_likelihood`
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from srlib.restore.merge import FULL_BAND, Band
 from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Whole, settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-MAX_CHANNELS = 8
+MAX_CHANNELS = 8  # 7.1
 _MOST_GUIDANCE = 100  # above any useful value, and far below overflow of float32
 
 

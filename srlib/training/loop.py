@@ -43,7 +43,7 @@ CHECKPOINT = "checkpoint.pt"  # in the folder of a run
 _SCORES = ("val/loss", "val/lsd", "val/zimtohrli", "val/texture_high")
 LOG_COLUMNS = ("run_id", "stage", "global_step", "wall_time", "train/loss", *_SCORES, "learning_rate")
 _PAIRS, _VALIDATION, _FIT = 4, 5, 6  # purposes of a pair, the second part of its seed (`data.batches.pooled` has 2)
-_VALIDATION_BATCHES = 2
+_VALIDATION_BATCHES = 2  # fixed batches for val/loss
 _STEPS_APART, _PROCESSES_APART = 1_000_003, 7_000_000_007  # distance of torch seeds for two seeds, two processes
 
 

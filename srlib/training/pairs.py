@@ -20,7 +20,7 @@ from srlib.restore.gaps import interpolate_gaps
 from srlib.restore.merge import FULL_BAND, Band
 from srlib.restore.observation import Observation, observe
 
-_FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
+_FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15  # no low-pass; white noise before it
 _FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # log10 of the amplitude of dither and rounding
 # Errors of the detectors (notebook 02), standard deviations: 2 % of the edge, 0.5 dB of the noise. A quarter of the
 # pairs have such errors; these have no tone found, and a fifth of them no noise.

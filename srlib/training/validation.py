@@ -20,7 +20,7 @@ from srlib.measure.metrics import HEADLINE_HZ, lsd, texture_high
 from srlib.measure.systems import restore
 from srlib.restore.pipeline import RestorationPipeline
 
-_CONDITIONS = (
+_CONDITIONS = (  # a run is scored on those whose noise it trains on
     Degradation(4000),
     Degradation(8000),
     Degradation(8000, noise_type="tone", noise_amplitude=0.1, tone_hz=3000.0),
