@@ -61,7 +61,7 @@ _SCHEDULE = {  # AudioSR's
 
 
 def _compact(name: str, latent_channels: int, rank: int, unet: dict[str, Any], **rest: Any) -> ModelSize:
-    """The project's own chain; input of the network are the noisy latent, two latents as condition, and two maps.
+    """The project's own chain; its network gets the noisy latent, two latents as condition, and two maps.
 
     Zero terminal SNR and trailing steps make a single step from pure noise the posterior mean (Lin et al. 2024).
     """

@@ -45,7 +45,7 @@ class Part:
     floors: np.ndarray
 
     def uses(self, chunk: Chunk) -> bool:
-        """Whether a sample of the chunk belongs to the part, which is not silent."""
+        """Whether a sample of the chunk belongs to the part; False for a part of silent channels."""
         first, last = chunk.start * HOP_LENGTH - FADE, chunk.stop * HOP_LENGTH + FADE
         spans = [span for one in self.spans for span in one] if self.layout.unique else []
         return any(start * SAMPLE_RATE < last and end * SAMPLE_RATE > first for start, end in spans)
