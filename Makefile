@@ -3,7 +3,7 @@
 
 PROFILE ?= demo
 PYTHON ?=
-# Of `make weights`: a folder of audio (or demo, musdb), and the recipe.
+# For `make weights`: a folder of audio (or demo, musdb), and the recipe.
 DATA ?= demo
 RECIPE ?= compact
 BIN := .venv/bin

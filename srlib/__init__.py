@@ -23,9 +23,9 @@ _PUBLIC = {
 }  # name: the module that owns it
 __all__ = ["__version__", "degrade", *_PUBLIC]
 
-# torchaudio's only wheel is linked to CUDA 13.0: beside another build of torch its compiled extension fails to load,
-# and diffusers imports torchaudio wherever it is installed. What is used of it is pure torch (the mel filter bank and
-# resampling), so that this stand-in, which says that there is no extension, takes the place of the real one.
+# torchaudio's only wheel is linked to CUDA 13.0. Beside another build of torch its compiled extension fails to load,
+# and diffusers imports torchaudio wherever it is installed. The package uses its pure-torch parts alone (the mel filter
+# bank and resampling), so this stand-in says that there is no extension.
 if "torchaudio" not in sys.modules:
     _no_extension: Any = ModuleType("torchaudio._extension")
     _no_extension._IS_TORCHAUDIO_EXT_AVAILABLE = False

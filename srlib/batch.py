@@ -1,4 +1,4 @@
-"""A batch of restorations: a line for each file; what fails is named, and the rest goes on."""
+"""A batch of restorations, with a line for each file; a file that fails is named and does not stop the others."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def restore_all(
     """Restore recordings, and give the exit code: 0, FAULT or INCOMPLETE.
 
     Args:
-        outputs: what to restore, {input: output}.
-        load: gives the pipeline; it is called once, when there is something to restore.
+        outputs: {input: output}.
+        load: returns the pipeline; it is called once, if there is something to restore.
         options: of `RestorationPipeline.restore_file`.
         overwrite: replace outputs that exist.
         skip_existing: leave out inputs whose output exists.
-        report: a JSON file for what was found in each recording.
+        report: a JSON file for the findings of each recording.
         show: draw the spectrogram before and after as a PNG beside each output.
-        shown: what the one output is called in its line and in the report, if it is not its path.
+        shown: name of a single output in its line and in the report, if it is not its path.
 
     Raises:
-        SrlibError: for what is wrong with a single recording; of several, it is printed and the next one is restored.
+        SrlibError: for an error in a single recording; with several it is printed and the next one is restored.
     """
     from tqdm import tqdm
 
@@ -82,7 +82,7 @@ def restore_all(
 def _promised_seconds(
     outputs: dict[Path, Path], overwrite: bool, skip_existing: bool, failed: list[dict[str, Any]] | None
 ) -> dict[Path, float]:
-    """Inputs that can be restored, and their seconds by their headers; the others are named before any work."""
+    """Inputs that can be restored, and their seconds by the header; the others are named before any work."""
     wanted = {path: out for path, out in outputs.items() if not (skip_existing and out.is_file())}
     if kept := len(outputs) - len(wanted):
         print(f"srlib: {kept} of {len(outputs)} outputs exist already and are kept.", file=sys.stderr)
@@ -107,7 +107,7 @@ def _restore(
     """Restore a file; its row of the report and its line."""
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")  # the findings hold them
+        warnings.simplefilter("always")  # the findings include them
         findings = pipe.restore_file(path, out, progress, **options)
     row = {"file": str(path), "output": shown} | findings.as_dict()
     row["incomplete"] = any(issubclass(warning.category, IncompleteWarning) for warning in caught)
@@ -116,7 +116,7 @@ def _restore(
 
 
 def load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
-    """The pipeline of a model on a device; what it can do for no file is refused before the first."""
+    """The pipeline of a model on a device; options that the model does not support raise SrlibError."""
     import torch
 
     from srlib.restore.options import Options
@@ -133,7 +133,7 @@ def load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
 
 @contextmanager
 def naming(path: Path, failed: list[dict[str, Any]] | None = None) -> Iterator[None]:
-    """Add the file's name to an error and raise it; where rows are given, print it, append its row, and continue."""
+    """Add the file's name to an error and raise it; with `failed`, print it, append its row, and continue."""
     try:
         yield
     except (SrlibError, OSError) as error:
@@ -168,7 +168,7 @@ def compare(pairs: dict[str, list[Path]], cutoff_hz: float | None, record: Path 
 
 
 def hush() -> None:
-    """Discard what is printed from here on: the reader of the output, such as `head`, has closed it."""
+    """Discard further output: its reader, such as `head`, has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -182,7 +182,7 @@ def end_in_order() -> None:
 
 @contextmanager
 def standard_output() -> Iterator[Path]:
-    """A .wav file to write, which goes to standard output when it is whole; what is printed goes to standard error."""
+    """A .wav file to write, which is copied to standard output at the end; printed lines go to standard error."""
     printed, sys.stdout = sys.stdout, sys.stderr
     try:
         with tempfile.TemporaryDirectory(prefix="srlib-") as folder:

@@ -1,6 +1,6 @@
-"""The command line `srlib VERB ...`: it checks what was asked for, calls the library and prints.
+"""The command line `srlib VERB ...`: it checks the arguments, calls the library and prints.
 
-Bad input ends with exit code 2 and one sentence. A verb imports what loads scipy or torch, so that help is instant.
+Bad input ends with exit code 2 and one sentence. Verbs import what loads scipy or torch, so that help is instant.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ app.add_typer(train_app, name="train")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code: 0, 2 for bad input, 3 for a damaged one, 130 when interrupted."""
-    for stream in (sys.stdout, sys.stderr):  # a name that the console's encoding lacks stops nothing
+    for stream in (sys.stdout, sys.stderr):  # characters outside the console's encoding
         if hasattr(stream, "reconfigure"):  # not in a notebook
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"srlib: {message}\n"
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         batch.hush()
-        return 141  # 128 + SIGPIPE, as of other programs
+        return 141  # 128 + SIGPIPE, as other programs
     except TyperException as error:
         place = getattr(error, "ctx", None)
         called = place.command_path if place else "srlib"
@@ -161,7 +161,7 @@ def degrade(
 ) -> None:
     """Low-pass a file and add noise: write OUT, and OUT.json, the record that replays it."""
     record = Path(f"{out}.json")
-    folders.check_output(out, [path], overwrite, (".wav", ".flac"))  # what is coded again is not what was recorded
+    folders.check_output(out, [path], overwrite, (".wav", ".flac"))  # lossy formats would change the recorded samples
     if record.exists() and not overwrite:
         raise SrlibError(f"{record}: exists already; add --overwrite to replace it.")
     wav, sample_rate = files.read(path)
@@ -175,7 +175,7 @@ def degrade(
 
 
 def _degradation(context: typer.Context, sample_rate: int) -> Any:
-    """What the options of `degrade` ask for: a drawn, a recorded or a described degradation, and never nothing."""
+    """The degradation by the options of `degrade`: drawn, recorded or described; SrlibError if it does nothing."""
     import numpy as np
 
     from srlib.degrade import Degradation, DegradationConfig, sample
@@ -215,7 +215,7 @@ def evaluate(
 
     found = batch.compare(folders.matched(reference, restored, degraded), cutoff_hz, record)
     rows = [row for row in found if "error" not in row]
-    if as_json:  # has neither NaN (undefined) nor infinity (a perfect match): null stands for both
+    if as_json:  # JSON has no NaN (undefined) and no infinity (perfect match): both become null
         finite = [{k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()} for row in rows]
         print(json.dumps(finite if reference.is_dir() else finite[0], indent=2))
     elif rows:

@@ -1,4 +1,4 @@
-"""The constants that modules share, with unit and source: front end, model sizes, profiles."""
+"""Constants that several modules share, with unit and source: front end, choices, model sizes, profiles."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from srlib.errors import SrlibError
 SAMPLE_RATE = 48_000  # Hz
 N_FFT = 2048  # samples
 HOP_LENGTH = 480  # samples, so 100 frames a second
-FRAME_PAD = (N_FFT - HOP_LENGTH) // 2  # samples at either end, so that there are exactly samples / HOP_LENGTH frames
+FRAME_PAD = (N_FFT - HOP_LENGTH) // 2  # samples at either end: the number of frames is samples // HOP_LENGTH
 N_MELS = 256  # bands
 F_MIN = 20.0  # Hz
 F_MAX = 24_000.0  # Hz
 LOG_MEL_FLOOR = 1e-5  # magnitude; log-mels start at log(1e-5) = -11.51 nat
 
-LATENT_FACTOR = 8  # mel frames and mel bands a latent cell covers, each way
-UNIT_FRAMES = 8 * LATENT_FACTOR  # mel frames; log-mels have a multiple: AudioSR's U-Net halves the latent three times
+LATENT_FACTOR = 8  # a latent cell covers 8 mel frames x 8 mel bands
+UNIT_FRAMES = 8 * LATENT_FACTOR  # mel frames; models take multiples: AudioSR's U-Net halves the latent three times
 UNCONDITIONAL_LATENT = -11.4981  # AudioSR's constant "no condition" latent, before scaling (encoders/modules.py:147)
 
 # Choices, stated once: settings are checked against them and the command line shows them.
@@ -48,11 +48,11 @@ class ModelSize:
     vocoder: dict[str, Any]
     scheduler: dict[str, Any]
     prior: dict[str, Any] = field(default_factory=dict)
-    num_inference_steps: int = 1  # default of a call; one step is the posterior mean, which LSD prefers
+    num_inference_steps: int = 1  # default of a call; one step gives the posterior mean, which LSD prefers
     guidance_scale: float = 1.0
 
 
-_SCHEDULE = {
+_SCHEDULE = {  # AudioSR's
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
@@ -61,7 +61,7 @@ _SCHEDULE = {
 
 
 def _compact(name: str, latent_channels: int, rank: int, unet: dict[str, Any], **rest: Any) -> ModelSize:
-    """The project's own chain; the network sees the noisy latent, two conditions of that size, and two maps.
+    """The project's own chain; its network gets the noisy latent, two latents as condition, and two maps.
 
     Zero terminal SNR and trailing steps make a single step from pure noise the posterior mean (Lin et al. 2024).
     """
@@ -78,7 +78,7 @@ COMPACT = _compact(
     unet={"width": 64, "depth": 6, "dropout": 0.1},
     vocoder={"hidden_size": 256, "num_layers": 4, "kernel_size": 7, "expansion": 2},
 )
-# Random and small: what tests and the smoke profile run.
+# Small, with random weights, for tests and the smoke profile.
 TINY = _compact(
     "tiny",
     latent_channels=8,
@@ -150,7 +150,7 @@ class Profile:
     cutoffs_hz: tuple[int, ...]  # columns of the LSD table, Hz
     num_inference_steps: int | None  # None: the pipeline's default
     train_steps: int | None = None  # optimiser steps of notebook 05's own training; None: the notebook's parameter
-    grid: int | None = None  # entries of each axis of notebook 07's grids that are tried, the first; None: all
+    grid: int | None = None  # notebooks try only so many entries of a grid, the first ones; None: all
 
 
 PROFILES = {

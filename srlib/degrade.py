@@ -1,8 +1,8 @@
-"""Degradation of audio: low-pass filter, noise and gaps, every random choice of which can be replayed from a record.
+"""Degradation of audio: low-pass filter, noise and gaps, with a record that replays every random choice.
 
 The order is low-pass, then noise, then gaps; `noise_first` swaps the first two. Filters run forwards and backwards
 (zero phase), so the whole response is |H|^2: `cutoff_hz` is the design frequency handed to scipy, and the measured
-`passband_hz` and `stopband_hz` say where the band really ends.
+`passband_hz` (-3 dB) and `stopband_hz` (-20 dB) are the edges of the band.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ RIPPLE_DB = 0.1  # pass band of cheby1 and ellip, one way
 STOP_BAND_DB = 60.0  # ellip, one way
 BOXCAR_N_FFT = 2048  # samples
 BOXCAR_HOP_LENGTH = 512  # samples
-# Share of the sample rate. Below 2e-8 the sections in float64 lose the pass band: measured, all families and orders.
+# Share of the sample rate; below 2e-8 the sections in float64 lose the pass band (measured on all families and orders).
 LOWEST_CUTOFF = 1e-6
 _MEASURED = ("sample_rate", "passband_hz", "stopband_hz")  # of a record, besides the fields of a degradation
 
 
 @settings
 class Degradation:
-    """What is done to a recording. Frozen, hashable, and enough to repeat it to the same bits."""
+    """Low-pass, noise and gaps of a recording. Frozen, hashable, and sufficient to repeat them bit for bit."""
 
     cutoff_hz: Positive | None = None  # design frequency, Hz; None = no filter
     filter_type: FilterType = "cheby1"
@@ -76,7 +76,7 @@ class Degradation:
 
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
         """Degrade wav [samples] or [channels, samples]; returns float32 of the same shape, the input untouched."""
-        as_channels(wav, sample_rate)  # refuses what is no audio
+        as_channels(wav, sample_rate)  # SrlibError for other input
         degraded = np.array(wav, dtype=np.float64)
         self.check(sample_rate, degraded.shape[-1])
         filtered = degraded if self.noise_first else self._filter(degraded, sample_rate)
@@ -120,7 +120,7 @@ class Degradation:
         return None if passband_hz is None or stopband_hz is None else (passband_hz, stopband_hz)
 
     def record(self, sample_rate: int) -> dict[str, Any]:
-        """All fields, and what was measured from them."""
+        """All fields, the sample rate and the measured edges."""
         self.check(sample_rate)
         measured = int(sample_rate), self.passband_hz(sample_rate), self.stopband_hz(sample_rate)
         return asdict(cast(Any, self)) | dict(zip(_MEASURED, measured, strict=True))
@@ -232,7 +232,7 @@ class DegradationConfig:
 
 
 def sample(rng: np.random.Generator, config: DegradationConfig | None = None) -> Degradation:
-    """Draw one degradation. Every call draws equally often: two configs with one seed differ only where they say."""
+    """Draw one degradation. Each call draws the same number of times: with one seed, two configs share other fields."""
     config = config or DegradationConfig()
     cutoff_hz = rng.uniform(*config.cutoff_hz)
     filter_type = config.filter_types[rng.integers(len(config.filter_types))]

@@ -1,4 +1,4 @@
-"""What users are meant to read: one exception, and the warnings."""
+"""Messages to users: one exception and two warnings."""
 
 
 class SrlibError(ValueError):
@@ -9,8 +9,8 @@ class SrlibError(ValueError):
 
 
 class SrlibWarning(UserWarning):
-    """Something that did not stop the work, and that changes what the result is worth: one sentence."""
+    """Something that lowers the quality of the result and does not stop the work: one sentence."""
 
 
 class IncompleteWarning(SrlibWarning):
-    """A file holds less than it promises; what is there was used."""
+    """A file holds less audio than its header says; that part was used."""

@@ -32,7 +32,7 @@ def hardware() -> dict[str, Any]:
 def stopwatch() -> Iterator[dict[str, float]]:
     """Seconds that each `stage` takes inside the block, by name, and the `total` of the block.
 
-    They are processor seconds of all threads on a CPU, which other work hardly changes, and clock seconds on a GPU.
+    On a CPU they are processor seconds of all threads, which other processes hardly change; on a GPU clock seconds.
     """
     seconds: dict[str, float] = {}
     _running.append(seconds)

@@ -1,4 +1,4 @@
-"""Settings with declared limits: frozen dataclasses that pydantic checks, whose errors are one sentence."""
+"""Settings with declared limits: frozen dataclasses that pydantic checks; an error is one sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-# Strict: Python would take true and "4000" for numbers.
+# Strict: otherwise pydantic converts true and "4000" to numbers.
 Number = Annotated[float, Strict(), BeforeValidator(_plain)]
 Whole = Annotated[int, Strict(), BeforeValidator(_plain)]
 Flag = Annotated[bool, Strict()]
@@ -64,7 +64,7 @@ def settings(cls: type[C]) -> type[C]:
 
 
 def as_srlib_error(error: ValidationError) -> SrlibError:
-    """The first wrong setting in one sentence: which it is, what it is, and what is allowed."""
+    """The first wrong setting in one sentence: its name, its value and the rule."""
     name, allowed = next(iter(faults(error).items()))
     if not name:
         return SrlibError(allowed)
@@ -74,8 +74,8 @@ def as_srlib_error(error: ValidationError) -> SrlibError:
 
 
 def faults(error: ValidationError) -> dict[str, str]:
-    """{setting: what it should be} of all that are wrong: "unknown" if there is none; by "" a rule for several."""
-    found: dict[str, dict[str, None]] = {}  # rules in order, each once
+    """{wrong setting: what it should be}, "unknown" for an unknown name; "" stands for a rule on several."""
+    found: dict[str, dict[str, None]] = {}  # a dict keeps the rules in order and each of them once
     for fault in error.errors(include_url=False):
         rule = re.sub(r"^(Input should|Tuple should|Value error,) ", "", fault["msg"])
         rule = "unknown" if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden") else rule

@@ -1,4 +1,4 @@
-"""Decoding: the readers that fit a file's content, what its header promises, and its samples in blocks."""
+"""Decoding: the readers for a file's content, the length by its header, and its samples in blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import soundfile
 from srlib.errors import SrlibError
 
 BLOCK = 2**17  # samples of each channel
-# First bytes of the formats that libsndfile measures exactly; ffmpeg reads all others, also chained Ogg and MP3.
+# First bytes of the formats that libsndfile reads first; ffmpeg reads the others first, also chained Ogg and MP3.
 _LIBSNDFILE = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"caff", b"riff", b".snd")
 _CHAINABLE = b"OggS"
 # Names that count as audio without a look inside, so that a broken file is reported and not skipped.
@@ -31,14 +31,14 @@ _NEVER = ("image/", "text/", "font/", "application/json", "application/pdf", "ap
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # ffprobe's name
 _STREAMED_SIZE = 0x7FFF_F000  # bytes; sizes from here up are placeholders of programs that wrote to a pipe
 _SLACK_SECONDS = 0.25  # containers round durations, and coders pad: AAC 0.04 s, Opus 0.08 s, MP3 0.05 s
-PADDING = 4096  # samples that a coder may add after the end that MP4 or Ogg promise: two AAC frames, a Vorbis block
+PADDING = 4096  # samples that a coder may add after the length in the header of MP4 or Ogg
 
 
 class Decoder(NamedTuple):
-    """One way to read a file. `blocks(start)` gives float32 `[channels, n]` from a sample on, as far as it can.
+    """One way to read a file. `blocks(start)` gives float32 `[channels, n]` from a sample on, up to the first fault.
 
-    `samples` is the length of each channel by the header, None where it says nothing; `slack` is how far the header
-    may be off. Where `trims` is true, what exceeds `samples` by PADDING at most is the coder's padding.
+    `samples` is the length of each channel by the header, None if it has none; `slack` is the tolerance on it, in
+    samples. If `trims` is true, up to PADDING samples beyond `samples` are the coder's padding.
     """
 
     sample_rate: int  # Hz
@@ -76,7 +76,7 @@ def decoders(path: Path) -> Iterator[Decoder]:
 
 
 def _first_bytes(path: Path) -> bytes:
-    """Four bytes that tell the format; SrlibError for what is empty or no file that can be read."""
+    """The first four bytes, which identify the format; SrlibError for an empty or unreadable file."""
     try:
         with path.open("rb") as stream:
             magic = stream.read(4)
@@ -88,9 +88,9 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def info(path: str | os.PathLike) -> Decoder:
-    """What a file's header says; where it does not say the length, the file is decoded once."""
+    """The decoder of a file; if its header lacks the length, the file is decoded once."""
     decoder = next(decoders(Path(path)))
-    if decoder.samples:  # fragmented MP4 says 0
+    if decoder.samples:  # fragmented MP4 has 0
         return decoder
     return decoder._replace(samples=sum(block.shape[1] for block in decoder.blocks()))
 
@@ -110,7 +110,7 @@ def native_name(path: Path) -> str | bytes:
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """ffprobe's report on a file; empty if it finds nothing that it knows, or is not there."""
+    """Report of ffprobe on a file; empty if the format is unknown or ffprobe is missing."""
     command = ["ffprobe", "-v", "warning", "-protocol_whitelist", "file", "-show_streams", "-show_format"]
     command += ["-show_chapters", "-of", "json=string_validation=ignore", "-i", f"file:{path}"]
     try:
@@ -129,7 +129,7 @@ def sound(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _with_libsndfile(path: Path) -> Decoder | None:
-    """None for what libsndfile does not know, for MP3 inside of RIFF, and for FLAC of unknown length."""
+    """None for formats unknown to libsndfile, for MP3 inside RIFF, and for FLAC of unknown length."""
     try:
         with soundfile.SoundFile(native_name(path)) as file:
             if file.subtype.startswith("MPEG") or file.frames >= 2**62:
@@ -150,7 +150,7 @@ def _with_libsndfile(path: Path) -> Decoder | None:
                 while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
                     yield block.T
             except soundfile.LibsndfileError:
-                return  # damaged here: the length says so
+                return  # damaged here: the caller compares the length
 
     return Decoder(rate, channels, promised, blocks)
 
@@ -171,7 +171,7 @@ def _with_ffmpeg(path: Path) -> Decoder | None:
 def _promised_seconds(report: dict[str, Any], stream: dict[str, Any]) -> float | None:
     tags = {name.upper(): value for name, value in stream.get("tags", {}).items()}
     if report["format"]["format_name"] == "caf" and stream["codec_name"].startswith("pcm"):
-        return int(stream["nb_frames"]) / int(stream["sample_rate"])  # its duration is that of what is there
+        return int(stream["nb_frames"]) / int(stream["sample_rate"])  # `duration` is that of the samples in the file
     if report["estimated"]:
         return None
     if "duration" in stream:
@@ -196,11 +196,11 @@ def _pipe(path: Path, stream: dict[str, Any], start: int = 0) -> Iterator[np.nda
             while len(data := process.stdout.read(BLOCK * size)) >= size:
                 yield np.frombuffer(data[: len(data) // size * size], "<f4").reshape(-1, channels).T
         finally:
-            process.kill()  # whoever reads may stop early
+            process.kill()  # the caller may stop early
 
 
 def ends_within_page(path: Path) -> bool:
-    """Whether an Ogg file was cut off inside its last page, whose header says how long it is."""
+    """Whether an Ogg file ends inside its last page, by the length in the page's header."""
     with path.open("rb") as stream:
         if stream.read(4) != _CHAINABLE:
             return False
@@ -211,7 +211,7 @@ def ends_within_page(path: Path) -> bool:
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path can be read only once: `-` for standard input, or what the shell makes of `<(command)`."""
+    """Whether a path can be read only once: `-` for standard input, or a pipe such as `<(command)` of a shell."""
     return str(path) == "-" or path.is_fifo()
 
 

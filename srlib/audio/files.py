@@ -1,4 +1,4 @@
-"""Audio files in and out, resampling and channels; files are never left half written."""
+"""Reading and writing of audio files, resampling, downmix, and atomic writing of any file."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from srlib.audio.tags import Metadata, set_speakers, write_metadata
 from srlib.config import SAMPLE_RATE
 from srlib.errors import SrlibError
 
-_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24", ".ogg": "VORBIS"}  # what libsndfile writes unless it is told otherwise
-# What ffmpeg writes: near the highest quality that each encoder is meant for.
+_SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24", ".ogg": "VORBIS"}  # default subtypes of libsndfile's formats
+# Arguments of ffmpeg, near the highest quality of each encoder.
 _ENCODERS = {
     ".mp3": ["-c:a", "libmp3lame", "-q:a", "0", "-f", "mp3"],
     ".m4a": ["-c:a", "aac", "-b:a", "256k", "-f", "ipod"],
     ".opus": ["-c:a", "libopus", "-b:a", "192k", "-f", "opus"],
 }
 OUTPUT_SUFFIXES = (*_SUBTYPE, *_ENCODERS)
-_BITS = {"PCM_16": 16, "PCM_24": 24}
-_SET_ADD_PEAK_CHUNK = 0x1050  # command of libsndfile (sndfile.h); the chunk would hold the time of day
-# Tags that libsndfile writes as INFO of WAV, for programs that read no ID3 there: ffprobe's name and soundfile's.
+_BITS = {"PCM_16": 16, "PCM_24": 24}  # bits a sample
+_SET_ADD_PEAK_CHUNK = 0x1050  # command of libsndfile (sndfile.h); the chunk holds the time of day: bytes would differ
+# Tags that libsndfile writes as INFO of WAV, for programs that read no ID3 there: {ffprobe's name: soundfile's}.
 _TEXTS = {"track": "tracknumber"} | {
     name: name for name in ("title", "artist", "album", "genre", "date", "comment", "copyright")
 }
@@ -73,13 +73,13 @@ def open_output(
     subtype: str | None = None,
     put_rate: int = SAMPLE_RATE,
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that writes the next `[channels, n]` of a file, which appears under its name once it is whole.
+    """A function that writes the next `[channels, n]` of a file; the file gets its name when it is complete.
 
-    A .flac has no float format: what exceeds full scale clips, with a warning unless a subtype was asked for.
+    A .flac has no float format: samples beyond full scale clip, with a warning unless a subtype was asked for.
 
     Args:
-        path: its suffix, one of OUTPUT_SUFFIXES, says the format.
-        recording: what the file is made of: its length, tags, cover, chapters and speakers are kept.
+        path: its suffix, one of OUTPUT_SUFFIXES, selects the format.
+        recording: the source, whose length, tags, cover, chapters and speakers are kept.
         sample_rate: of the file, Hz.
         subtype: of libsndfile; by default float32 for .wav and 24 bit for .flac. 16 bit is dithered.
         put_rate: sample rate of the blocks, Hz.
@@ -124,7 +124,7 @@ def open_output(
 def _sink(
     temporary: Path, path: Path, recording: Recording, sample_rate: int, subtype: str
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that writes blocks into a file of libsndfile; `path` is what its errors name."""
+    """A function that writes blocks into a file of libsndfile; `path` is the name in its errors."""
     samples, channels, rng = recording.samples_at(sample_rate), recording.channels, np.random.default_rng(0)
     wave = "WAVEX" if recording.metadata.mask else "WAV"
     wave = "RF64" if samples * channels * 4 > _WAV_LIMIT else wave  # bytes of float32
@@ -167,8 +167,8 @@ def _encode(temporary: Path, path: Path, metadata: Metadata) -> None:
 def _quantised(block: np.ndarray, subtype: str, rng: np.random.Generator) -> np.ndarray:
     """Integers of 16 or 24 bit in the upper bits of int32, clipped; other subtypes are left to libsndfile.
 
-    16 bit gets triangular dither of two steps, except for what has 16 bit already, such as silence. libsndfile itself
-    would scale by 2^n - 1, which moves loud samples by a step.
+    16 bit gets triangular dither of two steps, except samples that are 16-bit values already, such as silence.
+    libsndfile itself would scale by 2^n - 1, which moves loud samples by a step.
     """
     if subtype not in _BITS:
         return block
@@ -180,7 +180,7 @@ def _quantised(block: np.ndarray, subtype: str, rng: np.random.Generator) -> np.
 
 
 def one_line(message: object) -> str:
-    """The last line of what another library says."""
+    """The last line of another library's message."""
     lines = str(message).strip().splitlines()
     return lines[-1].strip() if lines else "no reason given"
 
@@ -195,7 +195,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
-            part = Path(folder) / "part"  # without a suffix: nobody takes half a file for music
+            part = Path(folder) / "part"  # without a suffix, so that no program takes it for audio
             yield part
             if part.is_dir() and path.is_dir():
                 _exchange(part, path)

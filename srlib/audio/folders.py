@@ -1,4 +1,4 @@
-"""Which audio files are given as files or folders, and where what is made of them goes."""
+"""Lists of audio files: inputs from files and folders, the output of each, and files of the same name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from srlib.errors import SrlibError
 def audio_files(folder: Path, written: Path | None = None) -> dict[str, Path]:
     """Audio of a folder and the folders in it, by its path from there without the suffix; nothing hidden.
 
-    Where names differ only in their suffix, it stays: `01.mp3` and `01.wav`. If `written` is a folder in this one, it
-    holds outputs, and its files are left out.
+    Names that differ only in their suffix keep it: `01.mp3` and `01.wav`. `written` is a folder of outputs; its files
+    are left out if it lies in this one.
     """
     left_out = written.resolve() if written and folder.resolve() in written.resolve().parents else None
     found = {}
@@ -34,9 +34,9 @@ def outputs(given: Collection[Path], out: str, suffix: str = ".wav") -> dict[Pat
     """The file that each input is to be restored into, {input: output}.
 
     Args:
-        given: files, or folders that stand for all audio in them, without what lies in `out`.
+        given: files, or folders, which mean all audio in them except files in `out`.
         out: a file for a single input; else a folder, in which an output has its input's name and `suffix`.
-        suffix: what follows the name, such as `.flac` or `_restored.wav`.
+        suffix: appended to the name, such as `.flac` or `_restored.wav`.
 
     Raises:
         SrlibError: for an empty folder, and an output that cannot be written in its format.
@@ -44,7 +44,7 @@ def outputs(given: Collection[Path], out: str, suffix: str = ".wav") -> dict[Pat
     folder = Path(out)
     if not suffix.lower().endswith(OUTPUT_SUFFIXES):
         raise SrlibError(f"The suffix of outputs is {suffix!r}: end it with one of {', '.join(OUTPUT_SUFFIXES)}.")
-    names: dict[Path, str] = {}  # what each input is called below `out`
+    names: dict[Path, str] = {}  # {input: its name below `out`}
     for path in given:
         found = audio_files(path, folder) if path.is_dir() else {"restored" if is_pipe(path) else path.stem: path}
         if not found:

@@ -30,7 +30,7 @@ class Recording:
     blocks: Callable[[], Iterator[np.ndarray]]
     metadata: Metadata = field(default_factory=Metadata)
     warnings: list[str] = field(default_factory=list)
-    incomplete: str | None = None  # what is missing of a damaged file
+    incomplete: str | None = None  # a sentence on the missing part of a damaged file
 
     def __post_init__(self) -> None:
         if self.sample_rate < LOWEST_RATE:
@@ -65,7 +65,7 @@ class Recording:
 
 
 class Resampler:
-    """soxr VHQ for blocks of a stream, which gives `samples` samples in all."""
+    """soxr VHQ for blocks of a stream; the output has `samples` samples in all."""
 
     def __init__(self, old_rate: int, new_rate: int, channels: int, samples: int) -> None:
         self._channels, self._missing, self._stream = channels, samples, None
@@ -73,7 +73,7 @@ class Resampler:
             self._stream = soxr.ResampleStream(old_rate, new_rate, channels, dtype="float32", quality="VHQ")
 
     def feed(self, block: np.ndarray, last: bool = False) -> np.ndarray:
-        """What is ready after `block` `[channels, n]`, of the same shape but n."""
+        """Resampled `[channels, m]` that is complete after `block` `[channels, n]`."""
         if self._stream is not None:
             block = self._stream.resample_chunk(np.ascontiguousarray(block.T, np.float32), last=last).T
         block = block[:, : self._missing]
@@ -87,7 +87,7 @@ class Resampler:
 
 
 def as_channels(wav: np.ndarray, sample_rate: int) -> np.ndarray:
-    """`[channels, samples]` of floats `[samples]` or `[channels, samples]`; SrlibError for what is no audio."""
+    """`[channels, samples]` of floats `[samples]` or `[channels, samples]`; SrlibError for other input."""
     wav = np.asarray(wav)
     if not np.issubdtype(wav.dtype, np.floating):
         raise SrlibError(f"The audio is {wav.dtype}: give floating point samples in -1..1.")
@@ -109,10 +109,10 @@ def is_finite(wav: np.ndarray) -> bool:
 
 @contextmanager
 def open_recording(path: str | PathLike, strict: bool = False) -> Iterator[Recording]:
-    """The recording in a file, or in standard input (`-`), as the reader gives it that finds the most sound.
+    """The recording in a file, or in standard input (`-`), by the decoder that finds the most samples.
 
-    The file is decoded once to learn its true length, so that its faults show before any work. `incomplete` says what
-    is missing if that is less than the header promises; what is no audio, and NaN or Inf, raise `SrlibError`.
+    The file is decoded once to learn its true length, so that faults show before any work. If that is shorter than the
+    header says, `incomplete` tells by how much; a file without audio, and NaN or Inf, raise `SrlibError`.
     """
     with local_file(path) as readable:
         notes: list[str] = []

@@ -1,4 +1,4 @@
-"""The front end: waveform to log-mel exactly as AudioSR computes it, and mel-band gains back to STFT bins."""
+"""The front end: STFT, log-mel exactly as AudioSR computes it, and values of mel bands back to STFT bins."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def band_edges_hz() -> np.ndarray:
 
 @cache
 def band_widths_hz() -> np.ndarray:
-    """From edge to edge of the mel triangles, Hz, `[256]`: twice what each stands for, since neighbours overlap."""
+    """Width of each mel triangle from edge to edge, Hz, `[256]`; neighbours overlap by half."""
     edges = band_edges_hz()
     return edges[2:] - edges[:-2]
 
@@ -117,7 +117,7 @@ def envelope(log_mel: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _neighbours() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For every band the bands that hold a bin on its left and right, itself if it does, and the share of the right."""
+    """For each band the nearest bands below and above that hold a bin (or itself), and the share of the upper."""
     every, holding = torch.arange(N_MELS), (mel_filters() > 0).any(1).nonzero()[:, 0]
     after = torch.searchsorted(holding, every).clamp(max=len(holding) - 1)
     before = (after - (holding[after] > every).long()).clamp(min=0)
@@ -126,7 +126,7 @@ def _neighbours() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def frames_of(wav: torch.Tensor) -> int:
-    """Frames that cover all of `[samples]`."""
+    """Number of frames that cover all of `[samples]`."""
     return -(-wav.shape[-1] // HOP_LENGTH) + 1
 
 

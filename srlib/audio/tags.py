@@ -15,7 +15,7 @@ from mutagen._riff import RiffFile
 
 from srlib.audio.decoding import probe, sound
 
-# What describes the old file and not the music, by ffprobe's names.
+# Tags that describe the old file and not the music, by ffprobe's names.
 _OF_THE_FILE = {
     "encoder", "software", "encoded_by", "major_brand", "minor_version", "compatible_brands", "creation_time",
     "duration", "language", "handler_name", "vendor_id", "itunsmpb", "waveformatextensible_channel_mask",
@@ -41,7 +41,7 @@ class Metadata:
     cover: bytes | None = None
     chapters: list[tuple[float, str]] = field(default_factory=list)
     layout: str | None = None
-    bext: bytes | None = None  # of Broadcast WAV (EBU Tech 3285), as it is
+    bext: bytes | None = None  # chunk of Broadcast WAV (EBU Tech 3285), as in the file
 
     @property
     def mask(self) -> int:
@@ -65,7 +65,7 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def _text(value: str) -> str:
-    """Bytes that are no UTF-8 are those of old Windows programs."""
+    """Text of a tag; bytes that are no UTF-8 are read as Windows-1252."""
     raw = any("\udc80" <= letter <= "\udcff" for letter in value)
     return value.encode("utf-8", "surrogateescape").decode("cp1252", "replace") if raw else value
 
@@ -145,7 +145,7 @@ def set_speakers(path: Path, mask: int) -> None:
 
 
 def _write_wave(path: Path, metadata: Metadata, old_rate: int, new_rate: int) -> None:
-    """Append what a WAV file can hold: bext, with its start (samples since midnight) at the new rate, cues and ID3."""
+    """Append chunks to a WAV file: cues, bext with its start (samples since midnight) at the new rate, and ID3."""
     chunks = _cues(metadata.chapters, new_rate) if metadata.chapters else []
     if metadata.bext and len(metadata.bext) >= 602:  # bytes, without the coding history
         start = round(int.from_bytes(metadata.bext[338:346], "little") * new_rate / old_rate)

@@ -1,6 +1,6 @@
-"""AudioSR's checkpoint to a pipeline: its names to diffusers' and transformers', checked key by key.
+"""Import of AudioSR's checkpoint: its names to those of diffusers and transformers, checked key by key.
 
-The weights are neither copied nor computed with: every part takes the tensors it is given, under other names.
+Tensors are renamed; they are neither copied nor changed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from srlib.restore.pipeline import RestorationPipeline
 WIDTHS = {"audiosr": AUDIOSR, "tiny": AUDIOSR_NARROW}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREFIXES = {"vae": "first_stage_model.", "unet": "model.diffusion_model.", "vocoder": "first_stage_model.vocoder."}
-_FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"  # its shape tells the width
-# What sampling never reads: the averaged U-Net, the condition's own autoencoder, CLAP, and tables of the schedule.
+_FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"  # its shape gives the width
+# Keys that sampling never reads: averaged U-Net, autoencoder of the condition, CLAP, tables of the schedule.
 _UNUSED = re.compile(
     r"model_ema\.|cond_stage_models\.|clap\.|logvar$|lvlb_weights$|betas$|posterior_"
     r"|(sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?$"
 )
 _LISTED = 20  # keys that an error names before it counts the rest
-_ZIP = b"PK\x03\x04"
+_ZIP = b"PK\x03\x04"  # first bytes of a zip archive
 
 
 def _numbered(form: Callable[..., str]) -> Callable[[re.Match], str]:
@@ -95,14 +95,14 @@ def audiosr_key(part: str, key: str) -> str:
 def from_audiosr(
     state_dict: Mapping[str, torch.Tensor], size: str = "audiosr"
 ) -> dict[str, nn.Module | SchedulerMixin]:
-    """The parts of a pipeline from AudioSR's tensors, by AudioSR's names: `vae`, `unet`, `vocoder`, `scheduler`.
+    """The parts of a pipeline, `vae`, `unet`, `vocoder` and `scheduler`, from tensors under AudioSR's names.
 
     Args:
         state_dict: name to tensor. The parts share its memory and its dtype.
         size: `audiosr`, or `tiny`, the width of the parity fixture (`config.AUDIOSR_NARROW`).
 
     Raises:
-        SrlibError: for keys that miss, are unexpected or have another shape, and for a scale_factor that is none.
+        SrlibError: for keys that are missing, unexpected or of another shape, and for an invalid scale_factor.
     """
     if size not in WIDTHS:
         raise SrlibError(f"AudioSR has no size {size!r}: choose one of {', '.join(WIDTHS)}.")
@@ -131,7 +131,7 @@ def _skeleton(part: str, model: ModelSize) -> nn.Module:
 
 
 def wanted_shapes(model: ModelSize) -> dict[str, tuple[int, ...]]:
-    """Every key that a checkpoint of a size has to have, and its tensor's shape."""
+    """{key: shape of its tensor} that a checkpoint of a size must have."""
     wanted: dict[str, tuple[int, ...]] = {"scale_factor": ()}
     for part in PREFIXES:
         for key, parameter in _skeleton(part, model).named_parameters():
@@ -141,7 +141,7 @@ def wanted_shapes(model: ModelSize) -> dict[str, tuple[int, ...]]:
 
 
 def _check_keys(state_dict: Mapping[str, torch.Tensor], model: ModelSize) -> None:
-    """Raise SrlibError that lists what a checkpoint misses, has too many, or has in another shape."""
+    """Raise SrlibError that lists keys which are missing, unexpected or of another shape."""
     wanted = wanted_shapes(model)
     missing = sorted(wanted.keys() - state_dict)
     unexpected = sorted(key for key in state_dict if key not in wanted and not _UNUSED.match(key))
@@ -202,7 +202,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise SrlibError(f"{path}: there is no such file; give AudioSR's pytorch_model.bin.")
     with path.open("rb") as file:
-        zipped = file.read(len(_ZIP)) == _ZIP  # what PyTorch has written since 1.6, and what can be mapped
+        zipped = file.read(len(_ZIP)) == _ZIP  # PyTorch's format since 1.6, which can be memory-mapped
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)

@@ -1,7 +1,7 @@
-"""What AudioSR does around its networks, for comparison with it; the pipeline's own way is in `srlib.restore.pipeline`.
+"""AudioSR's own processing around its networks, for comparison; `srlib.restore.pipeline` processes differently.
 
 AudioSR filters its input once more before it encodes it, with a family drawn at random, copies the input's low band
-over its output twice, and returns another level than it was given. Published results hold all of it. Sources:
+over its output twice, and changes the level. Its published results include all of this. Sources:
 haoheliu/versatile_audio_super_resolution, audiosr/utils.py, lowpass.py, latent_diffusion/models/ddpm.py.
 """
 
@@ -23,11 +23,11 @@ from srlib.models.vocoder import vocode
 
 FILTERS = ("butter", "cheby1", "ellip", "bessel")  # the order matters: one is drawn by its index
 ROLL_OFF = 0.985  # share of the summed magnitude that lies below the cutoff
-_ORDER, _RIPPLE_DB, _STOP_DB = 8, 0.1, 60
+_ORDER, _RIPPLE_DB, _STOP_DB = 8, 0.1, 60  # of the low-pass; dB; dB
 _UNIT = round(5.12 * SAMPLE_RATE)  # samples; the input is padded to a multiple
-_LOWEST_CUTOFF_HZ = 1000
+_LOWEST_CUTOFF_HZ = 1000  # AudioSR fails below it
 _HOP_LENGTH = 512  # samples, of the replacement's STFT: librosa's default
-_PEAK = 0.5
+_PEAK = 0.5  # linear, of input and output
 
 
 def simulate_lowpass(wav: np.ndarray, cutoff_hz: float, filter_type: str) -> np.ndarray:
@@ -54,7 +54,7 @@ def cutoff_index(magnitudes: torch.Tensor | np.ndarray) -> int:
 
 
 def detect_cutoff_hz(wav: torch.Tensor) -> float:
-    """AudioSR's cutoff of `[samples]` at 48 kHz, Hz: about two thirds of where music's spectrum really ends."""
+    """AudioSR's cutoff of `[samples]` at 48 kHz, Hz: about two thirds of the true end of a music spectrum."""
     bins = N_FFT // 2
     return cutoff_index(stft_magnitude(wav[None])[0, :, :bins]) / bins * SAMPLE_RATE / 2
 
@@ -71,7 +71,7 @@ def replace_mel(generated: torch.Tensor, degraded: torch.Tensor) -> torch.Tensor
 def replace_waveform(generated: np.ndarray, degraded: np.ndarray) -> np.ndarray:
     """The generated waveform with the degraded one's spectrum below its cutoff, all `[samples]`.
 
-    What is copied is scaled so that both have the same magnitude in the bin of the cutoff, by 1/1.2 to 1/0.8.
+    The copied band is scaled to the generated magnitude in the bin of the cutoff, by a factor of 1/1.2 to 1/0.8.
     """
     known, joined = (librosa.stft(wav, n_fft=N_FFT, hop_length=_HOP_LENGTH) for wav in (degraded, generated))
     cutoff = cutoff_index(np.abs(known).T)
@@ -91,7 +91,7 @@ def restore_as_audiosr(
     seed: int = 42,
     filter_type: str | None = None,
 ) -> np.ndarray:
-    """Restore as AudioSR itself does: `[samples]` float32 at 48 kHz, its peak near one half whatever the input's level.
+    """Restore as AudioSR itself does: `[samples]` float32 at 48 kHz with a peak near 0.5, whatever the input's level.
 
     On a CPU the random numbers are its own too: filter, posteriors, noise. Memory grows with the square of the length;
     AudioSR was trained on 10.24 s.
@@ -118,7 +118,7 @@ def restore_as_audiosr(
     restored = _generate(pipe, mel, num_inference_steps, guidance_scale, eta, seed)
     generated = vocode(pipe.vocoder, replace_mel(restored, mel))[0].cpu().numpy()
     joined = replace_waveform(generated, degraded)
-    joined = joined / np.abs(joined).max() * _PEAK  # the padding counts
+    joined = joined / np.abs(joined).max() * _PEAK  # the peak includes the padding, as in AudioSR
     return (joined - joined.mean())[: len(audio)]
 
 
@@ -128,7 +128,7 @@ def _generate(
     """Log-mel generated from a degraded one, `[1, 1, frames, 256]`, with AudioSR's sequence of random numbers."""
     generator = torch.Generator().manual_seed(seed)
     shape = (1, pipe.vae.config.latent_channels, mel.shape[2] // LATENT_FACTOR, mel.shape[3] // LATENT_FACTOR)
-    torch.randn(shape, generator=generator)  # AudioSR samples the target's posterior first, and forgets it
+    torch.randn(shape, generator=generator)  # AudioSR first samples the target's posterior, which it does not use
     condition = vae.encode(pipe.vae, mel, generator)
     noise = torch.randn(shape, generator=generator).to(condition)
     added = (torch.randn(shape, generator=generator) for _ in range(steps))

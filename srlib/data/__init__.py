@@ -1,1 +1,1 @@
-"""Where music comes from: tracks of data sets, and crops of them for training."""
+"""Music: tracks of data sets, and crops of them for training."""

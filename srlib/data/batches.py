@@ -1,4 +1,4 @@
-"""Music for training: audio decoded once to 16-bit samples, random crops of it, and a pool of examples."""
+"""Music for training: tracks decoded once to 16 bits, random crops of them, and a pool of examples."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from srlib.audio.files import write_atomically
 from srlib.config import SAMPLE_RATE
 from srlib.data.tracks import Track, noted, refuse
 
-POOL_STEPS = 256  # how many steps long an example can be drawn again
-# Gentle augmentation: strong equalisers and other speeds teach that treble is anyone's guess. A prior fitted to music
-# at 1 to 1.25 times its speed scores an LSD of 1.36 instead of 1.24 at 4 kHz (validation tracks).
+POOL_STEPS = 256  # steps during which an example can be drawn again
+# Weak augmentation: strong equalisers and changes of speed make treble unpredictable. A prior fitted to music at 1 to
+# 1.25 times its speed has an LSD of 1.36 instead of 1.24 at a cutoff of 4 kHz (validation tracks).
 _MIXES = (0.6, 0.3, 0.1)  # probability of no, one and two further tracks in a crop
-_EQUALISER_NAT, _LOWEST_HZ = 0.25, 50.0  # largest standard deviation of a gain; below the frequency it is constant
+_EQUALISER_NAT, _LOWEST_HZ = 0.25, 50.0  # largest standard deviation of a gain, nat; it is constant below, Hz
 Examples = dict[str, torch.Tensor]  # {name: [batch, ...]}
 
 
@@ -30,7 +30,7 @@ Examples = dict[str, torch.Tensor]  # {name: [batch, ...]}
 class Corpus:
     """Decoded tracks end to end: `audio` int16 `[samples]`, `starts` `[tracks + 1]`, `bandwidth_hz` `[tracks]`.
 
-    `shares` `[tracks]`: how often crops come from each of them.
+    `shares` `[tracks]`: probability that a crop comes from each track.
     """
 
     audio: np.ndarray
@@ -86,10 +86,10 @@ class Corpus:
 
 
 def track_shares(lengths: Sequence[float], collections: Sequence[str], weights: Sequence[float]) -> np.ndarray:
-    """How often to draw each track `[tracks]`, from their lengths and the collections (games, albums) they are of.
+    """Probability of each track `[tracks]`, from the lengths and the collections (games, albums) of the tracks.
 
-    A collection counts by the fourth root of its length, and its tracks share that by the roots of theirs: more of the
-    same music teaches less about other music. `weights` multiply the shares.
+    A collection weighs the fourth root of its length, which its tracks divide by the square roots of theirs, because
+    more of the same music teaches less about other music. `weights` multiply the shares.
     """
     members, roots = np.unique(collections, return_inverse=True)[1], np.sqrt(lengths)
     totals, root_totals = np.bincount(members, lengths), np.bincount(members, roots)
@@ -107,7 +107,7 @@ def _decode(tracks: Iterable[Track], path: Path) -> None:
 
 
 def ahead(make: Callable[[int], Examples], steps: Iterable[int], threads: int) -> Iterator[Examples]:
-    """`make(step)` of each step in order; `threads` make those of the next steps meanwhile."""
+    """`make(step)` of each step in order; `threads` prepare the next steps in the background."""
     pending: deque[Future[Examples]] = deque()
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for step in steps:
@@ -119,14 +119,14 @@ def ahead(make: Callable[[int], Examples], steps: Iterable[int], threads: int) -
 
 
 def pooled(fresh: Iterable[Examples], first: int, batch_size: int, seed: int) -> Iterator[Examples]:
-    """Batches of a few fresh examples and many of the last steps': to make one costs more than to train on it.
+    """Batches of a few fresh examples and many of the last steps, since making one costs more than a training step.
 
     Args:
         fresh: the fresh examples of each step from `first` on. The batches are right from `first + POOL_STEPS` on, or
             from the start if `first` is 0.
         batch_size: examples of a batch.
     """
-    held: deque[Examples] = deque(maxlen=POOL_STEPS + 1)  # in half precision, the newest last
+    held: deque[Examples] = deque(maxlen=POOL_STEPS + 1)  # float16, the newest last
     for step, examples in enumerate(fresh, first):
         held.append({name: values.half() for name, values in examples.items()})
         count, rng = len(next(iter(examples.values()))), np.random.default_rng([seed, 2, step])

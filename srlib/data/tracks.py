@@ -1,4 +1,4 @@
-"""Data sets: the embedded demo music, MUSDB18 (both through `musdb`), any folder of audio; splits, crops, bandwidth."""
+"""Data sets: the embedded demo music and MUSDB18 (both through `musdb`), folders of audio; splits and bandwidth."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ DEMO_ASSETS = Path(__file__).parents[1] / "assets" / "demo"
 MUSDB_VALID_TRACKS = 10  # of musdb's own 14, as AudioSR's successors split it: 90 / 10 / 50
 MUSDB_SIZES = {"train": 100, "test": 50}  # tracks in the folders of a complete MUSDB18
 STEMS_BANDWIDTH_HZ = 16_000.0  # MUSDB18's AAC stops there (sigsep.github.io/datasets/musdb.html)
-LOWEST_BANDWIDTH_HZ = 1000.0  # in a manifest; what is lower was meant in kHz
-_CONTEXT_SECONDS = 1  # read around a crop, so that resampling it equals cropping the resampled track
-_SETUP_FILE = "setup.yaml"  # of the demo set: tells musdb what its files are called, and its validation tracks
+LOWEST_BANDWIDTH_HZ = 1000.0  # in a manifest; a lower value was probably meant in kHz
+_CONTEXT_SECONDS = 1  # s, read on both sides of a crop: resampling it then equals cropping the resampled track
+_SETUP_FILE = "setup.yaml"  # of the demo set: names of files and validation tracks, for musdb
 _MOST_FAULTS = 20  # listed in one message
 
 
@@ -48,7 +48,7 @@ class Track:
     artist: str = ""
     title: str = ""
     licence: str = ""
-    collection: str = ""  # game, album or artist: tracks of one sound alike
+    collection: str = ""  # game, album or artist, whose tracks sound alike
     weight: float = 1.0  # factor on how often training draws it
     bandwidth_hz: float | None = None  # of the whole source track, Hz, where known
 
@@ -109,8 +109,8 @@ def excerpt(track: Track, profile: Profile) -> np.ndarray:
 def bandwidth_hz(wav: np.ndarray, sample_rate: int) -> float:
     """Measured bandwidth in Hz of [samples] or [channels, samples]; 0 for silence.
 
-    The lowest frequency where the long-term power spectrum, median over 500 Hz, is 60 dB under its level at 1-4 kHz:
-    the low-pass edge of a lossy coder even where clipping has put something above it again.
+    The lowest frequency where the long-term power spectrum, median over 500 Hz, is 60 dB under its level at 1-4 kHz.
+    This finds the low-pass edge of a lossy coder also if clipping has added sound above it.
     """
     if wav.shape[-1] < 2048:
         raise SrlibError(f"{wav.shape[-1]} samples are too few to measure a bandwidth: give at least 2048.")
@@ -189,7 +189,7 @@ def _musdb_sources(root: Path, subset: str, is_wav: bool, setup_file: str | None
 
 
 class _Row(BaseModel):
-    """What a row of a manifest says of a file; a cell without text is left out."""
+    """A row of a manifest; empty cells take the defaults."""
 
     split: Split | None = None
     bandwidth_hz: Annotated[FiniteFloat, Field(ge=LOWEST_BANDWIDTH_HZ)] | None = None
@@ -217,7 +217,7 @@ def _read_manifest(path: Path) -> list[dict[str, str]]:
 
 
 def _listed(root: Path, faults: list[str]) -> dict[str, _Row]:
-    """{path below root: row} of a folder's manifest, if it has one; what is wrong with it is added to `faults`."""
+    """{path below root: row} of a folder's manifest, if it has one; its errors are added to `faults`."""
     rows: dict[str, _Row] = {}
     cells: list[dict[str, str]] = []
     with noted(faults):
@@ -265,14 +265,14 @@ def _load_folder(root: Path) -> list[Track]:
 
 
 def unusable(error: ValidationError) -> list[str]:
-    """A clause for each value that cannot be used: its name, what it is and what is allowed."""
+    """A clause for each wrong value: its name, the value and the rule."""
     faults = error.errors(include_url=False)
     return [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in faults]
 
 
 @contextmanager
 def noted(faults: list[str]) -> Iterator[None]:
-    """Add what an error says to `faults` and go on."""
+    """Add the message of an error to `faults` and go on."""
     try:
         yield
     except SrlibError as error:
@@ -289,9 +289,9 @@ def refuse(faults: list[str], what: str) -> None:
 
 
 def _split_by_name(names: set[str], given: set[str]) -> dict[str, str]:
-    """Splits of files, 80/10/10 by a hash of the name: a file keeps its split however many others come or go.
+    """Splits of files, 80/10/10 by a hash of the name, so that a file keeps its split when others come or go.
 
-    Where no file is left to train on, or to validate with, and none is `given`, one of the others is taken.
+    If no file trains, or none validates, and that split is not `given`, one of the other files is taken for it.
     """
     draws = {name: int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64 for name in names}
     splits = {name: "train" if draw < 0.8 else "valid" if draw < 0.9 else "test" for name, draw in draws.items()}

@@ -1,4 +1,4 @@
-"""What a model must beat: blind signal processing, fillings of gaps, and a linear regression.
+"""Baselines: blind signal processing, fillings of gaps, and a linear regression.
 
 All audio is [samples] float32 at 48 kHz.
 """
@@ -21,20 +21,20 @@ from srlib.restore.merge import Band
 from srlib.restore.noise import QUIET, level_above, smoothed_power
 from srlib.restore.tones import ToneFinder
 
-# dB per octave above the cutoff, by cutoff in Hz: each the best of a grid by plain LSD up to 19 kHz on the train split
-# of the demo set, low-passed by cheby1 of order 8.
+# dB per octave above the cutoff, by cutoff in Hz: best of a grid by plain LSD up to 19 kHz on the train split of the
+# demo set, low-passed by cheby1 of order 8.
 TILT_DB_PER_OCTAVE = {2000: -8.0, 4000: -9.0, 8000: -12.0, 12000: -20.0, 16000: -32.0}
 EULER_GAMMA = float(np.euler_gamma)  # nat: log of the mean less mean of the log, of an exponential variate
 WIENER_ALPHA = 0.92  # of the decision-directed rule; best on the valid split of the demo set
-WIENER_MIN_GAIN = 0.1  # amplitude, -20 dB: a floor fills holes, which lowers the LSD at the same SNR
-NOTCH_WIDTH_HZ = 20.0
+WIENER_MIN_GAIN = 0.1  # amplitude, -20 dB: filled holes lower the LSD at the same SNR
+NOTCH_WIDTH_HZ = 20.0  # at -3 dB, one way
 PENALTY = 1e4  # weight of the squared coefficients against the summed squared errors, nat^2
 
 
 def band_replication(degraded: np.ndarray, cutoff_hz: float | None) -> np.ndarray:
-    """The half octave below the cutoff (Hz), replicated above it as noise of its level, with a fixed tilt.
+    """Noise above the cutoff (Hz) with the level of the half octave below it and a fixed tilt.
 
-    Level is a mean of logs (one loud partial must not raise the whole band), taken anew in every frame and continuous
+    The level is a mean of logs in each frame, so that one loud partial does not raise the whole band; it is continuous
     at the cutoff. The tilt is interpolated in `TILT_DB_PER_OCTAVE`.
     """
     if cutoff_hz is None:
@@ -51,7 +51,7 @@ def band_replication(degraded: np.ndarray, cutoff_hz: float | None) -> np.ndarra
 def wiener(degraded: np.ndarray) -> np.ndarray:
     """Blind reduction of white noise: Wiener gain with the decision-directed SNR (Ephraim and Malah 1984).
 
-    The noise's level is that of minimum statistics, as `srlib.restore.noise` takes them, over the whole band.
+    The noise level comes from minimum statistics over the whole band, as in `srlib.restore.noise`.
     """
     power = smoothed_power(torch.from_numpy(degraded))
     if not len(power):  # digital silence
@@ -79,7 +79,7 @@ def notch(degraded: np.ndarray) -> np.ndarray:
 
 
 def repetition(degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
-    """Gaps filled with what came before them, as often as it takes."""
+    """Gaps filled with the audio before them, repeated if it is too short."""
     filled = degraded.copy()
     for first, last in _gap_samples(degradation):
         filled[first:last] = np.resize(degraded[max(2 * first - last, 0) : first], last - first)
@@ -87,7 +87,7 @@ def repetition(degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
 
 
 def interpolation(degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
-    """Gaps filled with noise whose magnitudes are interpolated in time from frame to frame beside the gap."""
+    """Gaps filled with noise whose STFT magnitudes are interpolated in time between the frames beside the gap."""
     filled, spectrum = degraded.copy(), spectrum_of(degraded).numpy()
     whole = np.flatnonzero(~gap_frames(degradation.gaps, len(spectrum)))
     magnitude = interpolate.make_interp_spline(whole, np.abs(spectrum[whole]), k=1)(np.arange(len(spectrum)))
@@ -104,16 +104,16 @@ def _gap_samples(degradation: Degradation) -> Iterator[tuple[int, int]]:
 
 def fit_ridge(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Any:
     """Linear regression of single log-mel frames, from (degraded, reference) pairs at one cutoff and noise."""
-    from sklearn.linear_model import Ridge  # of the extra `report`: training does without
+    from sklearn.linear_model import Ridge  # of the extra `report`, which training does not need
 
     features, targets = zip(*((_log_mel(degraded), _log_mel(reference)) for degraded, reference in pairs), strict=True)
     return Ridge(PENALTY).fit(np.concatenate(features), np.concatenate(targets))
 
 
 def ridge(model: Any, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
-    """The predicted envelope times noise in the stop band, the input below passband_hz.
+    """Noise with the predicted envelope in the stop band, the input below passband_hz.
 
-    Where the degradation added noise, the input is scaled by the predicted mel ratio, clipped to 0..1.
+    If the degradation added noise, the input is scaled by the predicted mel ratio, clipped to 0..1.
     """
     spectrum, before = spectrum_of(degraded), _log_mel(degraded)
     after = torch.from_numpy(np.maximum(model.predict(before), np.log(LOG_MEL_FLOOR)))

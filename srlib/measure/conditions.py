@@ -1,7 +1,7 @@
-"""Conditions: what is done to a clip before systems see it, as recipes that are drawn anew for every track.
+"""Conditions: recipes of degradations, drawn anew for every track.
 
-A recipe is a mapping of fields of a `Degradation`, in which `tone_hz` may be a range that the tone is drawn from, and
-`gap_seconds` lengths of gaps; or a command template, such as a coder.
+A recipe is a mapping of fields of a `Degradation`, in which `tone_hz` may be a range to draw from and `gap_seconds`
+lists lengths of gaps; or it is a command template, such as a coder.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from srlib.measure.lsd import Spectra
 
 @dataclass(frozen=True)
 class Command:
-    """Any program: a command with `{in}` and `{out}`, for a clip as wav and for what it writes, in any format."""
+    """Any program: a command with `{in}`, a wav file of the clip, and `{out}`, its output in any audio format."""
 
     template: str
 
     def apply(self, wav: np.ndarray, sample_rate: int) -> np.ndarray:
-        """`[samples]` at `sample_rate` Hz as the program returns them: averaged over channels, resampled, as long.
+        """Output of the program, `[samples]` at `sample_rate` Hz: mean of the channels, resampled, of the same length.
 
         Raises:
-            SrlibError: for a program that fails or writes nothing, with its last line.
+            SrlibError: for a program that fails or writes no output, with the last line of its errors.
         """
         find_ffmpeg()
         with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ class Command:
 
     @cache  # noqa: B019  a handful of frozen instances
     def passband_hz(self, sample_rate: int) -> float:
-        """Where it cuts white noise off: the highest frequency less than 20 dB under the level at 1-3 kHz, Hz."""
+        """Edge on white noise: the highest frequency less than 20 dB under the level at 1-3 kHz, Hz."""
         noise = 0.1 * np.random.default_rng(0).standard_normal(3 * sample_rate).astype(np.float32)
         freqs_hz, power = signal.welch(self.apply(noise, sample_rate), sample_rate, nperseg=2048)
         level = np.median(power[(freqs_hz > 1000) & (freqs_hz < 3000)])
@@ -72,10 +72,10 @@ def grid(noises: Mapping[str, Mapping[str, Any]], cutoffs_hz: Iterable[float]) -
 
 
 def draw(recipe: Recipe, track: str, seed: int = 0, seconds: float = 0.0, turn: int = 0) -> Any:
-    """What a recipe does to one track of a length in s: a `Degradation`, or a `Command`.
+    """The `Degradation`, or the `Command`, of a recipe for one track of a length in s.
 
     A tone's frequency, its phase and white noise follow from the track's name, the kind of noise, the cutoff and the
-    seed, so that two amplitudes differ in nothing else. `turn` orders gaps.
+    seed, so that two amplitudes differ in nothing else. `turn` rotates the order of gaps.
     """
     if isinstance(recipe, str):
         return Command(recipe)
@@ -91,7 +91,7 @@ def draw(recipe: Recipe, track: str, seed: int = 0, seconds: float = 0.0, turn: 
 
 
 def lay_gaps(lengths: Sequence[float], seconds: float, turn: int = 0) -> tuple[tuple[float, float], ...]:
-    """(start, end) in s of a gap of each length that fits a clip eight times, evenly spaced; `turn` orders them."""
+    """(start, end) in s of gaps, evenly spaced, of each length up to an eighth of the clip; `turn` rotates them."""
     fitting = [length for length in lengths if 8 * length <= seconds]
     centres = (np.arange(len(fitting)) + 0.5) * seconds / max(len(fitting), 1)
     ordered = zip(centres, np.roll(fitting, turn), strict=True)
@@ -100,9 +100,9 @@ def lay_gaps(lengths: Sequence[float], seconds: float, turn: int = 0) -> tuple[t
 
 @dataclass
 class Case:
-    """One clip under one condition: what systems see and measures compare with.
+    """One clip under one condition: input of systems and measures.
 
-    `reference` is float32 [samples] at 48 kHz, `degradation` what `draw` gave.
+    `reference` is float32 [samples] at 48 kHz, `degradation` is from `draw`.
     """
 
     track: str
@@ -117,7 +117,7 @@ class Case:
 
     @cached_property
     def filtered(self) -> np.ndarray:
-        """What the filter left of the reference, without noise, float32 [samples]."""
+        """The reference degraded without noise, float32 [samples]."""
         return replace(self.degradation, noise_type="none").apply(self.reference, SAMPLE_RATE)
 
     @cached_property
@@ -127,16 +127,16 @@ class Case:
 
     @property
     def passband_hz(self) -> float | None:
-        """Where the known band ends, Hz; None without a filter."""
+        """Upper edge of the known band, Hz; None without a filter."""
         return self.degradation.passband_hz(SAMPLE_RATE)
 
     @property
     def stopband_hz(self) -> float | None:
-        """Where the missing band starts, Hz; None without a filter."""
+        """Lower edge of the missing band, Hz; None without a filter."""
         return self.degradation.stopband_hz(SAMPLE_RATE)
 
     def labels(self) -> dict[str, Any]:
-        """Columns of a row: which track, which condition and, of a `Degradation`, what was drawn."""
+        """Columns of a row: track, condition and, for a `Degradation`, what was drawn."""
         row, done = {"track": self.track, "condition": self.condition}, self.degradation
         if not isinstance(done, Degradation):
             return row

@@ -1,4 +1,4 @@
-"""The limits of restoration: the exact stft.envelope with random fine structure, and the ideal Wiener gain.
+"""The limits of restoration: the exact spectral envelope with random fine structure, and the ideal Wiener gain.
 
 All audio is [samples] float32 at 48 kHz; spectra are those of the front end, with hop 480.
 """
@@ -19,10 +19,10 @@ TINY = 1e-20  # power that is added before a division or a logarithm
 
 
 def oracle(reference: np.ndarray, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
-    """The true stft.envelope with Gaussian fine structure above the cutoff and in gaps, on power mels.
+    """The true envelope, on power mels, with Gaussian fine structure above the cutoff and in gaps.
 
-    Below the cutoff the better, per clip by plain LSD up to 19 kHz, of the degraded spectrum as it is and the degraded
-    spectrum times the square root of the exact mel power ratio, clipped to 0..1.
+    Below the cutoff there are two candidates: the degraded spectrum, and the degraded spectrum times the square root of
+    the exact mel power ratio, clipped to 0..1. The one with the lower plain LSD up to 19 kHz is returned.
     """
     spectra = [spectrum_of(wav) for wav in (reference, degraded)]
     mel_ref, mel_deg = (spectrum.abs() ** 2 @ stft.mel_filters().T + TINY for spectrum in spectra)
@@ -50,13 +50,13 @@ def spectrum_of(wav: np.ndarray) -> torch.Tensor:
 
 
 def to_wav(spectrum: torch.Tensor, length: int) -> torch.Tensor:
-    """Its inverse, float32 `[length]`."""
+    """Inverse of `spectrum_of`, float32 `[length]`."""
     return stft.istft_same(spectrum[None])[0, :length].float()
 
 
 def shaped_noise(amplitude: torch.Tensor, length: int) -> torch.Tensor:
     """STFT of Gaussian noise, always the same, times an amplitude [frames, bins]; rms 1 where the amplitude is 1."""
-    noise = np.random.default_rng((0, 1)).standard_normal(length)  # not the noise of a Degradation of any seed
+    noise = np.random.default_rng((0, 1)).standard_normal(length)  # differs from the noise of every Degradation
     return spectrum_of(noise.astype(np.float32)) / stft.WINDOW_POWER**0.5 * amplitude
 
 

@@ -22,13 +22,13 @@ from srlib.audio.files import resample
 from srlib.config import N_FFT, SAMPLE_RATE
 from srlib.errors import SrlibError
 
-HEADLINE_HZ = 19000.0  # every demo clip has content up to here; above it a clip's coder decides
-MAX_LENGTH_DIFFERENCE = 100  # samples, cropped as ssr_eval does
+HEADLINE_HZ = 19000.0  # Hz; every demo clip has content up to here, above it the coder of a clip decides
+MAX_LENGTH_DIFFERENCE = 100  # samples; up to it the longer recording is cropped, as in ssr_eval
 
 
 @dataclass(frozen=True)
 class Convention:
-    """Everything a log-spectral distance leaves open; the default is `plain` up to 19 kHz."""
+    """All choices of a log-spectral distance; the default is `plain` up to 19 kHz."""
 
     sample_rate: int = SAMPLE_RATE  # Hz; recordings at another rate are resampled
     n_fft: int = 2048  # samples
@@ -111,7 +111,7 @@ Sound = np.ndarray | Spectra  # [samples] or [channels, samples], or one whose s
 
 
 def pair(reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE) -> tuple[Spectra, Spectra]:
-    """The spectra of two recordings at one rate (Hz), cropped to one length; one that keeps its length stays itself.
+    """The spectra of two recordings at one rate (Hz), cropped to one length; `Spectra` of that length are kept.
 
     Raises:
         SrlibError: for other shapes, lengths that differ by more than 100 samples, no samples, and NaN or infinity.

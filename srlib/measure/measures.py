@@ -1,4 +1,4 @@
-"""Measures of a sweep: functions of a `Trial` that give columns of its row, or several rows."""
+"""Measures of a sweep: functions of a `Trial` that return columns of its row, or several rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SEEDS = 3  # samples that diversity is measured over
 
 @dataclass
 class Trial:
-    """One system on one case, and what it gave."""
+    """One system on one case, and its output."""
 
     case: Case
     name: str
@@ -32,7 +32,7 @@ class Trial:
 
     @cached_property
     def output(self) -> Any:
-        """What the system returned: [samples], a `RestorationOutput`, or what else its measures take."""
+        """Output of the system: [samples], a `RestorationOutput`, or another type that the measures accept."""
         return self.system(self.case, self.seed)
 
     @cached_property
@@ -62,9 +62,9 @@ def judged(
     systems: Collection[str] | None = None,
     conditions: Collection[str] | None = None,
 ) -> Columns:
-    """Measures of `srlib.measure.perceptual` that are installed, a column each; of these systems and conditions alone.
+    """The installed measures of `srlib.measure.perceptual`, a column each, for these systems and conditions only.
 
-    None means all of them.
+    None means all.
     """
     asked = (trial.name, systems), (trial.case.condition, conditions)
     wanted = all(chosen is None or name in chosen for name, chosen in asked)
@@ -78,14 +78,14 @@ def distance_after(
     change_reference: Change | None = None,
     change_estimate: Change | None = None,
 ) -> Columns:
-    """The LSD by one convention after a change of the reference and of the estimate, as the column `name`."""
+    """The LSD by a convention after changes of reference and estimate (None: no change), as the column `name`."""
     changes = (trial.case.truth, change_reference), (trial.spectra, change_estimate)
     truth, restored = (one if change is None else change(one.wav[0]) for one, change in changes)
     return {name: distance(truth, restored, convention)}
 
 
 def edges(trial: Trial, detectors: Mapping[str, Callable[[torch.Tensor], Any]]) -> Columns:
-    """Where the degraded clip's band ends, as `low_hz` and `high_hz`, and where each detector says so, `<name>_hz`."""
+    """True edges of the degraded clip's band, `low_hz` and `high_hz`, and the edge by each detector, `<name>_hz`."""
     wav = torch.from_numpy(trial.case.degraded)
     found = {f"{name}_hz": detect(wav) for name, detect in detectors.items()}
     found = {name: getattr(one, "passband_hz", one) for name, one in found.items()}
@@ -99,9 +99,9 @@ def noise_found(trial: Trial) -> Columns:
 
 
 def noise_left(trial: Trial, edges_hz: Sequence[float] = ()) -> list[Columns]:
-    """The error against the reference as filtered, over the noise put in, dB; one row a band between two edges.
+    """Power of the error against the filtered reference over that of the added noise, dB; a row for each band.
 
-    Without edges the band is the known one, or without a filter that up to 19 kHz.
+    Bands lie between neighbouring edges; without edges there is one, the known band or, without a filter, 0 to 19 kHz.
     """
     waves = trial.audio, trial.case.degraded
     error, noise = (Spectra((wav - trial.case.filtered)[None]) for wav in waves)

@@ -1,7 +1,7 @@
-"""Every measure of a restored recording against its reference beside the LSD, and `evaluate`, which takes them all.
+"""All measures of a restored recording against its reference except the LSD, and `evaluate`, which computes all.
 
-LSD forgives blur, hence `texture_high` and `level_high_db`. Recordings are [samples] or [channels, samples] at
-`sample_rate` Hz, or `Spectra`, which carry their rate and save what is shared between calls.
+LSD tolerates blur, which `texture_high` and `level_high_db` show. Recordings are [samples] or [channels, samples] at
+`sample_rate` Hz, or `Spectra`, which have their own rate and are computed once for several calls.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SETTINGS = {  # how the columns of tables are computed, for the report's appendi
 
 
 def ratio_db(power: float, other: float) -> float:
-    """10 log10(power / other) with the limits: inf for a perfect match, -inf for silence, NaN for two silences."""
+    """10 log10(power / other): inf if `other` is zero, -inf if `power` is, NaN if both are."""
     if other == 0:
         return math.inf if power > 0 else math.nan
     return 10 * math.log10(power / other) if power > 0 else -math.inf
@@ -114,7 +114,7 @@ def _roughness(log_power: np.ndarray) -> float:
 def tone_suppression_db(
     reference: Sound, restored: Sound, tone_hz: float, noise_amplitude: float, sample_rate: int = SAMPLE_RATE
 ) -> float:
-    """How far the tone left in (restored - reference) lies under the one inserted, dB; more is better.
+    """Level of the inserted tone over that of the tone in (restored - reference), dB; higher is better.
 
     Its amplitude comes from a least-squares projection on the sine and the cosine of tone_hz, so a tone that comes
     back with another phase counts in full. The loudest channel counts.
@@ -157,17 +157,17 @@ def evaluate(
     Always: `lsd` and `lsd_19k` (plain), `lsd_ssr_eval`, `snr_db`, `si_sdr_db`, `log_mel_l1`.
     With a cutoff or the record of one, not both: `lsd_low` (plain) and `snr_low_db` below passband_hz, or the cutoff;
     `lsd_high` (plain), `level_high_db` and `texture_high` above stopband_hz, or the cutoff.
-    With the record of a filter: `snr_known_db`, which is snr_low_db against the reference as the filter left it, since
-    the ripple of a filter (33 dB for cheby1) is no damage that a system did.
+    With the record of a filter: `snr_known_db`, which is snr_low_db against the filtered reference, since the ripple of
+    a filter (33 dB for cheby1) is no error of a system.
     With the record of a tone: `tone_suppression_db`.
-    With `degraded`: `<name>_gain`, by how much each got better over it (positive is better); with a cutoff or record
-    too `oracle_lsd_19k` and `oracle_ratio`, which is lsd_19k over it.
+    With `degraded`: `<name>_gain`, the improvement of each over it (positive is better); with a cutoff or record also
+    `oracle_lsd_19k` and `oracle_ratio`, which is lsd_19k divided by it.
     Undefined values (a band without bins, silence) are NaN, perfect ones infinite.
     """
     reference, restored = pair(reference, restored, sample_rate)
     rate, known, done = reference.sample_rate, cutoff_hz or degradation, degradation or Degradation()
     recorded = done.cutoff_hz is not None
-    if cutoff_hz is not None:  # of a filter without a record, taken for a brick wall
+    if cutoff_hz is not None:  # of a filter without a record, treated as a brick wall
         if recorded:
             raise SrlibError(f"the record says that the filter's cutoff is {done.cutoff_hz:g} Hz: give no other")
         done = replace(done, cutoff_hz=cutoff_hz, filter_type="boxcar")
@@ -181,7 +181,7 @@ def evaluate(
         cropped, degraded = pair(reference, degraded, rate)
         before = _scores(cropped, degraded, edges)
         for name in [name for name in before if name not in ("level_high_db", "texture_high")]:
-            sign = -1 if name.startswith(("lsd", "log_mel")) else 1  # of these less is better
+            sign = -1 if name.startswith(("lsd", "log_mel")) else 1  # for these, lower is better
             scores[f"{name}_gain"] = sign * (scores[name] - before[name])
         if known:
             scores["oracle_lsd_19k"] = _oracle_lsd_19k(cropped, degraded, done)

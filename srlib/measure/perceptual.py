@@ -1,9 +1,9 @@
 """Perceptual measures, and a test of distributions; recordings are `[samples]` at 48 kHz.
 
 Zimtohrli (Google; a distance) leads, the 2f model (Kastner and Herre 2019, 0 to 100) and ViSQOL (Google, 1 to 5) stand
-beside it: packages of the optional extra `perceptual`, offline and on a CPU. By every distance a sample has
-twice the squared error of the mean, however real it sounds. The two-sample test (Lopez-Paz and Oquab 2017) compares
-distributions instead: a classifier, fitted to other tracks, has to tell restored from real patches of the upper band.
+beside it; they are packages of the optional extra `perceptual`. A sample of the posterior has twice the squared error
+of its mean, even if it sounds real. The two-sample test (Lopez-Paz and Oquab 2017) compares distributions instead: a
+classifier, fitted to other tracks, separates restored from real patches of the upper band.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from srlib.config import SAMPLE_RATE
 from srlib.measure.lsd import HEADLINE_HZ
 
 _PATCH_FRAMES, _POOLED_BANDS = 32, 8  # a patch lasts 0.32 s; bands are means over 8
-_FLOOR_NAT = -9.0  # log-mels are clamped here: lower levels are inaudible dither
+_FLOOR_NAT = -9.0  # lower limit of log-mels: lower levels are inaudible dither
 PACKAGES = {"zimtohrli": "zimtohrli", "visqol": "visqol", "two_f": "seabass"}
 
 
 def is_installed(measure: str) -> bool:
-    """Whether the package of a measure, a key of PACKAGES, is here."""
+    """Whether the package of a measure, a key of PACKAGES, is installed."""
     return importlib.util.find_spec(PACKAGES[measure]) is not None
 
 
@@ -49,7 +49,7 @@ def visqol(reference: np.ndarray, estimate: np.ndarray) -> float:
 
 def two_f(reference: np.ndarray, estimate: np.ndarray) -> float:
     """The 2f model's MUSHRA score, 0 to 100: higher is better. The first call on a machine compiles for two minutes."""
-    pair = (np.array(wav, np.float64)[None] for wav in (estimate, reference))  # copies: it changes what it is given
+    pair = (np.array(wav, np.float64)[None] for wav in (estimate, reference))  # copies, since it changes its arguments
     return float(_two_f().estimated_mean_mushra_score(*pair, fs=SAMPLE_RATE))
 
 
@@ -78,7 +78,7 @@ def upper_band(sound: np.ndarray | torch.Tensor, f_low: float) -> np.ndarray:
 
 
 def two_sample_accuracy(real: Sequence[np.ndarray], restored: Sequence[np.ndarray]) -> float:
-    """Share of patches that are told right, 0.5 to 1, by a classifier that never heard their track.
+    """Share of patches that a classifier, not fitted to their track, labels correctly, 0.5 to 1.
 
     Args:
         real, restored: `[frames, bands]` of each track, as `upper_band` gives them.
@@ -97,14 +97,14 @@ def two_sample_accuracy(real: Sequence[np.ndarray], restored: Sequence[np.ndarra
 
 
 def accuracies(rows: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
-    """`two_sample_accuracy` of each group of rows with columns of log-mels, where it has several tracks."""
+    """`two_sample_accuracy` of each group of several rows (tracks), from the columns `real` and `restored`."""
     groups = {key: group for key, group in rows.groupby(list(keys), sort=False) if len(group) > 1}
     found = {key: two_sample_accuracy(one["real"], one["restored"]) for key, one in groups.items()}
     return pd.Series(found, dtype=float)
 
 
 def _features(mel: np.ndarray) -> np.ndarray:
-    """`[patches, features]`: spread over time, jumps from frame to frame and from band to band, less their level."""
+    """`[patches, features]` that do not depend on level: deviation over time, differences of neighbours, peak."""
     frames = len(mel) // _PATCH_FRAMES * _PATCH_FRAMES
     patches = mel[:frames].reshape(-1, _PATCH_FRAMES, mel.shape[1])
     statistics = (

@@ -1,4 +1,4 @@
-"""What a restoration costs: seconds by stage and peak memory, for model sizes, precisions, steps and lengths."""
+"""Cost of a restoration: seconds by stage and peak memory, for model sizes, precisions, steps and lengths."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ STAGES = ("encode", "diffusion", "decode", "vocoder", "merge", "other")
 def time_of_file(
     pipe: RestorationPipeline, audio_s: float, steps: int | None = None, channels: int = 1
 ) -> dict[str, float]:
-    """What it costs to restore a file as the command line does: by chunks, the cutoff detected.
+    """Cost of restoring a file as the command line does: by chunks, the cutoff detected.
 
     The columns are seconds of each of STAGES and their sum `cpu_s` (as `srlib.machine` counts them), clock seconds
-    `total_s`, both as factors of the length, and the largest memory so far in GiB: of the process, weights included, or
-    on a GPU what torch allocated there.
+    `total_s`, both divided by the length, and the peak memory in GiB: of the process with its weights, or on a GPU that
+    which torch allocated.
     """
     music = load_dataset("demo", "test")[0].mixture(start=2.0, seconds=10.24)
-    wav = np.resize(music, round(audio_s * SAMPLE_RATE))  # what is restored hardly changes the cost
+    wav = np.resize(music, round(audio_s * SAMPLE_RATE))  # the music hardly changes the cost
     pipe(wav[: SAMPLE_RATE // 2], SAMPLE_RATE, num_inference_steps=1)  # libraries warm up
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "input.flac"
@@ -53,8 +53,8 @@ def time_of_file(
 def benchmark(cases: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row a case, each in a process of its own, from the loading of the weights on.
 
-    A case has what `time_of_file` takes; `size` and `dtype` of the model, the shipped one if not given; and `threads`.
-    The full size has random weights: its rows say nothing about quality.
+    A case has arguments of `time_of_file`, `threads`, and `size` and `dtype` of the model (default: the shipped one).
+    The full size has random weights, which do not change the cost.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as executor:
         return pd.DataFrame([{**case, **row} for case, row in zip(cases, executor.map(_run, cases), strict=True)])

@@ -1,6 +1,6 @@
 """The one runner: systems x conditions x tracks to tidy rows, resumable by row, in parallel through joblib.
 
-Worker processes stay alive from one sweep to the next, so that a model loads, and the 2f model compiles, once in each.
+Worker processes stay alive between sweeps, so that each loads a model, and compiles the 2f model, only once.
 With `SRLIB_DASK=ADDRESS` the workers of the Dask scheduler at that address do the work instead, on any machines.
 """
 
@@ -26,8 +26,8 @@ from srlib.measure.systems import System
 
 T = TypeVar("T")
 R = TypeVar("R")
-_WORTH = 4  # fewest tasks a worker: with fewer, processes take longer to start than to work
-_QUIET_SECONDS = 30  # s, before the first line about the progress and between two lines
+_WORTH = 4  # least tasks for each worker: with fewer, processes take longer to start than to compute
+_QUIET_SECONDS = 30  # s, before the first line of progress and between two lines
 
 
 def sweep(
@@ -41,17 +41,17 @@ def sweep(
 ) -> pd.DataFrame:
     """One row per clip, condition and system (several where a measure gives several), in that order.
 
-    Its columns are track, condition, what was drawn (`Case.labels`), system, and those of the measures.
+    Its columns are those of `Case.labels`, system, and those of the measures.
 
     Args:
         systems: {name: system}, such as `systems.named` gives.
         conditions: {name: recipe} (`srlib.measure.conditions`).
         clips: {track: float32 [samples] at 48 kHz}.
         measures: functions of a `Trial` (`srlib.measure.measures`).
-        workers: processes of one thread each, which change nothing but the time; None is one per CPU core. Systems on
-            a GPU share this process.
-        store: a folder that takes every row when it is done, and from which a sweep that was stopped goes on. A row
-            serves again only for the same clip, condition, system, measures, seed and code of the package.
+        workers: processes of one thread each, which affect the time only; None is one per CPU core. With systems on a
+            GPU this process does all.
+        store: a folder that keeps every finished row, so that a stopped sweep can continue. A row is used again only
+            for the same clip, condition, system, measures, seed and code of the package.
     """
     tasks = []
     for turn, (track, clip) in enumerate(clips.items()):
@@ -67,10 +67,10 @@ def sweep(
 
 
 def _rows(task: tuple) -> list[dict[str, Any]]:
-    """Those of one case."""
+    """Rows of one case."""
     arguments, systems, measures, seed, store = task
     kept = joblib.Memory(store, verbose=0).cache(_rows_of_system, ignore=["case"])
-    code, case = _code() if store else "", Case(*arguments)  # systems share what a case has computed
+    code, case = _code() if store else "", Case(*arguments)  # its cached signals serve all systems
     found = [kept(arguments, name, system, measures, seed, code, case) for name, system in systems.items()]
     return [row for rows in found for row in rows]
 
@@ -78,7 +78,7 @@ def _rows(task: tuple) -> list[dict[str, Any]]:
 def _rows_of_system(
     arguments: tuple, name: str, system: System, measures: Sequence[Measure], seed: int, code: str, case: Case
 ) -> list[dict[str, Any]]:
-    """Those of one system; `arguments`, of the case, and `code` are what a stored row depends on besides."""
+    """Rows of one system; a stored row also depends on `arguments`, those of the case, and on `code`."""
     trial = Trial(case, name, system, seed)
     rows = [case.labels() | {"system": name}]
     for measure in measures:
@@ -115,7 +115,7 @@ def _client(address: str) -> Any:
 
 
 def _on_one_thread(function: Callable[[T], R], task: T) -> R:
-    """With more threads the last digits are others, and processes are the parallelism."""
+    """Call on one thread: the number of threads changes last digits, and processes run in parallel."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

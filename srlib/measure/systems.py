@@ -1,4 +1,4 @@
-"""Systems: what restores a degraded clip; our model's rows, baselines, limits, fillings of gaps, and any command.
+"""Systems that restore a degraded clip: variations of our model, baselines, limits, fillings of gaps, any command.
 
 A system is a callable of a `Case` and a seed that returns [samples] at 48 kHz, or a `RestorationOutput`.
 """
@@ -23,7 +23,7 @@ from srlib.restore.pipeline import RestorationOutput, RestorationPipeline, build
 System = Callable[[Case, int], np.ndarray | RestorationOutput]
 
 _AUDIOSR = {"merge": "replace", "excitation": "vocoder"}  # AudioSR's own: the known band copied, a trained vocoder
-# Row of the main table -> the weights it uses and how they are called.
+# Row of the main table -> variant of the weights, and options of the call.
 MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "prior": (None, {"num_inference_steps": 0}),  # the simplest thing that could work
     "audiosr_lowpass": ("lowpass", {"denoise": "off", **_AUDIOSR}),  # no noise in training
@@ -47,12 +47,12 @@ def load_pipeline(profile: Profile, variant: str | None = None, device: str = "c
 def restore(
     pipe: RestorationPipeline, degraded: np.ndarray, degradation: Degradation, seed: int = 0, **options
 ) -> RestorationOutput:
-    """Restore `degraded` [samples] at 48 kHz, telling the pipeline from the record where the band ends.
+    """Restore `degraded` [samples] at 48 kHz with the edges of the band from the record.
 
-    `cutoff_hz="auto"` among the options lets it find that itself.
+    With `cutoff_hz="auto"` among the options the pipeline detects them.
 
     Args:
-        options: what else the pipeline's call takes, e.g. `merge` or `num_inference_steps`.
+        options: of the pipeline's call, e.g. `merge` or `num_inference_steps`.
     """
     known = {"cutoff_hz": degradation.passband_hz(SAMPLE_RATE), "stopband_hz": degradation.stopband_hz(SAMPLE_RATE)}
     options = options if "cutoff_hz" in options else known | options
@@ -61,7 +61,7 @@ def restore(
 
 @dataclass(frozen=True)
 class Model:
-    """A model (name, folder or hub id) with `options` of its call, told where the band ends unless they say it."""
+    """A model (name, folder or hub id) with `options` of its call; without `cutoff_hz` it gets the true edges."""
 
     model: str = "compact"
     device: str = "cpu"
@@ -107,10 +107,10 @@ TABLE: dict[str, System] = {
 
 
 def named(names: Mapping[str, Any] | tuple | list, profile: Profile, device: str = "cpu") -> dict[str, System]:
-    """{name: system} of names in `TABLE` or `MODELS`, `gt_mel`, command templates, model folders and options of ours.
+    """{name: system} from names in `TABLE` or `MODELS`, `gt_mel`, commands, model folders and options of our model.
 
     Args:
-        names: such names, or {row: name, template, folder, options of the pipeline's call, or a system}.
+        names: such names, or {row: name, command, folder, options of the pipeline's call, or a system}.
     """
     rows = names if isinstance(names, Mapping) else {name: name for name in names}
     return {row: _system(given, profile, device) for row, given in rows.items()}

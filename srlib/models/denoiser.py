@@ -16,8 +16,8 @@ _DILATIONS = (1, 2, 4)  # over time, block after block: six blocks see 1.6 s and
 class LatentDenoiser(ModelMixin, ConfigMixin):
     """Residual convolutions over time and bands, called as the U-Net of AudioSR's size is.
 
-    What noise does to a cell is the same in every band, so the weights are shared by all of them. A network that
-    reads all bands of a frame at once learns the training tracks by heart.
+    Noise changes a cell in the same way in every band, so all bands share the weights. A network that reads all bands
+    of a frame at once overfits to the training tracks.
 
     Args:
         in_channels: of the noisy latent and its conditions.
@@ -60,7 +60,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
 
 
 class _Block(nn.Module):
-    """Two convolutions of 3 x 3 cells; the timestep scales and shifts what enters them."""
+    """Two convolutions of 3 x 3 cells; the timestep scales and shifts their input."""
 
     def __init__(self, width: int, dilation: int, dropout: float) -> None:
         super().__init__()

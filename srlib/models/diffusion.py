@@ -53,12 +53,12 @@ def use_scheduler(scheduler: SchedulerMixin, name: Scheduler | None) -> Schedule
 
 
 def unconditional(condition: torch.Tensor, scaling_factor: float) -> torch.Tensor:
-    """The condition that stands for none: AudioSR's constant latent, scaled as the condition is."""
+    """The latent that means "no condition": AudioSR's constant, scaled as the condition is."""
     return torch.full_like(condition, UNCONDITIONAL_LATENT * scaling_factor)
 
 
 def drop_condition(condition: torch.Tensor, scaling_factor: float, probability: float) -> torch.Tensor:
-    """Replace the condition of each sample of `[batch, ...]` by none with a probability of its own."""
+    """Replace the condition of each sample of `[batch, ...]`, independently, by `unconditional`."""
     dropped = torch.rand(len(condition), device=condition.device) < probability
     return torch.where(dropped[:, None, None, None], unconditional(condition, scaling_factor), condition)
 
@@ -76,14 +76,14 @@ def velocity_loss(
     """Mean squared error of the velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022).
 
     Args:
-        latent: what is generated, `[batch, channels, frames / 8, 32]`, unit variance.
+        latent: target of the generation, `[batch, channels, frames / 8, 32]`, unit variance.
         condition: concatenated on channels, `[batch, C, frames / 8, 32]`.
-        weights: of each error, broadcast to the latent: how much it shows in the log-mel; zero where nothing is known.
+        weights: of each squared error, broadcast to the latent: its effect on the log-mel; zero where no target is.
         last_step_share: share of the batch trained at the last timestep with zeros in place of the noise: a zero
-            terminal SNR makes the prediction the posterior mean there, which is what one sampling step asks for.
+            terminal SNR makes the prediction the posterior mean there, which a single sampling step needs.
         min_snr_gamma: clip of the weighting (min(snr, gamma) + 1) / (snr + 1), after Hang et al. (2023); 0 weights
             velocities equally. Their own numerator, without the one, vanishes where a single step starts.
-        level_weight: of the part of an error that is the same in all frames, over that of the rest.
+        level_weight: weight of the error's mean over frames, relative to that of its deviation from the mean.
     """
     batch, steps = len(latent), scheduler.config.num_train_timesteps
     noise = torch.randn_like(latent)
@@ -125,13 +125,13 @@ def denoise(
     Args:
         guidance_scale: g in u + g (c - u), where u is the velocity of the unconditional latent.
         eta: 0 DDIM, 1 DDPM-like; of the DDIM scheduler alone, which needs `step_noise` for it.
-        step_noise: what is added in each step, if `eta` asks for any; of the shape of `noise`.
-        callback: is given the predicted clean latent after each step.
+        step_noise: noise that each step adds if `eta` is above 0; of the shape of `noise`.
+        callback: called with the predicted clean latent after each step.
     """
     dtype = next((weight.dtype for weight in unet.parameters()), noise.dtype)
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     if num_inference_steps == 1 and scheduler.config.get("rescale_betas_zero_snr"):
-        noise = torch.zeros_like(noise)  # nothing depends on it but the network's own error
+        noise = torch.zeros_like(noise)  # the noise would only add error of the network
     latent, guided, extra = noise * scheduler.init_noise_sigma, guidance_scale != 1.0, {}
     if guided:
         condition = torch.cat([unconditional(condition, scaling_factor), condition])

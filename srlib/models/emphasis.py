@@ -1,4 +1,4 @@
-"""Loud moments of an estimated log-mel: what a mean of logarithms takes from them is given back."""
+"""Correction of the log-mean bias: an estimated log-mel is too low at loud moments."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from srlib.config import LOG_MEL_FLOOR
 from srlib.models.prior import SLOW_FRAMES
 
-# Strength of the correction, and the power over the mean from which it grows no further; chosen on the validation
-# tracks by Zimtohrli, which falls by a sixth at 4 kHz.
+# Strength of the correction, and the relative power (ratio to the mean) at which it saturates. Both were chosen on the
+# validation tracks by Zimtohrli, which falls by a sixth at a cutoff of 4 kHz.
 EMPHASIS, MOST_RELATIVE = 0.2, 30.0
 
 
 def emphasised(log_mel: torch.Tensor, first_band: int) -> torch.Tensor:
     """Estimated log-mels `[batch, 1, frames, 256]` whose loud moments are raised from a band on.
 
-    A mean of logarithms underestimates power (Jensen's inequality), most where music is loud for a moment: an onset
-    that is as likely as not is half a one. The gain grows with the power of a cell over its mean over 2.57 s.
+    A mean of logarithms underestimates power (Jensen's inequality), most at short loud events, such as onsets, whose
+    time is uncertain. The gain grows with the power of a cell over its mean over 2.57 s.
     """
     above = log_mel[:, 0, :, first_band:]
     if not above.shape[-1]:

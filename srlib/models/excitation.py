@@ -1,7 +1,7 @@
-"""Fine structure above the band edge: the music's own, moved up, or white noise; both are shaped by a log-mel.
+"""Fine structure above the band edge, shaped by a log-mel: the known band moved up in frequency, or white noise.
 
-A log-mel says how loud each band is and leaves open which partials and transients are in it. The top octave of the
-known band holds those of the same music; single-sideband modulation moves it up without turning it round.
+A log-mel gives the level of each band and not its partials and transients. The top octave of the known band has those
+of the same music; single-sideband modulation moves it up without mirroring it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from srlib.config import FRAME_PAD, HOP_LENGTH, SAMPLE_RATE
 from srlib.machine import stage
 
 _LOOP_SAMPLES = 1024 * HOP_LENGTH  # 10.24 s, after which the noise repeats
-# Standard deviation of the noise under the copies, -100 dB of full scale: it is heard where the known band is silent.
+# Standard deviation of the noise under the copies, -100 dB of full scale; it excites where the known band is silent.
 _FLOOR_AMPLITUDE = 1e-5
 _OVERLAP = 0.1  # largest overlap of neighbouring copies, over their width
 
@@ -40,8 +40,8 @@ def copied(
     """The top octave below `edge_hz` of `[..., samples]`, repeated upwards to 24 kHz; noise where it is silent.
 
     Args:
-        first_sample: position in the recording that the modulation is counted from: chunks agree where they overlap.
-        delays_s: by how much later, s `[...]`, it is counted in each row: copies of a delayed sound are as delayed.
+        first_sample: position in the recording; the phase of the modulation counts from its start, so chunks agree.
+        delays_s: delay of each row, s `[...]`, by which its modulation is delayed too.
     """
     samples, width_hz = known.shape[-1], edge_hz / 2
     freqs_hz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE, device=known.device)
@@ -53,15 +53,15 @@ def copied(
     for shift_hz in shifts_hz(edge_hz):
         carrier = torch.polar(torch.ones_like(seconds), 2 * math.pi * (shift_hz * seconds % 1))
         total = total + analytic * carrier.to(analytic)
-    # What passes 24 kHz comes out at negative frequencies, and goes: its mirror image would lie below 24 kHz.
+    # What passes 24 kHz aliases to negative frequencies, which are dropped.
     above = torch.fft.fft(total)[..., : len(freqs_hz)] * (freqs_hz >= edge_hz) / 2
     return torch.fft.irfft(above, samples) + _FLOOR_AMPLITUDE * noise(samples, first_sample).to(known)
 
 
 def shifts_hz(edge_hz: float) -> list[float]:
-    """How far each copy moves up, Hz. Copies overlap by a random tenth of their width, edge_hz / 2, at most.
+    """Shift of each copy, Hz; neighbours overlap by a random 0 to 10 % of their width, edge_hz / 2.
 
-    Copies at equal distances would be a comb: neighbouring ones correlate by 0.9 then, and not at all like this.
+    At equal distances the copies would form a comb: neighbours then correlate by 0.9, with random overlaps not at all.
     """
     rng, width_hz = np.random.default_rng(0), edge_hz / 2
     shifts, top_hz = [], edge_hz

@@ -1,4 +1,4 @@
-"""Where a model's folder is, and whether what is in it can be loaded."""
+"""The folder of a model, and checks that its weights load."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 from srlib.errors import SrlibError
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# What diffusers raises for a folder that it cannot make a pipeline of. The last four are for a model_index.json or a
-# config.json that lacks an entry, or holds one of another kind.
+# Errors of diffusers for a folder that is no pipeline. The last four are for a model_index.json or a config.json with a
+# missing entry or one of another type.
 _BROKEN = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError, ImportError)
 
 
@@ -48,7 +48,7 @@ def _downloaded(hub_id: str) -> Path:
 
 @contextmanager
 def loading(name_or_path: str | Path) -> Iterator[None]:
-    """Load inside without progress bars; what goes wrong is an SrlibError. Other users of the bars keep theirs."""
+    """Load inside without progress bars, with any error as SrlibError; bars that were on come back after."""
     shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
     for library in shown:
         library.disable_progress_bar()
@@ -63,14 +63,14 @@ def loading(name_or_path: str | Path) -> Iterator[None]:
 
 
 def precision(folder: Path) -> torch.dtype:
-    """bfloat16 for a folder whose U-Net is stored in it, where the machine computes in it; else float32."""
+    """bfloat16 if the U-Net is stored in it and the hardware computes in it; else float32."""
     instructions = torch.cpu.get_capabilities()
     fast = torch.cuda.is_available() or instructions.get("avx512_bf16") or instructions.get("amx_bf16")
     return torch.bfloat16 if fast and set(_stored(folder / "unet").values()) == {"BF16"} else torch.float32
 
 
 def check_weights(pipeline: DiffusionPipeline, folder: Path, variant: str | None) -> None:
-    """Raise SrlibError with the list of keys that a part misses or has too many: diffusers only warns of them."""
+    """Raise SrlibError with the keys that a part misses or has in excess; diffusers only warns of them."""
     for name, part in pipeline.components.items():
         if not isinstance(part, nn.Module):
             continue

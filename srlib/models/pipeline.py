@@ -28,7 +28,7 @@ class Sampling:
     """How the diffusion model is sampled."""
 
     steps: int  # 0: not at all, the prior's mean is the result
-    samples: int  # are averaged: LSD prefers the mean, ears prefer one sample
+    samples: int  # averaged: LSD prefers the mean, listeners one sample
     guidance_scale: float  # weight of the condition; 1 is no guidance
     eta: float  # 0 deterministic (DDIM), 1 stochastic (as DDPM)
     scheduler: SchedulerMixin
@@ -40,9 +40,9 @@ class Sampling:
         return self.steps <= 1 or self.samples > 1
 
     def step_generators(self) -> list[torch.Generator]:
-        """A generator for what each step adds, if the sampler is stochastic; `generator` stays as it is.
+        """A generator for the noise of each step, if the sampler is stochastic; `generator` keeps its state.
 
-        With a shared generator, the numbers that belong to a position would depend on how many were drawn before.
+        With one generator for all steps, the noise at a position would depend on how many numbers were drawn before.
         """
         if not self.eta:
             return []
@@ -56,7 +56,7 @@ class LogMelPipeline(DiffusionPipeline):
 
     Args:
         vae, unet, vocoder, scheduler, prior: the parts (`srlib.models`).
-        num_inference_steps, guidance_scale: what a call uses unless told otherwise.
+        num_inference_steps, guidance_scale: defaults of a call.
     """
 
     _optional_components: ClassVar[list[str]] = ["prior"]
@@ -124,21 +124,21 @@ class LogMelPipeline(DiffusionPipeline):
         return [part for part in (self.vae, self.unet, self.vocoder, self.prior) if part is not None]
 
     def residual_spread(self) -> torch.Tensor:
-        """`[1, channels, 1, 1]`: the unit of the residual in each latent channel; one without a prior."""
+        """`[1, channels, 1, 1]`: standard deviation of the residual in each latent channel; ones without a prior."""
         if self.prior is None:
             return torch.ones(1, self.vae.config.latent_channels, 1, 1, device=self.device)
         return self.prior.residual_std[None, :, None, None]
 
     def to_residual(self, latent: torch.Tensor, mean_latent: torch.Tensor) -> torch.Tensor:
-        """What the diffusion model generates: the difference of a latent from that of the prior's mean, unit spread."""
+        """Target of the diffusion model: a latent minus that of the prior's mean, scaled to unit variance."""
         return (latent - mean_latent) / self.residual_spread()
 
     def decode_residual(
         self, residual: torch.Tensor, mean_latent: torch.Tensor, posterior: Posterior | None
     ) -> torch.Tensor:
-        """Log-mel of what the diffusion model generated.
+        """Log-mel of a generated residual.
 
-        With a prior the decoded change is added to the posterior mean itself: the autoencoder would lose some of it.
+        With a prior the decoded change is added to the posterior mean itself, part of which the autoencoder would lose.
         """
         decoded = vae.decode(self.vae, residual * self.residual_spread() + mean_latent)
         return decoded if posterior is None else posterior.mean + decoded - vae.decode(self.vae, mean_latent)
@@ -146,7 +146,7 @@ class LogMelPipeline(DiffusionPipeline):
     def encode_condition(
         self, degraded: torch.Tensor, posterior: Posterior | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is concatenated to the noisy latent, and the latent that the generated residual is added to.
+        """The condition, concatenated to the noisy latent, and the latent that the generated residual is added to.
 
         The condition is the latent of the degraded log-mel `[batch, 1, frames, 256]`. With a prior there follow the
         latent of the posterior mean and two maps: how sure the observation is (0 to 1), and the prior's standard

@@ -1,7 +1,7 @@
 """A Gaussian prior over log-mel frames; its posterior mean restores cutoff, noise, tones and gaps by one formula.
 
 A log-mel frame is x_t = mean + s + f_t: a slow part s ~ N(0, S_slow), the same for seconds (timbre and level), and a
-fast part f_t ~ N(0, S_fast), which moves from frame to frame. It is observed as y_t = x_t + noise, whose variance per
+fast part f_t ~ N(0, S_fast), which changes from frame to frame. It is observed as y_t = x_t + noise, whose variance per
 frame and band comes from `srlib.restore.observation`: zero where the band is known, infinite where it is missing.
 Both covariances are of low rank plus a diagonal, S = U U' + D (a factor analysis model), so that the posterior of a
 frame costs one solve of the rank's size.
@@ -22,9 +22,9 @@ from srlib.config import LOG_MEL_FLOOR, N_MELS
 
 SLOW_FRAMES = 257  # window of the slow part: 2.57 s
 _SLOW_STRIDE = 16  # frames between two solves for the slow part, which hardly changes between them
-MODEL_VARIANCE = 0.2  # nat^2, added to every observation: what music does that no Gaussian expects (notebook 04)
-MISSING = 1e6  # nat^2: an infinite variance in arithmetic, where nothing is observed
-_FIT_STRIDE = 8  # frames between two that are fitted; neighbours overlap by three quarters
+MODEL_VARIANCE = 0.2  # nat^2, added to the variance of every observation, since music is not Gaussian
+MISSING = 1e6  # nat^2: stands for an infinite variance, where nothing is observed
+_FIT_STRIDE = 8  # every eighth frame is fitted, since the windows of neighbours overlap by three quarters
 _LOWEST = math.log(LOG_MEL_FLOOR)
 
 
@@ -50,7 +50,7 @@ class GaussianPrior(ModelMixin, ConfigMixin):
         for part in ("slow", "fast"):
             self.register_buffer(f"{part}_factors", torch.zeros(n_mels, rank))
             self.register_buffer(f"{part}_variance", torch.ones(n_mels))
-        # Spread of what the posterior mean leaves over, by latent channel: the unit of what the diffusion generates.
+        # Standard deviation of the residual to the posterior mean, by latent channel: the unit of the diffusion model.
         self.register_buffer("residual_std", torch.ones(latent_channels))
 
     @torch.no_grad()
@@ -69,7 +69,7 @@ class GaussianPrior(ModelMixin, ConfigMixin):
         slow, slow_spread = (_stretched(values, len(observed)) for values in cells)
         fast, fast_spread = _solve(self.fast_factors, self.fast_variance, deviation - slow, variance + MODEL_VARIANCE)
         estimate, rest = slow + fast, self.slow_variance + self.fast_variance
-        known = rest / (rest + variance)  # share of the observation: an exact one is its own estimate
+        known = rest / (rest + variance)  # weight of the observation, 1 if it is exact
         spread = (1 - known) ** 2 * (slow_spread + fast_spread) + known * variance
         return self.mean + estimate + known * (deviation - estimate), spread
 
@@ -91,7 +91,7 @@ class GaussianPrior(ModelMixin, ConfigMixin):
 
 
 def _factors(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal factors `[n, rank]` of a covariance, and the variance `[n]` that they leave."""
+    """Principal factors `[n, rank]` of a covariance, and the variance `[n]` that they do not explain."""
     values, vectors = torch.linalg.eigh(covariance)
     factors = vectors[:, -rank:] * values[-rank:].clamp(min=0).sqrt()
     return factors, (covariance.diagonal() - factors.square().sum(1)).clamp(min=1e-4)
@@ -101,7 +101,7 @@ def _solve(
     factors: torch.Tensor, rest: torch.Tensor, observed: torch.Tensor, variance: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Posterior mean and variance `[n, 256]` of U w under w ~ N(0, 1), observed as U w + N(0, rest + variance)."""
-    factors, rest = factors.float(), rest.float()  # of a pipeline in half precision, too
+    factors, rest = factors.float(), rest.float()  # the pipeline may be in half precision
     rows, rank = len(observed), factors.shape[1]
     if (variance == variance[:1]).all():  # one filter and no noise: one solve for all frames
         variance = variance[:1]

@@ -25,7 +25,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
         super().__init__()
         self.register_buffer("mean", torch.zeros(patch * patch))  # nat, of a patch
         self.register_buffer("components", torch.eye(patch * patch)[:latent_channels])  # orthonormal rows
-        self.register_buffer("spread", torch.ones(latent_channels))  # nat: what one unit of a latent moves a patch by
+        self.register_buffer("spread", torch.ones(latent_channels))  # nat: change of a patch for one unit of a latent
         self.register_buffer("log_variance", torch.full((latent_channels,), -6.0))  # of the posterior
 
     def encode(self, log_mel: torch.Tensor) -> AutoencoderKLOutput:
@@ -46,7 +46,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
         patches = F.pixel_unshuffle(log_mel, self.config.patch).permute(0, 2, 3, 1).flatten(0, 2).double()
         values, vectors = torch.linalg.eigh(torch.cov(patches.T))
         variances = values[-self.config.latent_channels :].flip(0)
-        noise = values[: -self.config.latent_channels].mean().clamp(min=1e-6)  # the variance of what is left out
+        noise = values[: -self.config.latent_channels].mean().clamp(min=1e-6)  # of the components left out
         self.mean.copy_(patches.mean(0))
         self.components.copy_(vectors[:, -self.config.latent_channels :].flip(1).T)
         self.spread.copy_(variances.sqrt())

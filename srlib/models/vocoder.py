@@ -39,7 +39,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class IstftVocoder(ModelMixin, ConfigMixin):
-    """A fixed excitation, shaped by the mel envelope and by what ConvNeXt blocks add to it in gain and phase.
+    """A fixed excitation, shaped by the mel envelope and by a gain and a phase that ConvNeXt blocks predict.
 
     The excitation is a loop of Gaussian noise of `excitation_frames`. Scaled by the envelope it is a usable vocoder
     without training; the network starts at zero and learns a correction. One inverse STFT makes the waveform, as in
@@ -70,7 +70,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
     def forward(self, log_mel: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
         """Waveform `[batch, 480 * frames]` of a log-mel `[batch, 1, frames, 256]`.
 
-        `first_frame` is where in the loop the excitation starts; overlapping chunks can share it.
+        `first_frame` is the position in the loop of the excitation, which overlapping chunks then share.
         """
         frames = log_mel.shape[2]
         hidden = (log_mel[:, 0].transpose(1, 2) - _CENTRE_NAT) / _SPREAD_NAT  # (B, 256, T)

@@ -1,8 +1,8 @@
-"""Named artefacts: what notebooks save, what of it is committed, and how the two are compared.
+"""Named artefacts: saved by notebooks, compared with the committed ones, and committed if they differ.
 
 A notebook saves figures, tables and numbers under bare names, always below build/<profile>/{figures,tables}. `publish`
-then compares them with figures/ and report/tables/, which are committed, and copies only what moved by more than the
-tolerances below. The profile `smoke` and explorations are never published. Beside each artefact lies a JSON sidecar
+then compares them with figures/ and report/tables/, which are committed, and copies only those that differ by more than
+the tolerances below. The profile `smoke` and explorations are never published. Beside each artefact lies a JSON sidecar
 with its notebook, profile and SHA-256; the numbers of a notebook are the table `numbers_<notebook>`.
 """
 
@@ -26,16 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAFT_PROFILE = "smoke"  # its model is untrained
-EXPLORED = "explore"  # stands for the profile of what runs outside the chain of notebooks
+EXPLORED = "explore"  # takes the place of the profile outside the chain of notebooks
 KINDS = {".png": "figure", ".svg": "figure", ".csv": "table"}
 SIGNIFICANT_DIGITS = 6  # of every stored float
 FIGURE_DPI = 160  # pixels per inch of the png figures
 
-# How far a value of a column may move before its table is rewritten: a share of itself plus of the column's median
-# magnitude. The first pattern that fits the column's name counts; None: not compared. Another CPU moves results
-# by 1e-5.
+# Tolerated change of a value, as a share of itself plus the same share of its column's median magnitude, by patterns of
+# the column's name, of which the first match counts; None: not compared. Another CPU changes results by 1e-5.
 TOLERANCES = {"*seconds": None, "*_s": None, "*minutes": None, "c2st": 0.02, "*": 1e-3}
-MOST_DB = 100.0  # a ratio above it is the rounding of float32, in dB
+MOST_DB = 100.0  # dB; a larger ratio is rounding of float32
 SAME_LEVEL, SAME_SHARE = 16, 2e-5  # a png is the same if fewer pixels than this share differ by more than this level
 SAME_POINTS = 0.05  # a svg is the same if no coordinate differs by more, in points
 
@@ -50,12 +49,12 @@ def root() -> Path:
 
 
 def build_dir(profile: str) -> Path:
-    """Folder of everything of a profile that git ignores: executed notebooks, fresh artefacts, the PDF."""
+    """Folder of a profile's files that git ignores: executed notebooks, fresh artefacts, the PDF."""
     return root() / "build" / profile
 
 
 def folder(kind: str, profile: str, fresh: bool = False) -> Path:
-    """Where figures or tables lie: the committed ones, or the `fresh` ones that the last run of a notebook made."""
+    """Folder of the figures or tables that are committed, or of the `fresh` ones of the last runs."""
     if fresh or profile in (DRAFT_PROFILE, EXPLORED):
         return build_dir(profile) / f"{kind}s"
     return root() / ("figures" if kind == "figure" else "report/tables")
@@ -95,7 +94,7 @@ def save_table(
 
     Args:
         table: tidy, one row per observation. Floats are kept to 6 significant digits.
-        settings: what a reader must know to reproduce the columns, e.g. the convention, n_fft and hop of an LSD.
+        settings: how the columns are computed, e.g. the convention, n_fft and hop of an LSD.
     """
     if table.empty:
         raise SrlibError(f"Table {name!r} of notebook {notebook} has no rows; nothing was written.")
@@ -113,7 +112,7 @@ def _with_sidecar(path: Path, profile: str, notebook: str, more: Mapping[str, An
 
 
 def find(kind: str, name: str, profile: str) -> tuple[Path, dict[str, Any]]:
-    """Path and sidecar of a published "figure" or "table", once file, sidecar and profile agree; else an error."""
+    """Path and sidecar of a published "figure" or "table"; SrlibError unless file, sidecar and profile agree."""
     where = folder(kind, profile)
     record = _read_json(where / name)
     path = where / record.get("file", name)
@@ -124,18 +123,18 @@ def find(kind: str, name: str, profile: str) -> tuple[Path, dict[str, Any]]:
 
 
 def read_table(name: str, profile: str) -> pandas.DataFrame:
-    """The table as published; a missing one is an error that names the notebook to run."""
+    """The published table; SrlibError names the notebook that makes a missing one."""
     return read_csv(find("table", name, profile)[0])
 
 
 def committed_table(name: str) -> tuple[pandas.DataFrame, dict[str, Any]] | None:
-    """A committed table and its settings, whatever the profile of the caller; None if it is not there."""
+    """A committed table and its settings, for any profile; None if it does not exist."""
     path = root() / "report" / "tables" / f"{name}.csv"
     return (read_csv(path), _read_json(path)["settings"]) if path.is_file() else None
 
 
 def read_csv(path: Path) -> pandas.DataFrame:
-    """A stored table; the text of a number stays text."""
+    """A stored table; the column `text` stays text."""
     import pandas
 
     return pandas.read_csv(path, keep_default_na=False, na_values=[""], dtype={"text": str})
@@ -156,7 +155,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def advice(name: str, profile: str) -> str:
-    """What to run so that an artefact appears: the notebook that lists it as an output, or saves the number."""
+    """The command that makes an artefact: it runs the notebook that lists it as an output, or saves the number."""
     pattern = rf'/{name}\.(csv|png|svg)`|save_number\(\\"{name}\\"'  # in JSON, quotes of the code are escaped
     paths = sorted((root() / "notebooks").glob("*.ipynb"))
     maker = next((f" --only {path.stem}" for path in paths if re.search(pattern, path.read_text("utf-8"))), "")
@@ -164,10 +163,10 @@ def advice(name: str, profile: str) -> str:
 
 
 def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:
-    """Compare what the last run of a notebook made with what is committed; returns a sentence for each difference.
+    """Compare the fresh artefacts of a notebook with the committed ones; returns a sentence for each difference.
 
     Args:
-        rewrite: replace the committed artefacts that differ, and remove those that the notebook no longer makes.
+        rewrite: replace the committed artefacts that differ, and delete those that the notebook no longer makes.
     """
     if profile == DRAFT_PROFILE:
         return []
@@ -190,7 +189,7 @@ def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:
 
 
 def _difference(before: Path, now: Path, record: dict[str, Any]) -> str:
-    """What is new in an artefact against the committed one; nothing if it is the same within the tolerances."""
+    """How an artefact differs from the committed one; empty within the tolerances."""
     old = _read_json(before)
     if not before.is_file() or not old:
         return "is new"
@@ -206,7 +205,7 @@ def _difference(before: Path, now: Path, record: dict[str, Any]) -> str:
 
 
 def compare_tables(before: Path, now: Path) -> str:
-    """The first value of each column that moved beyond TOLERANCES, as a sentence; nothing if none did."""
+    """A sentence on each column with a change beyond TOLERANCES; empty without one."""
     from pandas.api.types import is_numeric_dtype
     from pandas.testing import assert_series_equal
 

@@ -1,7 +1,7 @@
-"""What notebooks let a person move, see and hear: a degradation, a restoration, and a file of one's own.
+"""Interactive views for notebooks: a degradation, a restoration, and a file of the reader's.
 
-Each call shows spectra and players for its starting values. In a live front end controls stand above them, and every
-move draws them anew. Where nobody can move anything (papermill, nbval, static HTML) it shows the starting values.
+Each call shows spectra and players. In a live front end there are controls above them, and every change updates them.
+Elsewhere (papermill, nbval, static HTML) the call shows the starting values.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ OWN = "its own"  # steps or merge of a system as the main table has them
 OTHERS = ("band_replication", "wiener", "notch", "oracle")  # systems without a model
 STEPS = (0, 1, 2, 4, 8, 16)  # of the sampler; 0 is the prior's mean
 AMPLITUDES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # peak of the tone, standard deviation of the noise
-SECONDS = 10.0  # of a file of one's own that are shown
-MOST_RATE = 192_000  # Hz, of files
+SECONDS = 10.0  # s, length of the excerpt of a file
+MOST_RATE = 192_000  # Hz, highest sample rate of a file
 
 
 def degradation(clip: np.ndarray, start: Degradation) -> None:
@@ -75,7 +75,7 @@ def restoration(run: Run, track_index: int = 0) -> None:
 
 
 def your_file(run: Run, path: str | Path) -> None:
-    """Restore the first seconds of a file, or of one that is uploaded, and say what was found in it."""
+    """Restore the first seconds of a file, or of an uploaded one, and show the findings."""
 
     def view(another_file: Sequence[Mapping[str, Any]], **options: Any) -> str:
         source = Path(path)
@@ -101,12 +101,12 @@ def excerpt(path: str | Path) -> tuple[np.ndarray, int]:
 
 
 def _seen(clips: Mapping[str, np.ndarray], edges_hz: Sequence[float], said: str = "") -> str:
-    """HTML of what is said of clips, their mean spectra with edges of the band, and their players in a frame."""
+    """HTML of a sentence, the mean spectra of clips with edges of the band, and their players."""
     picture = io.BytesIO()
     mono = {name: np.atleast_2d(wav).mean(axis=0) for name, wav in clips.items()}
     plots.spectra(mono, edges_hz).savefig(picture, format="png")
     source = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
-    players = plots.frame(clips, "wav" if interactive() else "ogg")  # quick to make, or small
+    players = plots.frame(clips, "wav" if interactive() else "ogg")  # wav encodes fast, ogg is small
     return f'<p>{html.escape(said)}</p><img src="{source}" alt="mean spectra" style="height: 240px">{players}'
 
 

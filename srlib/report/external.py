@@ -1,4 +1,4 @@
-"""Anyone's restorer under the conditions of the main table: its rows in the table `systems`, which notebook 07 adds."""
+"""Evaluation of any system under the conditions of the main table: rows of `systems`, which notebook 07 adds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TABLE = "systems"
 
 
 def evaluate_system(name: str, given: Any, profile: Profile, chosen: Collection[str] = ()) -> pd.DataFrame:
-    """Measure a restorer on the profile's test tracks and keep its rows; a call that was stopped goes on.
+    """Measure a system on the profile's test tracks and keep its rows; a stopped call can be repeated to continue.
 
     Args:
         name: of the system in the rows; earlier rows of the same name and condition are replaced.
-        given: a command with `{in}` and `{out}`, a model folder, or a callable, as `systems.named` takes it.
+        given: a command with `{in}` and `{out}`, a model folder, or a callable, as for `systems.named`.
         chosen: conditions by name, such as clean_8k; all of the main table if none is given.
     """
     noises = run.default_parameters("07_lsd_tables")["noises"]

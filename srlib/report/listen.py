@@ -1,4 +1,4 @@
-"""What stands beside the PDF: a page to listen, a gallery of the executed notebooks, and the record of the archive."""
+"""Files beside the PDF: a listening page, a gallery of the executed notebooks, and the record of the archive."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from srlib import config
 from srlib.audio.files import write_text
 from srlib.report import artifacts, plots
 
-SYSTEMS = {  # player -> what `measure.systems.named` knows it by
+SYSTEMS = {  # player -> name in `measure.systems.named`
     "degraded": "unprocessed", "restored": "ours", "prior alone": "prior", "band replication": "band_replication",
 }  # fmt: skip
-CONDITIONS: dict[str, dict[str, Any]] = {  # what is done to the clips: recipes of `measure.conditions`
+CONDITIONS: dict[str, dict[str, Any]] = {  # of the clips: recipes of `measure.conditions`
     "low-pass 4 kHz": {"cutoff_hz": 4000.0},
     "low-pass 8 kHz": {"cutoff_hz": 8000.0},
     "low-pass 8 kHz, tone": {
         "cutoff_hz": 8000.0, "noise_type": "tone", "noise_amplitude": 0.05, "tone_hz": (500.0, 7000.0)},
     "low-pass 8 kHz, white noise": {"cutoff_hz": 8000.0, "noise_type": "white", "noise_amplitude": 0.01},
 }  # fmt: skip
-TRACKS, SECONDS = 3, 5.0  # tracks of each condition, and how much of each
+TRACKS, SECONDS = 3, 5.0  # tracks of each condition; s of each track
 CRATE = "ro-crate-metadata.json"
 
 
@@ -32,11 +32,11 @@ def pages(profile: str = "demo") -> Iterator[Path]:
 
 
 def samples(profile: str = "demo", systems: Mapping[str, Any] | None = None) -> Path:
-    """Write build/<profile>/samples.html: clips as spectrograms to click on, and a blind A/B/X test; one file.
+    """Write build/<profile>/samples.html, a single file: clips with spectrograms to click on, and a blind A/B/X test.
 
     Args:
-        systems: {name of a player: whatever `measure.systems.named` takes}; None: SYSTEMS and those that
-            `srlib evaluate-system` measured, where their program or folder is there.
+        systems: {name of a player: a value for `measure.systems.named`}; None: SYSTEMS and those that
+            `srlib evaluate-system` measured, if their program or folder exists.
     """
     if systems is None:
         _, others = artifacts.committed_table("systems") or (None, {})
@@ -48,7 +48,7 @@ def samples(profile: str = "demo", systems: Mapping[str, Any] | None = None) -> 
 
 
 def _clips(profile: config.Profile, systems: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Title and players of each clip: all of its systems, at their own levels."""
+    """Title and players of each clip, one player a system."""
     from srlib.data import tracks as data
     from srlib.measure import conditions
     from srlib.measure import systems as known

@@ -1,4 +1,4 @@
-"""The PDF: report.md with every figure, table and number taken from artefacts, through pandoc and typst.
+"""The PDF: report.md with figures, tables and numbers from artefacts, typeset by pandoc and typst.
 
 report/report.md is pandoc Markdown with these directives, which are expanded before pandoc sees them:
 
@@ -7,10 +7,10 @@ report/report.md is pandoc Markdown with these directives, which are expanded be
     ![Caption.](figure:NAME){#fig:ID}            a saved figure; "(notebook NN)" ends its caption
     ```{.table #tbl:ID from=NAME} SPEC ```       a saved table; SPEC is YAML, see `_arrange`
     {{profile}}                                  the profile
-    {{settings}} {{manifest}}                    at the end: settings of the tables, artefacts used and who made them
+    {{settings}} {{manifest}}                    at the end: settings of the tables, artefacts used and their notebooks
 
-A missing artefact, one of another profile or edited by hand, an unknown citation and a broken reference fail the build,
-each with one sentence. The same inputs give the same bytes.
+A missing artefact, one of another profile or edited by hand, an unknown citation and a broken reference stop the build
+with one sentence. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def build(profile: str = "demo", draft: bool = False) -> Path:
     """Typeset the report from the artefacts of `profile`; returns the path of the PDF.
 
     Args:
-        draft: mark the title page as a draft; the only way to typeset the smoke profile, whose model is untrained.
+        draft: mark the title page as a draft, which the smoke profile with its untrained model requires.
     """
     if profile == artifacts.DRAFT_PROFILE and not draft:
         how = "ask for a draft (`srlib report --draft`) or run `srlib reproduce --profile demo`"
@@ -68,7 +68,7 @@ def update_readme(profile: str = "demo") -> list[Path]:
 
 
 class Expansion:
-    """Expands the directives of one document and remembers which artefacts it used, for the manifest."""
+    """Expands the directives of one document and records the artefacts that it used, for the manifest."""
 
     def __init__(self, profile: str) -> None:
         import yaml
@@ -78,7 +78,7 @@ class Expansion:
         self._used: dict[str, dict[str, Any]] = {}  # "figure `x`" -> its record
 
     def expand(self, text: str) -> str:
-        """Markdown with all directives replaced; settings and manifest are those of all that stands before them."""
+        """Markdown with all directives replaced; settings and manifest cover the directives before them."""
         for pattern, replace in ((TABLE, self._table), (FIGURE, self._figure), (DIRECTIVE, self._directive)):
             text = pattern.sub(partial(self._asked, replace), text)
         return text
@@ -91,7 +91,7 @@ class Expansion:
             raise SrlibError(f"report.md asks for {what}; srlib/report/pdf.py lists what is.") from error
 
     def pipe_table(self, name: str, spec: Mapping[str, Any]) -> str:
-        """Markdown pipe table of a saved table, as its spec arranges it (see `_arrange`)."""
+        """Markdown pipe table of a saved table, by its spec (see `_arrange`)."""
         return _pipe(*_arrange(self._frame(name), spec, self.metadata["labels"]))
 
     def _use(self, kind: str, name: str) -> tuple[Path, dict[str, Any]]:
@@ -220,7 +220,7 @@ def _pandoc(source: Path, target: Path, profile: str, draft: bool) -> None:
 
 
 def _typeset(source: Path, target: Path) -> Path:
-    """Typst to PDF, with the fonts that typst brings, so that every machine sets the same lines."""
+    """Typst to PDF, with the fonts inside typst, so that line breaks are the same on every machine."""
     import typst
 
     try:

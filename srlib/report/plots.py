@@ -43,17 +43,17 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 WIDTH = 7.2  # inches, of every figure
 LOWEST_HZ, HIGHEST_HZ = 100.0, 20_000.0  # of a spectrogram's axis
-FREQUENCY_TICKS_HZ = (100, 1000, 4000, 10_000, 19_000)
-DB_RANGE = (-70.0, 20.0)  # dB of |STFT|^2 / n_fft: -70 is far below the quietest noise drawn, 20 is a loud partial
+FREQUENCY_TICKS_HZ = (100, 1000, 4000, 10_000, 19_000)  # on that axis
+DB_RANGE = (-70.0, 20.0)  # dB of |STFT|^2 / n_fft: from far below the quietest noise shown to a loud partial
 MAGMA = matplotlib.colormaps["magma"].resampled(64)  # 64 steps look the same and halve the size of a png
 LOG_MEL_RANGE = (-10.0, 2.5)  # natural log, the range of music on AudioSR's front end
 DEVIATION_RANGE = (0.0, 2.0)  # nat, of standard deviations of a log-mel
 Extent = tuple[float, float, float, float]  # first and last second, lowest and highest row
-QUALITY = 0.2  # compression level of Vorbis, about 130 kb/s a channel: transparent, and a fifth of FLAC's size
-SILENT = 1e-6  # root mean square under which a clip does not count for the equal level
+QUALITY = 0.2  # libsndfile's compression level of Vorbis, about 130 kb/s a channel; a fifth of FLAC's size
+SILENT = 1e-6  # rms, linear; quieter clips are ignored when players get an equal level
 
 
-styled = matplotlib.rc_context(STYLE)  # as a decorator: whatever the caller's own settings are
+styled = matplotlib.rc_context(STYLE)  # decorator: the style does not depend on the caller's settings
 
 
 def panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -71,7 +71,7 @@ def _colours(names: Sequence[Any]) -> list[str]:
 def mel_axis_power_db(wav: np.ndarray) -> np.ndarray:
     """Power spectrogram of `wav` [samples] in dB on a mel-like axis from 100 Hz to 20 kHz, [360, frames].
 
-    A row shows the strongest STFT bin it covers, so that a single tone is as bright at 10 kHz as at 1 kHz.
+    A row shows its strongest STFT bin, so that a single tone is as bright at 10 kHz as at 1 kHz.
     """
     wav = np.asarray(wav, np.float64)
     power = np.abs(librosa.stft(wav, n_fft=N_FFT, hop_length=HOP_LENGTH, pad_mode="reflect")) ** 2 / N_FFT
@@ -81,7 +81,7 @@ def mel_axis_power_db(wav: np.ndarray) -> np.ndarray:
 
 
 def mel(*hz: float) -> np.ndarray:
-    """Place of frequencies on the axis of the spectrograms."""
+    """Position of frequencies on the axis of the spectrograms, mel (HTK)."""
     return librosa.hz_to_mel(np.array(hz), htk=True)
 
 
@@ -254,7 +254,7 @@ def bars(
 
 
 def _with_legend(figure: Figure) -> Figure:
-    """One legend under all panels, with the labels of the panel that has most."""
+    """One legend under all panels, with the labels of the panel with most series."""
     handles, labels = max((ax.get_legend_handles_labels() for ax in figure.axes), key=lambda pair: len(pair[1]))
     names = [str(label).replace("_", " ") for label in labels]
     most = 4 if len(max(names, key=len)) > 12 else 6  # what fits beside each other
@@ -276,7 +276,7 @@ def frame(clips: Mapping[str, np.ndarray], kind: str = "ogg") -> str:
 
 
 def players(clips: Mapping[str, np.ndarray], kind: str = "ogg") -> list[dict[str, Any]]:
-    """Players of clips {name: [samples] or [channels, samples]} at 48 kHz, all turned down alike if one would clip.
+    """Players of clips {name: [samples] or [channels, samples]} at 48 kHz, under one gain that avoids clipping.
 
     Args:
         kind: of the sound, "ogg" (Vorbis: small) or "wav" (quick to make).

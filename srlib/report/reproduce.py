@@ -1,8 +1,8 @@
-"""The chain of notebooks over papermill: which must run again and why, and whether what they make is reproduced.
+"""The chain of notebooks over papermill: which are stale and why, and whether their results are reproduced.
 
-A notebook is skipped when nothing that could change its result has changed (its cells, the code that it reaches, the
-shipped weights and music) and what it made is still there, unedited. None reads what another makes. Times of files play
-no part. After a failure the next call continues at the failed notebook.
+A notebook is skipped if the inputs of its result (its cells, the code that it reaches, the shipped weights and music)
+are unchanged and its artefacts exist, unedited. No notebook reads artefacts of another. File times do not count. After
+a failure the next call continues at the failed notebook.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from srlib.errors import SrlibError
 from srlib.report import artifacts
 from srlib.report.run import IN_CHAIN
 
-# Sums in float32 depend on how they are shared out, and so do the digits of a table: whatever the host has or says,
-# torch computes on two threads, and OpenBLAS, which never starts more threads than there are cores, on one.
-# Threads that wait sleep, because others need the cores.
+# Sums in float32, and so the digits of a table, depend on the number of threads. On every host torch gets two threads,
+# and OpenBLAS, which never starts more threads than cores, one. Waiting threads sleep, because others need the cores.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1",
                 "OMP_WAIT_POLICY": "passive", IN_CHAIN: "1"}  # fmt: skip
 _PACKAGE = Path(__file__).parents[1]
-# Modules that offer many things to all notebooks: their public functions count only where they are named.
+# Modules that all notebooks import: of their public functions only those count that a notebook names.
 _ON_DEMAND = ("report/run.py", "report/plots.py")
 VERDICT = "verdict.txt"  # in the build folder of the profile
 
@@ -57,15 +56,15 @@ def reproduce(
     force: bool = False,
     verify: bool = False,
 ) -> list[str]:
-    """Run the chain where it is not up to date, and compare the results with what is committed.
+    """Run the stale notebooks of the chain, and compare the results with the committed ones.
 
     Returns a sentence for each difference beyond the tolerances of `artifacts`.
 
     Args:
         start: begin at this notebook ("05" is enough); those before it are left as they are.
         only: run this notebook alone.
-        force: run even what is up to date.
-        verify: only compare; else what differs is rewritten.
+        force: run notebooks that are up to date, too.
+        verify: compare only; otherwise artefacts that differ are rewritten.
     """
     if start and only:
         raise SrlibError("--from and --only exclude each other: give one of them.")
@@ -91,7 +90,7 @@ def reproduce(
 
 
 def status(profile: str | None = None) -> list[tuple[str, str, str]]:
-    """Of each notebook its name, "fresh" or "stale", and why it is stale."""
+    """Name of each notebook, "fresh" or "stale", and the reasons."""
     name, found = config.profile(profile).name, []
     for one in chain():
         reasons = _reasons(one, name)
@@ -102,7 +101,7 @@ def status(profile: str | None = None) -> list[tuple[str, str, str]]:
 
 
 def _reasons(one: str, profile: str) -> list[str]:
-    """Why a notebook has to run: what changed since its last run, of what it reads and of what it made."""
+    """Why a notebook has to run: changes of its inputs and artefacts since its last run."""
     file = _state_file(one, profile)
     if not file.is_file():
         return ["never run"]
@@ -115,7 +114,7 @@ def _state_file(one: str, profile: str) -> Path:
 
 
 def _made(one: str, profile: str) -> dict[str, str]:
-    """{file name: SHA-256} of what the last run of a notebook saved and is still there."""
+    """{file name: SHA-256} of the artefacts of a notebook's last run that still exist."""
     paths = [path for path, _ in artifacts.records(profile, True, one)]
     return {path.name: artifacts.sha256(path) for path in paths if path.is_file()}
 
@@ -128,13 +127,13 @@ def _expected(one: str, profile: str) -> int:
 
 
 def _run(one: str, profile: str) -> None:
-    """Run a notebook, and note what it needed and made."""
+    """Run a notebook, and write the hashes of its inputs and artefacts."""
     import papermill
 
     state_file, inputs = _state_file(one, profile), _inputs(one, profile)
     state_file.parent.mkdir(parents=True, exist_ok=True)
     state_file.unlink(missing_ok=True)
-    for path, _ in list(artifacts.records(profile, True, one)):  # what it no longer makes does not stay
+    for path, _ in list(artifacts.records(profile, True, one)):  # it may no longer make all of them
         path.unlink(missing_ok=True)
         path.with_suffix(".json").unlink()
     output = state_file.with_name(f"{one}.ipynb")
@@ -152,7 +151,7 @@ def _run(one: str, profile: str) -> None:
 
 
 def _inputs(one: str, profile: str) -> dict[str, str]:
-    """Everything that the notebook's result depends on: {file, folder or setting: its hash, or its value}."""
+    """{file, folder or setting: its hash, or its value} of all that the notebook's result depends on."""
     cells = json.loads(artifacts.notebook_file(one).read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     code = "\n".join(source for kind, source in sources if kind == "code")
@@ -175,9 +174,9 @@ def _assets() -> dict[str, str]:
 
 
 def reached(source: str) -> dict[Path, str]:
-    """Modules that code imports from the package, also by way of others and inside functions, and a hash of each.
+    """Modules of the package that code imports, also indirectly and inside functions, and a hash of each.
 
-    The hash is that of the code alone: comments and docstrings change no result.
+    The hash excludes comments and docstrings, which change no result.
     """
     notebook = ast.parse(source)
     waiting, found = set(imports(notebook)), {}
@@ -198,7 +197,7 @@ def _names(tree: ast.AST) -> set[str]:
 
 
 def _drop_unused(tree: ast.Module, named: set[str]) -> None:
-    """Remove public functions and methods that neither `named` nor what is left of the module mentions."""
+    """Remove public functions and methods that are neither in `named` nor used by the remaining code of the module."""
     for owner in (node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef)):
         public = {one.name: one for one in owner.body if isinstance(one, ast.FunctionDef) and one.name[0] != "_"}
         owner.body = [one for one in owner.body if one not in public.values()]
@@ -222,7 +221,7 @@ def imports(tree: ast.AST) -> Iterator[Path]:
 
 
 class _Bare(ast.NodeTransformer):
-    """Drops docstrings and what only type checkers read."""
+    """Drops docstrings and imports for type checkers."""
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
         return None if getattr(node.test, "id", "") == "TYPE_CHECKING" else self.generic_visit(node)

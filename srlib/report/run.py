@@ -1,4 +1,4 @@
-"""What the first cell of every notebook calls: seeds, device, profile, and the `run` that saves artefacts."""
+"""Set-up of a notebook, called in its first code cell: seeds, device, profile, and the `run` that saves artefacts."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ IN_CHAIN = "SRLIB_IN_CHAIN"  # set in the environment of notebooks that `srlib r
 
 
 class Run:
-    """One execution of a notebook: its `profile`, `seed`, `rng` and `device`, its data and model, and what it saves.
+    """One execution of a notebook: its `profile`, `seed`, `rng` and `device`, its data and model, and its artefacts.
 
-    `target` is the profile whose artefacts it makes, or "explore" outside the chain, whose artefacts go no further.
+    `target` is the profile of its artefacts, or "explore" outside the chain, where artefacts are not published.
     """
 
     def __init__(self, notebook: str, profile: config.Profile, seed: int, device: str, cells: Sequence[str]) -> None:
@@ -65,19 +65,19 @@ class Run:
         return excerpt(track, self.profile)
 
     def scratch(self, name: str) -> Path:
-        """An empty folder for what is not an artefact, e.g. a training run: build/<target>/runs/<name>."""
+        """An empty folder for files that are no artefacts, e.g. a training run: build/<target>/runs/<name>."""
         folder = artifacts.build_dir(self.target) / "runs" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     def save_figure(self, fig: Figure, name: str) -> Figure:
-        """Save a figure (png if it shows images, else svg) and hand it back: a cell's last line saves and shows it."""
+        """Save a figure (png if it shows images, else svg) and return it, so that a cell's last line also shows it."""
         self._note(artifacts.save_figure(fig, name, self.target, self.notebook))
         return fig
 
     def save_table(self, table: pd.DataFrame, name: str, settings: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Save a table with the settings of its columns, and hand it back."""
+        """Save a table with the settings of its columns, and return it."""
         self._note(artifacts.save_table(table, name, self.target, self.notebook, settings))
         return table
 
@@ -86,14 +86,14 @@ class Run:
         return self.save_table(pd.DataFrame(settings.items(), columns=["setting", "value"]), name)
 
     def save_number(self, name: str, value: float, unit: str = "", fmt: str = ".3g") -> None:
-        """Save a number that prose will quote and that is no cell of a table, with its unit and format there."""
+        """Save a number that the report quotes and that is no cell of a table, with its unit and format."""
         if not np.isfinite(value):
             raise SrlibError(f"Number {name!r} of notebook {self.notebook} is not finite; nothing was written.")
         self._numbers.append({"name": name, "value": value, "unit": unit, "text": format(value, fmt)})
         self.save_table(pd.DataFrame(self._numbers), f"numbers_{self.notebook}")
 
     def done(self) -> None:
-        """List what was saved, and keep for the gallery which cell saved what."""
+        """Print the saved artefacts, and write for the gallery which cell saved which."""
         path = artifacts.build_dir(self.target) / "notebooks" / f"{self.notebook}.cells.json"
         write_text(path, json.dumps(self._cells, indent=1) + "\n")
         numbers = [f"{one['name']:<34} {one['text']} {one['unit']}".rstrip() for one in self._numbers]
@@ -115,7 +115,7 @@ def interactive() -> bool:
 def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
     """Set seeds and device, resolve the profile, and return the notebook's `Run`.
 
-    Outside the chain it is an exploration: its artefacts go to build/explore and never touch what is committed.
+    Outside the chain it is an exploration: its artefacts go to build/explore and are not committed.
 
     Args:
         notebook: file name without suffix, e.g. "03_vae".

@@ -1,1 +1,1 @@
-"""Any file of any length: what is known of it, and how it is put back."""
+"""Restoration of files of any length: analysis, generation, merge."""

@@ -1,4 +1,4 @@
-"""What has to be known of a whole recording before a chunk of it can be restored: up to three passes over it."""
+"""Analysis of a whole recording, which the restoration of its chunks needs; it takes up to three passes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from srlib.settings import Gap
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Channels of a recording that share a band, and when: they are restored together, as if they were alone.
+    """The channels of a recording that have one band, and the time spans in which they do; they are restored together.
 
     Args:
         channels: indices in the recording.
-        spans: of each of these channels the (start, end) in seconds in which it has the band.
+        spans: for each of these channels the (start, end) in seconds in which it has the band.
         layout: which of the channels are restored, and their downmix for the model.
-        level: factor to a peak that the model was trained on.
+        level: factor that brings the peak into the range of the training data.
         tones: tones and hum of each unique channel, which are subtracted.
-        kept_tones_hz: those that the merge keeps; the prior is told of them.
-        floors: noise of what `layout.with_downmix` gives, at the model's level: powers of STFT bins `[rows, 1025]`.
+        kept_tones_hz: tones that are not subtracted; their cells count as unobserved.
+        floors: noise of the rows of `layout.with_downmix`, at the model's level: powers of STFT bins `[rows, 1025]`.
     """
 
     band: Band
@@ -45,7 +45,7 @@ class Part:
     floors: np.ndarray
 
     def uses(self, chunk: Chunk) -> bool:
-        """Whether any of the chunk's samples belongs to the part, and may sound."""
+        """Whether a sample of the chunk belongs to the part; False for a part of silent channels."""
         first, last = chunk.start * HOP_LENGTH - FADE, chunk.stop * HOP_LENGTH + FADE
         spans = [span for one in self.spans for span in one] if self.layout.unique else []
         return any(start * SAMPLE_RATE < last and end * SAMPLE_RATE > first for start, end in spans)
@@ -68,24 +68,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is known of a recording: `gaps` in seconds; the `parts`, the longest first, whose shares add up to one."""
+    """`gaps` in seconds, the `chunks`, and the `parts`, the longest first; the shares of the parts add up to one."""
 
     gaps: tuple[Gap, ...]
     chunks: Sequence[Chunk]
     parts: Sequence[Part]
 
     def chunked(self, recording: Recording) -> Iterator[tuple[Chunk, int, list[tuple[Part, np.ndarray]]]]:
-        """A pass over the chunks: the samples of each, and the parts that it holds with their waveforms `Part.own`."""
+        """A pass over the chunks: number of samples of each, and its parts with their waveforms `Part.own`."""
         blocks = recording.blocks_at(SAMPLE_RATE, range(recording.channels))
         for chunk, wav in zip(self.chunks, cut(blocks, self.chunks), strict=True):
             yield chunk, wav.shape[1], [(part, part.own(wav)) for part in self.parts if part.uses(chunk)]
 
 
 def analyse(recording: Recording, options: Options, has_prior: bool) -> Analysis:
-    """All that is known of a recording. Raise SrlibError for options that it cannot have.
+    """Analyse a recording. Raise SrlibError for options that do not fit it.
 
     Args:
-        has_prior: whether the model has a prior, which is told of noise and tones even if the merge keeps them.
+        has_prior: whether the model has a prior, which uses noise and tones even if the merge keeps them.
     """
     options.check(recording)
     rate, channels, subtracts = recording.sample_rate, range(recording.channels), options.merge == "gain"
@@ -117,7 +117,7 @@ def analyse(recording: Recording, options: Options, has_prior: bool) -> Analysis
 
 
 def _with_noise(recording: Recording, analysis: Analysis, forced: bool) -> Analysis:
-    """The analysis with the noise floors of each part; `forced` takes what is unsure for noise."""
+    """The analysis with the noise floors of each part; `forced` as in `NoiseFloor.result`."""
     finders = {part: [NoiseFloor() for _ in part.floors] for part in analysis.parts}
     for _, _, held in analysis.chunked(recording):
         for part, wav in held:

@@ -1,7 +1,7 @@
 """Cut a recording into chunks with context, and join the restored chunks without seams.
 
-Frames are those of the log-mel, 100 a second, counted from the start of the recording. Everything random or periodic
-belongs to such a position and not to a chunk, so that two chunks agree where they overlap.
+Frames are those of the log-mel, 100 a second, counted from the start of the recording. Random and periodic signals
+depend on that position and not on the chunk, so that two chunks agree where they overlap.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from srlib.config import HOP_LENGTH, LATENT_FACTOR, N_MELS, SAMPLE_RATE, UNIT_FR
 from srlib.settings import Gap
 
 CHUNK_FRAMES = 1024  # frames that the model restores at once, 10.24 s: the length that AudioSR was trained on
-CONTEXT_FRAMES = 64  # frames at either end of a chunk, whose result is dropped
-FADE = 16 * HOP_LENGTH  # samples, 0.16 s around an edge
+CONTEXT_FRAMES = 64  # frames at either end of a chunk, whose result is discarded
+FADE = 16 * HOP_LENGTH  # samples: a cross-fade of 0.16 s centred on an edge
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames `start` to `stop`; from `keep_from` on it takes over from the chunk before."""
+    """Frames `start` to `stop`; the output takes it from frame `keep_from` on."""
 
     start: int
     stop: int
@@ -72,7 +72,7 @@ def join(chunks: Sequence[Chunk], pieces: Iterable[np.ndarray]) -> Iterator[np.n
         if tail is not None:
             first = (chunk.keep_from - chunk.start) * HOP_LENGTH - FADE // 2
             faded = piece[..., first : first + FADE]
-            # Both sides are coherent, so they fade in amplitude; what they agree on stays as it is, to the bit.
+            # Both sides are coherent, so they fade in amplitude; equal samples stay bit-equal.
             piece = np.concatenate([tail + share * (faded - tail), piece[..., first + FADE :]], axis=-1)
             last -= first
         if following is not None:

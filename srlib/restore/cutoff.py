@@ -1,10 +1,10 @@
-"""Find where the band of a recording ends, for every second and channel, and how its low-pass filter falls.
+"""Detect the upper edge of a recording's band, for every second and channel, and the response of its low-pass.
 
 A low-pass adds its response (dB) to the long-term spectrum of the music, and noise or a coder hides the result under a
 floor. Before the filter, the spectrum is modelled as a random walk in dB over logarithmic frequency that slopes
-downwards. Several hundred filters, and none, are tried: the right response, subtracted, leaves the smallest steps.
-Steps have a Student t distribution, since instruments end abruptly too. A hidden Markov model over the seconds keeps
-one filter until the evidence for another outweighs the cost of a change.
+downwards. The likelihood of several hundred filters, and of none, is computed: after subtraction of the right response
+the steps of the walk are smallest. Steps have a Student t distribution, since instruments can end abruptly, too. A
+hidden Markov model over the seconds keeps one filter until another is likelier by more than the cost of a change.
 All constants without another source were tuned on the training tracks of the demo set.
 """
 
@@ -27,13 +27,13 @@ from srlib.degrade import Degradation, zero_phase_response
 from srlib.restore.merge import EDGE_ERROR, FULL_BAND, KNOWN_DB, MISSING_DB, Band
 from srlib.settings import Gap
 
-FULL_FROM_HZ = 18_500.0  # Hz; a band that reaches this far counts as full
+FULL_FROM_HZ = 18_500.0  # Hz; a band that reaches it counts as full
 WINDOW_SECONDS = 1  # s; resolution in time
-_SHORTEST = 0.5  # windows; what is left at the end of a recording is judged if it is at least so long
-_LOUDEST = 0.02  # share of a bin's frames, the loudest, left out of its mean: clicks at the edges of gaps
+_SHORTEST = 0.5  # windows; shortest rest at the end of a recording that is analysed
+_LOUDEST = 0.02  # share of the loudest frames that each bin leaves out of its mean: clicks at the edges of gaps
 _MEDIAN_BINS = 25  # bins, 586 Hz: wider than a tone, narrower than the transition of a filter
 _OCTAVE = 16  # bands in an octave
-_LOWEST_HZ, _HIGHEST_HZ = 1000.0, 18_600.0  # Hz, of the bands; above, coders have removed most music
+_LOWEST_HZ, _HIGHEST_HZ = 1000.0, 18_600.0  # Hz, of the bands; coders remove most music above
 
 # The filters that are tried: those with their -3 dB point between 1.7 and 20 kHz, sixteen cutoffs an octave.
 _SHAPES: tuple[tuple[FilterType, int], ...] = (
@@ -42,33 +42,33 @@ _SHAPES: tuple[tuple[FilterType, int], ...] = (
     ("boxcar", 2),
 )
 _CUTOFFS_HZ = 1300.0 * 2 ** (np.arange(65) / 16)
-_PASSBANDS_HZ = (1700.0, 20_000.0)
+_PASSBANDS_HZ = (1700.0, 20_000.0)  # limits of the -3 dB point
 
 # The random walk, in dB a band.
 _SLOPES = np.array([-0.1, -0.3, -0.5, -0.75, -1.05])
-_SLOPE_MEAN, _SLOPE_SPREAD = -0.45, 0.3
-_FALL_FROM_HZ, _FALL_WIDTH_HZ = 13_500.0, 4000.0  # from there on music falls faster, by up to 1 dB a band more ...
-_FALL_SPREAD = 1.0  # ... give or take
-_STEP_SPREAD = (0.4, 1.2)  # limits of a recording's own
-_FREEDOM = 2.5  # of Student's t
-_USUAL_COST = 0.75  # nat, what a band costs on average under the right hypothesis
-_FAR_DB, _FAR_COST = 8.0, 0.5  # steps beyond the first cost the second (nat) for each dB more: music has no brick walls
-_RESPONSE_ERROR = 0.1  # how far the real filter's slope may be off the tried one's
+_SLOPE_MEAN, _SLOPE_SPREAD = -0.45, 0.3  # normal prior of the slopes
+_FALL_FROM_HZ, _FALL_WIDTH_HZ = 13_500.0, 4000.0  # Hz; over this width the slope grows steeper by up to 1 dB a band
+_FALL_SPREAD = 1.0  # dB, standard deviation of that
+_STEP_SPREAD = (0.4, 1.2)  # dB, limits of the spread that is measured on a recording
+_FREEDOM = 2.5  # degrees of freedom of Student's t
+_USUAL_COST = 0.75  # nat, mean cost of a band under the right hypothesis
+_FAR_DB, _FAR_COST = 8.0, 0.5  # dB; nat for each dB that a step exceeds it: music has no brick walls
+_RESPONSE_ERROR = 0.1  # relative error of a tried filter's slope
 
-_DYNAMIC_DB = 100.0  # under the loudest band: what lies lower is floor
-_HIDDEN_DB, _HIDDEN_UNDER_DB = 0.7, 7.0  # a band so little over the floor holds music at least so far under it
-_STOP_DB, _STOP_MARGIN_DB = 50.0, 12.0  # past this attenuation anything is explained that is about as low
-_FILTER_COST = (8.0, 5.0)  # nat, for assuming a filter at all; the second where a floor hides the highest band
-_TEMPER = 0.7  # neighbouring bands are not independent
+_DYNAMIC_DB = 100.0  # dB under the loudest band, the lowest floor
+_HIDDEN_DB, _HIDDEN_UNDER_DB = 0.7, 7.0  # dB; in a band less than 0.7 over the floor music is at least 7 under it
+_STOP_DB, _STOP_MARGIN_DB = 50.0, 12.0  # dB; past this attenuation a level costs only what exceeds it by the margin
+_FILTER_COST = (8.0, 5.0)  # nat, cost of any filter; the second if a floor hides the highest band
+_TEMPER = 0.7  # factor of all costs, since neighbouring bands are not independent
 
-# What is concluded from it.
+# The decision.
 _GRID_HZ = 20.0  # Hz; resolution of the responses
-_SURE = 0.9  # probability that the true filter falls at least as far as what is equalised
-_DOUBT = 0.001  # probability of full band from which on the highest probable edge is taken
-# Cost of a change, and the most that a window can say, in nat. Of 24 steady recordings of the training split none is
-# divided at 20 to 90 nat; two seconds of full band among ten are found at up to 30 nat.
+_SURE = 0.9  # probability that the true filter falls at least as far as the response that is equalised
+_DOUBT = 0.001  # probability of full band above which the highest probable edge is taken
+# Cost of a change, and largest cost of a window, nat. At 20 to 90 nat none of 24 steady recordings of the training
+# split is divided; at up to 30 nat, two seconds of full band among ten are found.
 _CHANGE, _MOST_COST = 25.0, 45.0
-_ALIKE = 1.25  # ratio of passbands up to which two stretches or channels are taken for one: a third of an octave
+_ALIKE = 1.25  # ratio of passbands up to which two segments or channels have one band: a third of an octave
 
 
 class BandDetector:
@@ -87,7 +87,7 @@ class BandDetector:
             self._held = self._held[length:]
 
     def segments(self) -> list[tuple[int, Band]]:
-        """(first second, band) of each segment, in order; silence belongs to what precedes it, and alone has none."""
+        """(first second, band) of each segment, in order; silence belongs to the segment before, and alone has none."""
         spectra = self._windows()
         filters, sounding = _filters(), [second for second, one in enumerate(spectra) if one.any()]
         if not sounding:
@@ -105,7 +105,7 @@ class BandDetector:
         """The band of all samples so far, taken together; `FULL_BAND` if nothing is missing, or if all are silent.
 
         Args:
-            near_hz: a cutoff that is known (Hz): only filters are tried whose transition lies there.
+            near_hz: a known cutoff (Hz); only filters whose transition contains it are tried.
         """
         sounding = [spectrum for spectrum in self._windows() if spectrum.any()]
         return _band_of(np.mean(sounding, axis=0), near_hz) if sounding else FULL_BAND
@@ -120,7 +120,7 @@ def find_bands(recording: Recording, known: Band | float | None) -> list[tuple[B
     """Each band of a recording, with the (start, end) in seconds of each channel that has it; the longest first.
 
     Args:
-        known: the band of all of it; a cutoff (Hz), whose filter is looked for; None detects all.
+        known: the band of the whole recording; or its cutoff (Hz), whose filter is detected; None detects both.
     """
     channels, length = range(recording.channels), recording.samples / recording.sample_rate
     everywhere: dict[int, tuple[Gap, ...]] = dict.fromkeys(channels, ((0.0, inf),))
@@ -155,7 +155,7 @@ def _alike(one: Band, other: Band) -> bool:
 
 
 def _joined(spans: list[Gap]) -> tuple[Gap, ...]:
-    """The spans in order, those that touch as one."""
+    """The spans in order; adjacent ones are joined."""
     joined: list[Gap] = []
     for start, end in sorted(spans):
         if joined and joined[-1][1] == start:
@@ -165,7 +165,7 @@ def _joined(spans: list[Gap]) -> tuple[Gap, ...]:
 
 
 def detect_band(wav: torch.Tensor) -> Band:
-    """The band of `[samples]`, mono, 48 kHz, taken for steady."""
+    """The band of `[samples]`, mono, 48 kHz, as one segment."""
     detector = BandDetector()
     detector.add(wav)
     return detector.result()
@@ -255,11 +255,11 @@ def _costs(levels: np.ndarray, floor: float, filters: _Filters) -> np.ndarray:
     fall, unsure = -high, _FALL_SPREAD * high
     spread = _step_spread(levels, hidden)
     cost = ((_SLOPES - _SLOPE_MEAN) / _SLOPE_SPREAD) ** 2 / 2 + np.zeros_like(response[0])
-    walk = passed = music[0] - response[0] + 0 * cost  # the music as it was before the filter, dB
+    walk = passed = music[0] - response[0] + 0 * cost  # level of the music before the filter, dB
     for k in range(1, len(levels)):
         stopped = response[k] < -_STOP_DB
         expected, passed = walk + _SLOPES + fall[k], passed + _SLOPES
-        if hidden[k]:  # all that is known is how loud the music can be at most
+        if hidden[k]:  # only an upper limit of the music is known
             step = np.where(stopped, 0, np.minimum(floor - _HIDDEN_UNDER_DB - response[k] - expected, 0))
             free, walk = step == 0, np.where(stopped, walk, expected + step)
         else:
@@ -283,7 +283,7 @@ def _step_spread(levels: np.ndarray, hidden: np.ndarray) -> float:
 
 
 def _step_cost(step: np.ndarray, spread: float, error: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood of a step of the walk (Student's t), in nat over that of a usual one."""
+    """Negative log-likelihood of a step of the walk (Student's t), nat, less `_USUAL_COST`."""
     wide = np.hypot(spread, error)
     usual = (_FREEDOM + 1) / 2 * np.log1p((step / wide) ** 2 / _FREEDOM) + np.log(wide / spread) - _USUAL_COST
     return usual + _FAR_COST * np.maximum(np.abs(step) - _FAR_DB - 3 * (wide - spread), 0)
@@ -292,8 +292,9 @@ def _step_cost(step: np.ndarray, spread: float, error: np.ndarray) -> np.ndarray
 def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
     """The band of a spectrum `[1025]`: its edges and, from all probable filters, a response that is safe to invert.
 
-    The edge lies in the transition, give or take a tenth, of as many probable filters as possible: in the middle
-    of such edges, or at the highest if the band may be full, since music falls like a soft filter at 16 kHz.
+    An edge's support is the probability of the filters whose transition, widened by 10 %, contains it. The
+    middle one of the best supported edges is taken, or the highest if the band may be full: at 16 kHz music itself
+    falls like a soft filter.
     """
     filters = _filters()
     cost = _costs(*_band_levels(power), filters)
@@ -303,7 +304,7 @@ def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
         if away.all():
             return Band.at(near_hz)
         cost[:-1][away] = np.inf
-    # It falls no further than probable filters do; even below a given cutoff, the filter may do nothing.
+    # The response falls no further than probable filters do; with a given cutoff, too, "no filter" is one of them.
     response_db = _quantile(filters.bins_db, _SURE, softmax(-cost))
     if near_hz is not None:
         cost[-1] = np.inf
@@ -317,7 +318,7 @@ def _band_of(power: np.ndarray, near_hz: float | None) -> Band:
         return FULL_BAND
     best = np.flatnonzero(support > 0.98 * support.max())
     chosen = best[len(best) // 2]
-    if full_weight > _DOUBT:  # the fall may be the music's own: nothing is equalised
+    if full_weight > _DOUBT:  # the music itself may fall: nothing is equalised
         chosen, response_db = best[-1], np.zeros_like(response_db)
     weight = weight * covers[:, chosen]
     passband_hz, stopband_hz = float(edges[chosen]), float(_quantile(filters.stopband_hz, 0.5, weight))

@@ -1,4 +1,4 @@
-"""What a restoration found in a recording and did about it, for a person and for a program."""
+"""The findings of a restoration, as a sentence and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = ("tone", "hum")
 
 @dataclass(frozen=True)
 class Segment:
-    """Seconds of some channels (counted from 0) whose band ends at `passband_hz`; None is full band."""
+    """A time span of some channels (counted from 0) whose band ends at `passband_hz`; None is full band."""
 
     start_s: float
     end_s: float
@@ -28,16 +28,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found and done.
+    """Findings of one recording.
 
     Args:
         seconds: of the recording.
-        segments: in order of their start; those of a steady recording are one, and silence has none.
-        noise_db: by how much stationary noise was reduced, dB; None if none was found.
+        segments: in order of their start; a steady recording has one, and silence none.
+        noise_db: reduction of stationary noise, dB; None if none was found.
         tones_hz: stationary tones that were subtracted.
         hum_hz: the mains whose hum and harmonics were subtracted.
         gaps: (start, end) in seconds, filled.
-        warnings: what a person should know before the result is used.
+        warnings: sentences on damage of the file and limits of the result.
     """
 
     seconds: float
@@ -50,7 +50,7 @@ class Findings:
 
     @classmethod
     def of(cls, recording: Recording, options: Options, analysis: Analysis, noise_db: float | None) -> Findings:
-        """What was found in a recording, and by how much its noise was reduced."""
+        """The findings of an analysed recording; `noise_db` is the reduction of its noise."""
         seconds = recording.samples / recording.sample_rate
         segments: dict[tuple[float, float, float | None], list[int]] = {}
         for part in (one for one in analysis.parts if one.layout.unique):  # not silent
@@ -67,7 +67,7 @@ class Findings:
         return cls(seconds, bands, noise_db, tones, hum, analysis.gaps, tuple(note for note in notes if note))
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON takes it."""
+        """The fields, for JSON."""
         return asdict(self)
 
     def sentence(self) -> str:

@@ -15,11 +15,11 @@ from scipy import linalg, ndimage, signal
 from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, SAMPLE_RATE
 from srlib.settings import Gap
 
-SHORTEST_S, LONGEST_S = 0.02, 0.5  # s; shorter runs are pauses of a waveform near zero, longer ones pauses of the music
-# The following are the best of a grid on the valid split of the demo set, by LSD inside gaps of 50 to 500 ms.
-_REACH_FRAMES = 64  # frames on either side that bridge a gap in the log-mel
-_HELD, _AHEAD = 72, 1440  # samples before a moment and after it: 1.5 ms, 30 ms
-_SILENT = 1e-3  # amplitude over that of the next onset
+SHORTEST_S, LONGEST_S = 0.02, 0.5  # s; shorter runs are a waveform near zero, longer ones pauses of the music
+# The constants below are the best of a grid on the valid split of the demo set, by LSD inside gaps of 50 to 500 ms.
+_REACH_FRAMES = 64  # frames on either side from which a gap in the log-mel is interpolated
+_HELD, _AHEAD = 72, 1440  # samples before and after a moment: 1.5 ms, 30 ms
+_SILENT = 1e-3  # largest amplitude of silence, relative to the peak of the next 30 ms
 FADE = 1200  # samples, 25 ms at either edge
 _PAST, _ORDER = 7200, 1000  # samples (150 ms) before an edge, and coefficients of the prediction from them
 
@@ -27,7 +27,7 @@ _PAST, _ORDER = 7200, 1000  # samples (150 ms) before an edge, and coefficients 
 class GapFinder:
     """Runs of digital silence in all channels, of 20 to 500 ms, in a recording that comes block by block.
 
-    Runs at the very start or end do not count: nothing there says that sound was lost.
+    Runs at the start and at the end do not count: silence there is usual, and no sign of lost sound.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -58,11 +58,11 @@ class GapFinder:
 
 
 def interpolate_gaps(log_mel: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor:
-    """Log-mel `[batch, 1, frames, 256]` with every gap bridged: each frame a mean of those around the gap.
+    """Log-mel `[batch, 1, frames, 256]` with every gap interpolated: each frame a weighted mean of those around it.
 
     Frames weigh by the inverse square of their distance: near an edge the level of that edge, in the middle a mean of
-    both sides. All frames that reach into a gap are replaced, since its edges sound in them; a gap at one end of the
-    recording takes from its only side. `gaps` count from frame 0.
+    both sides. All frames whose window overlaps a gap are replaced, since its edges are clicks. A gap at one end of
+    the recording has frames on one side only. `gaps` count from frame 0.
     """
     frames = log_mel.shape[2]
     known = ~gap_frames(gaps, frames)
@@ -87,47 +87,47 @@ def gap_frames(gaps: Iterable[Gap], frames: int) -> np.ndarray:
 
 
 def fill_gaps(wav: torch.Tensor, generated: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor:
-    """`wav` `[samples]` with the generated audio inside the gaps; outside of them nothing changes, to the bit.
+    """`wav` `[samples]` with the generated audio inside the gaps; samples outside stay bit-equal.
 
-    At both edges the sound outside is carried on by linear prediction and cross-faded with the generated audio,
-    whose phase is unknown.
+    At both edges the sound outside is extrapolated by linear prediction and cross-faded with the generated audio,
+    whose phase is unrelated.
     """
     lost = _inside(gaps, len(wav))
     if not lost.any():
         return wav
-    spans = list(_runs(lost))  # gaps that touch are one: between them there is nothing to carry on
+    spans = list(_runs(lost))  # gaps that touch are one
     filled, source = wav.cpu().numpy().astype(np.float64), generated.cpu().numpy().astype(np.float64)
     edges = [0, *itertools.chain(*spans), len(wav)]
     for (first, last), before, after in zip(spans, edges[:-2:2], edges[3::2], strict=True):
         inside, fade = source[first:last].copy(), min(FADE, last - first)
         share = np.sin(np.pi / 2 * (np.arange(fade) + 0.5) / fade)
         for into, sound in ((inside, filled[before:first]), (inside[::-1], filled[last:after][::-1])):
-            into[:fade] = share * into[:fade] + share[::-1] * _carry_on(sound, fade)
+            into[:fade] = share * into[:fade] + share[::-1] * _extrapolated(sound, fade)
         filled[first:last] = inside
     return torch.from_numpy(filled).to(wav)
 
 
-def without_pre_echo(made: torch.Tensor, degraded: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor:
-    """`made` `[samples]`, but `degraded` where that is silent before an onset, in which a frame of 43 ms would ring.
+def without_pre_echo(restored: torch.Tensor, degraded: torch.Tensor, gaps: Iterable[Gap]) -> torch.Tensor:
+    """`restored` `[samples]`, but `degraded` where that is silent before an onset: a frame of 43 ms would ring there.
 
-    Silent is 60 dB below the next 30 ms. What lies in a gap stays as it was made.
+    Silent is 60 dB below the next 30 ms. Gaps keep `restored`.
     """
     loudness = np.abs(degraded.cpu().numpy())
     past = ndimage.maximum_filter1d(loudness, _HELD, origin=_HELD // 2 - 1, mode="constant")
     future = ndimage.maximum_filter1d(loudness, _AHEAD, origin=-(_AHEAD // 2), mode="constant")
     silent = (past < _SILENT * future) & ~_inside(gaps, len(degraded))
-    return torch.where(torch.from_numpy(silent).to(made.device), degraded, made) if silent.any() else made
+    return torch.where(torch.from_numpy(silent).to(restored.device), degraded, restored) if silent.any() else restored
 
 
-def _carry_on(sound: np.ndarray, samples: int) -> np.ndarray:
-    """The linear prediction of what follows `sound`; silence if that is too short or silent itself."""
+def _extrapolated(sound: np.ndarray, samples: int) -> np.ndarray:
+    """Linear prediction of the samples after `sound`; silence if that is too short or silent."""
     sound = sound[-_PAST:]
     order = min(_ORDER, len(sound) // 3)
     if order < 2 or not sound.any():
         return np.zeros(samples)
-    likeness = signal.correlate(sound, sound, "full", "fft")[len(sound) - 1 :][: order + 1]
-    likeness[0] *= 1 + 1e-9
-    coefficients = np.r_[1.0, linalg.solve_toeplitz(likeness[:-1], -likeness[1:])]
+    correlation = signal.correlate(sound, sound, "full", "fft")[len(sound) - 1 :][: order + 1]
+    correlation[0] *= 1 + 1e-9
+    coefficients = np.r_[1.0, linalg.solve_toeplitz(correlation[:-1], -correlation[1:])]
     state = signal.lfiltic([1.0], coefficients, sound[::-1][:order])
     return signal.lfilter([1.0], coefficients, np.zeros(samples), zi=state)[0]
 
@@ -147,7 +147,7 @@ def _runs(flags: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def sounding(wav: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Whether each of `[samples]` is no part of 20 ms or more of digital silence, where nothing can be measured."""
+    """`[samples]`, False in runs of 20 ms or more of digital silence, where nothing can be measured."""
     sounds = np.ones(len(wav), bool)
     for first, last in _runs(wav == 0):
         sounds[first:last] = last - first < SHORTEST_S * sample_rate

@@ -1,4 +1,4 @@
-"""Combine generated and degraded audio: AudioSR's replacement, a merge by gains, or the generated audio alone."""
+"""Merge generated and degraded audio: by gains, by AudioSR's replacement, or the generated audio alone."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from srlib.restore.gaps import fill_gaps, without_pre_echo
 from srlib.settings import Gap
 
 KNOWN_DB, MISSING_DB = -3.0, -20.0  # gain of a low-pass at the two edges of its transition
-LOST = 0.01  # gain (-40 dB) down to which the fall is taken back: 16 bits still hold music there
+LOST = 0.01  # gain (-40 dB) down to which the fall is equalised: 16 bits still hold music there
 DOUBT = 2.0  # factor of magnitude (6 dB) by which equalisation may exceed the generated level
-# Above the edge of a soft filter (a stopband from `SOFT` passbands on), what is more than `NEAR` (3.5 dB) below the
-# generated level is taken for attenuated: it is raised by half of the rest, in dB. What is then more than `AUDIBLE`
-# (6 dB) too low fades out as generated audio fills in. Tuned on training tracks of the demo set.
+# Above the edge of a soft filter (stopband edge over `SOFT` times the passband edge), a level more than `NEAR` (3.5 dB)
+# below the generated one counts as attenuated: it is raised by half of the difference beyond `NEAR`, in dB. If it is
+# then more than `AUDIBLE` (6 dB) too low, it fades out and generated audio fills in. Tuned on training tracks of the
+# demo set.
 SOFT, NEAR, AUDIBLE = 1.25, 1.5, 2.0
-# Above the edge of a steep filter, and up to `EDGE_ERROR` times that of a soft one, sound may be whole: it is not
-# raised, and stays if at most `KEEP` (15.6 dB) too low. Edges are looked for in bands of 4.4 %.
+# Above the edge of a steep filter, and up to `EDGE_ERROR` times that of a soft one, sound may be intact: it is not
+# raised, and stays if at most `KEEP` (15.6 dB) too low. Edges are detected in bands of 4.4 %.
 EDGE_ERROR, KEEP = 1.05, 6.0
 _LEAST_POWER = 1e-18  # of a bin: below it, float32 holds rounding errors
-_SMOOTH_BINS = 9, 5  # bins of 23 Hz over which levels are averaged: of generated audio, and of what may end abruptly
+_SMOOTH_BINS = 9, 5  # bins of 23 Hz in a mean level: of generated and of known audio, which may end abruptly
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Band:
     """Frequency limits (Hz) of a low-pass: `passband_hz` (-3 dB) and `stopband_hz` (-20 dB).
 
     Args:
-        gains: what is known of its response in the bins of the STFT, `[1025]`; without it, the fall is a straight line
-            in dB through the two edges, within 3.5 dB of Butterworth, Chebyshev and elliptic filters.
+        gains: its response in the bins of the STFT, `[1025]`, where known; without them the fall is a straight line in
+            dB through the two edges, within 3.5 dB of Butterworth, Chebyshev and elliptic filters.
     """
 
     passband_hz: float
@@ -49,12 +50,12 @@ class Band:
         return cls(cutoff_hz, 1.07 * cutoff_hz)
 
     def within(self, sample_rate: float) -> Band:
-        """The band of what was also sampled at this rate, Hz: nothing above its Nyquist frequency is left."""
+        """The band of a recording at this sample rate, Hz: at most up to its Nyquist frequency."""
         nyquist_hz = sample_rate / 2
         return self if self.passband_hz < nyquist_hz or nyquist_hz >= F_MAX else Band.at(0.95 * nyquist_hz)
 
     def response(self, freqs_hz: torch.Tensor) -> torch.Tensor:
-        """Gain of the low-pass at each frequency; 0 where it is below `LOST`: nothing can be taken back there."""
+        """Gain of the low-pass at each frequency; 0 below `LOST`, where it is not equalised."""
         if self == FULL_BAND:
             return torch.ones_like(freqs_hz)
         if self.gains is not None:
@@ -101,12 +102,12 @@ def merge(
         gaps: seconds, filled with the generated audio.
         blend: factor of the generated audio in the result.
 
-    Samples that no step changes come back to the bit. Before an onset the silence of the degraded waveform is kept.
+    Samples that no step changes stay bit-equal. Before an onset the silence of the degraded waveform is kept.
     """
-    made = blend * generated
+    restored = blend * generated
     if mode != "none":
-        made = fill_gaps(_joined(generated, degraded, band, mode, gain, blend), made, gaps)
-    return without_pre_echo(made, degraded, gaps)
+        restored = fill_gaps(_joined(generated, degraded, band, mode, gain, blend), restored, gaps)
+    return without_pre_echo(restored, degraded, gaps)
 
 
 def _joined(
@@ -124,17 +125,17 @@ def _joined(
     else:
         known = degraded_stft if gain is None else gain * degraded_stft
         joined = _equalised(generated_stft, known, band, freqs_hz, blend, clean=gain is None)
-    # Only the change goes through the inverse STFT: where there is none, the samples stay as they are.
+    # Only the difference goes through the inverse STFT, so that unchanged samples stay bit-equal.
     return degraded + istft_same((joined - degraded_stft)[None])[0, :length]
 
 
 def _equalised(
     generated: torch.Tensor, known: torch.Tensor, band: Band, freqs_hz: torch.Tensor, blend: float, clean: bool
 ) -> torch.Tensor:
-    """`known` `[frames, 1025]` over the response of the low-pass, and the power that is still missing of `generated`.
+    """`known` `[frames, 1025]` divided by the response of the low-pass, plus `generated` for the power still missing.
 
-    Above the edge the response is never known well: there `clean` audio is also raised towards the generated level.
-    Noise is not: with it, only what the response takes back counts. Neither exceeds `DOUBT` times that level.
+    Above the edge the response is uncertain, so `clean` audio is also raised towards the generated level. Noisy audio
+    is not, because its noise would be raised. The result does not exceed `DOUBT` times that level.
     """
     response = band.response(freqs_hz)
     inverse = torch.where(response > 0, 1 / response.clamp(min=LOST), torch.ones_like(response))
@@ -161,14 +162,14 @@ def _level(spectrum: torch.Tensor, order: int, width: int = 0) -> torch.Tensor:
 
 
 def scaled(wav: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
-    """`[samples]` with its STFT times `gain` `[frames, 1025]`; as it is without one."""
+    """`[samples]` with its STFT times `gain` `[frames, 1025]`; unchanged if that is None."""
     if gain is None:
         return wav
     return wav + istft_same(((gain - 1) * aligned_stft(wav, frames_of(wav)))[None])[0, : len(wav)]
 
 
 def above(wav: torch.Tensor, from_hz: float) -> torch.Tensor:
-    """`[..., samples]` without what lies below a frequency."""
+    """`[..., samples]` without frequencies below `from_hz`."""
     spectrum = torch.fft.rfft(wav)
     return torch.fft.irfft(
         spectrum * (torch.fft.rfftfreq(wav.shape[-1], 1 / SAMPLE_RATE) >= from_hz).to(wav), wav.shape[-1]

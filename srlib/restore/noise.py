@@ -1,8 +1,8 @@
 """Stationary white noise in the known band: its power in every STFT bin, and the gain that takes it out.
 
-The power comes from the whole recording, chunk by chunk: from above the band, where nothing else is left, or from the
-band's own upper end where the noise was filtered with the music. The gain is Ephraim and Malah's log-spectral amplitude
-estimator (1985), for which the model's log-mel says how loud the music is where noise hides it.
+The power is measured on the whole recording, chunk by chunk: above the band, where only noise is left, or at the upper
+end of the band if the noise was filtered with the music. The gain is Ephraim and Malah's log-spectral amplitude
+estimator (1985), whose a-priori SNR comes from the model's log-mel where noise hides the music.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from srlib.restore.merge import FULL_BAND, Band
 
 _INAUDIBLE = (3e-5) ** 2 * WINDOW_POWER  # power of a bin: of the order of the dither of 16-bit audio
 _TOP_HZ = 20_000.0  # resamplers and coders empty what lies above
-_FEWEST_BINS = 40  # that tell a level
+_FEWEST_BINS = 40  # from which a level is measured
 
 # Minimum statistics (Martin 2001): the first decile over time of power smoothed over 9 frames (90 ms), and the first
 # decile of that over frequency. The biases are the mean power of white noise over each of the two, as measured.
 _SMOOTHED_FRAMES, QUIET = 9, 0.1
 _QUIET_BIAS, _LOWEST_BIAS = 2.05, 2.29
-_QUIET_CHUNKS = 0.25  # of the quiet moments of all chunks, those of the quieter ones count
-_SILENT = 1e-14  # power of frames that say nothing
-_CLEAR = 1.05  # only noise is left above this multiple of the edge of the missing band
+_QUIET_CHUNKS = 0.25  # quantile over the chunks: the quieter ones count
+_SILENT = 1e-14  # power up to which a frame is digital silence
+_CLEAR = 1.05  # above this multiple of the stopband edge only noise is left
 
 # In-band noise is looked for in the highest fifth of the band below 95 % of its edge, in 48 bins at least.
 _EDGE, HIGHEST_SHARE, _WIDE_BINS = 0.95, 0.2, 48
 FEWEST_FRAMES = 200  # of a chunk that can be judged: 2 s
 # Limits of white noise in a chunk. None of 279 recordings of the training corpus without noise passes them, neither at
 # full band nor through five filters (50 s of each).
-# First decile over time over second percentile: noise 1.6 to 2 dB, music 2 to 20 dB, held waves 0 to 1 dB.
+# Ratio of the first decile over time to the second percentile: noise 1.6 to 2 dB, music 2 to 20 dB, held waves 0 to 1.
 _QUIETEST, _STEADY_DB = 0.02, (1.55, 2.05)
 _EVEN_DB = 0.9  # standard deviation of the differences of neighbouring bins: noise 0.3 to 0.9, synthesizers 0.9 to 3.5
 _PARTS, _FLAT_DB = 8, 1.2  # range of the means of eight parts of the bins
-_OUTSTANDING = 4.0  # power over that of the noise above the band
-# Noise lasts: it shows in a quarter of the chunks, and fewer chunks are quieter than it by more than 0.5 dB.
+_OUTSTANDING = 4.0  # ratio of power to that of the noise above the band
+# Noise is stationary: at least a quarter of the chunks show it, and fewer chunks are quieter by more than 0.5 dB.
 LEAST_SHARE, _QUIETER_DB = 0.25, 0.5
-_NEIGHBOURS = 41  # bins of the median that tells how far the noise reaches
+_NEIGHBOURS = 41  # bins of the median that finds the frequencies which the noise reaches
 
 _MEMORY = 0.7  # share of the frame before in the a-priori SNR; best on the valid split of the demo set
 _LEAST_SNR = 1e-5  # a-priori SNR
-# Expected power over the square of an expected log magnitude with errors of 0.5 nat, about the model's; same split.
+# Ratio of expected power to exp(2 E[log magnitude]) for errors of 0.5 nat, about the model's; same split.
 _POWER_OF_LOG = 1.7
 
 
@@ -62,7 +62,7 @@ def _white_level(quiet: np.ndarray) -> np.ndarray:
 
 
 def level_above(quiet: np.ndarray, band: Band) -> np.ndarray:
-    """Expected power `[...]` of noise above a band, from quiet moments `[..., 1025]`; zero if nothing lies above it."""
+    """Expected power `[...]` of noise above a band, from quiet moments `[..., 1025]`; zero for too few bins."""
     above = (_CLEAR * band.stopband_hz <= BINS_HZ) & (BINS_HZ <= _TOP_HZ)
     return _white_level(quiet[..., above]) if above.sum() >= _FEWEST_BINS else np.zeros(quiet.shape[:-1])
 
@@ -72,7 +72,7 @@ class NoiseFloor:
 
     def __init__(self) -> None:
         self._quiet: list[np.ndarray] = []  # two quantiles over time, [2, 1025], of each chunk
-        self._judged: list[np.ndarray] = []  # those of chunks that are long enough to tell whether it is noise
+        self._judged: list[np.ndarray] = []  # the same of chunks of FEWEST_FRAMES or more
 
     def add(self, wav: torch.Tensor) -> None:
         """Take the next chunk of the recording, `[samples]` at 48 kHz."""
@@ -82,10 +82,10 @@ class NoiseFloor:
             self._judged += self._quiet[-1:] if len(power) >= FEWEST_FRAMES else []
 
     def result(self, band: Band, sampled: Band | None = None, forced: bool = False) -> np.ndarray:
-        """Expected noise power of every bin, `[1025]`; zero where no noise can be heard.
+        """Expected noise power of every bin, `[1025]`; zero where it is inaudible.
 
-        `sampled` is what the recording's own sample rate leaves of the band, if that is less. `forced` takes the quiet
-        moments at the upper end of the band for noise, although nothing shows that they are.
+        `sampled` is the band below half the recording's own sample rate, if that is narrower. `forced` takes the quiet
+        moments at the upper end of the band for noise if no noise is found.
         """
         if not self._quiet:
             return np.zeros(len(BINS_HZ))
@@ -97,9 +97,9 @@ class NoiseFloor:
         return np.where(floor > _INAUDIBLE, floor, 0.0)
 
     def in_band(self, band: Band) -> np.ndarray:
-        """Expected power `[1025]` of noise that ends with the band, or lies on a full band; zero if there is none.
+        """Expected power `[1025]` of noise within the band, filtered with the music or on a full band; zero if none.
 
-        It is found where music leaves the band's end to it.
+        It is found if the music pauses at the upper end of the band often enough.
         """
         response = band.response(torch.from_numpy(BINS_HZ)).square().numpy()
         highest = _highest(band)
@@ -126,7 +126,7 @@ def _highest(band: Band) -> np.ndarray:
 
 
 def _is_noise(power: np.ndarray, above: float) -> bool:
-    """Whether the quiet moments `[2, bins]` at the end of a band are those of white noise; `above` is that above it."""
+    """Whether quiet moments `[2, bins]` at the end of a band are white noise; `above` is the noise power above it."""
     level_db, quietest_db = 10 * np.log10(power)
     steady = _STEADY_DB[0] < (level_db - quietest_db).mean() < _STEADY_DB[1]
     even = np.diff(level_db).std() < _EVEN_DB
@@ -144,10 +144,10 @@ def noise_gain(
         degraded: `[samples]` at 48 kHz.
         restored: the model's log-mel of the same seconds, `[frames, 256]`, nat.
         floor: noise power of every bin, `[1025]`, of `NoiseFloor`.
-        band: where the low-pass falls, there is as much less music in `degraded`.
+        band: its low-pass attenuates the music of `restored` in `degraded`.
 
-    The a-priori SNR of a bin is a weighted mean of two: of the SNR that the frame before had after its gain, which
-    follows single partials, and of the SNR by the model's log-mel, which knows how loud the music is under the noise.
+    The a-priori SNR of a bin is a weighted mean of two: the SNR of the frame before, after its gain, which follows
+    single partials, and the SNR from the model's log-mel, which estimates the music under the noise.
     """
     if not floor.any():
         return None

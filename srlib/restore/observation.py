@@ -1,7 +1,7 @@
 """The observation: a value and a variance of the clean log-mel for every frame and band of a degraded one.
 
-The filter decides which bands are known, the noise floor decides the variance of each frame, and gaps and tones take
-cells away. The prior (`srlib.models.prior`) turns this into a posterior; the diffusion model is told the variance.
+Bands above the passband and under tones are missing; the noise floor gives the variance of each frame, and gaps add to
+it. The prior (`srlib.models.prior`) turns this into a posterior; the variance is an input of the diffusion model.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from srlib.restore.gaps import gap_frames
 from srlib.restore.merge import LOST, Band
 from srlib.settings import Gap
 
-GAP_VARIANCE = 1.0  # nat^2, of a gap that is bridged from its two sides
+GAP_VARIANCE = 1.0  # nat^2, in a gap, whose log-mel is interpolated
 # Log of music over noise, nat: equally likely a priori from 35 dB below to 70 dB above the noise.
 _SNR_NAT = np.arange(-4.0, 8.01, 0.25)
 _EXCESS_STEP, _LEAST_EXCESS, _EXCESSES = 0.25, -1.5, 36  # nat: cells of the excess over the noise floor
-_SIMULATED_FRAMES = 400
+_SIMULATED_FRAMES = 400  # for the moments of `_likelihood`
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def observe(
     gaps: Sequence[Iterable[Gap]],
     tones_hz: Sequence[Sequence[float]] | None = None,
 ) -> Observation:
-    """The observation of degraded log-mels `[batch, 1, frames, 256]`, each with its band, noise, gaps (s) and tones.
+    """The observation of degraded log-mels `[batch, 1, frames, 256]`, with the fall of the low-pass equalised.
 
     Args:
-        log_mel: nat, with gaps bridged (`srlib.restore.gaps.interpolate_gaps`).
+        log_mel: nat, with gaps interpolated (`srlib.restore.gaps.interpolate_gaps`).
         noise_floors: expected powers of STFT bins `[1025]`, or None.
-
-    The fall of the filter is taken back.
+        gaps: (start, end) in seconds.
+        tones_hz: tones in the log-mel, whose bands count as missing.
     """
     rows = []
     tones_hz = tones_hz or [()] * len(log_mel)
@@ -65,7 +65,7 @@ def observe(
 
 
 def _touched(tones_hz: Iterable[float]) -> torch.Tensor:
-    """`[256]`, True for bands that sinusoids reach with the main lobe and first side lobes of Hann's window."""
+    """`[256]`, True for bands that the main lobe or first side lobes of a sinusoid reach (Hann window)."""
     lower, upper = band_edges_hz()[:-2], band_edges_hz()[2:]
     reach_hz = 4 * SAMPLE_RATE / N_FFT
     touched = np.zeros(N_MELS, bool)

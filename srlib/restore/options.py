@@ -1,4 +1,4 @@
-"""What a restoration can be asked for, with the limits of each option; no model runs before all are checked."""
+"""The options of a restoration, with their limits, which are checked before a model runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from srlib.restore.merge import FULL_BAND, Band
 from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Whole, settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-MAX_CHANNELS = 8
-_MOST_GUIDANCE = 100  # far more than is of use, and far less than what overflows float32
+MAX_CHANNELS = 8  # 7.1
+_MOST_GUIDANCE = 100  # above any useful value, and far below overflow of float32
 
 
 def _of_64_bits(generator: torch.Generator | int | None) -> torch.Generator | int | None:
-    if isinstance(generator, int) and not -(2**63) <= generator < 2**64:  # what torch takes
+    if isinstance(generator, int) and not -(2**63) <= generator < 2**64:  # the range of torch
         raise ValueError("be a seed of 64 bits, or a torch.Generator")
     return generator
 
@@ -37,20 +37,20 @@ class Options:
     Args:
         num_inference_steps: steps of the sampler; None takes the model's default, 0 the prior's mean alone.
         num_samples: samples of the latent that are averaged.
-        generator: or a seed; None is seed 0, so that a call can be repeated.
+        generator: a torch.Generator or a seed; None is seed 0, so that a call can be repeated.
         guidance_scale: weight of the condition; 1 is no guidance, None the model's default.
         eta: 0 deterministic, 1 stochastic; with the `ddim` scheduler.
         scheduler: `ddim`, `dpm` or `unipc`; None takes the model's own.
-        cutoff_hz: where the known band ends, Hz; `auto` detects it, None says the input is full band.
-        stopband_hz: where the missing band starts, Hz, if that is known too.
+        cutoff_hz: upper edge of the known band, Hz; `auto` detects it, None means full band.
+        stopband_hz: lower edge of the missing band, Hz, if it is known too.
         merge: `gain` (tones are subtracted, noise is removed from the known band), `replace` (the known band is kept,
             as in AudioSR) or `none`.
         gaps: (start, end) in seconds, to be filled; `auto` finds runs of digital silence.
-        denoise: `auto` removes stationary noise and tones that are found, `on` also takes the quiet moments for noise
-            where nothing is found, `off` takes the recording for noiseless, as AudioSR does.
-        keep_tones: constant tones are music; none is subtracted.
+        denoise: `auto` removes the stationary noise and tones that it finds; `on` also takes quiet moments for noise if
+            none is found; `off` assumes no noise, as AudioSR does.
+        keep_tones: subtract no constant tone.
         blend: factor of the generated audio, 0 (none of it) to 1.
-        band_from_hz: nothing that is generated lies below this frequency, Hz.
+        band_from_hz: lower limit of the generated audio, Hz.
         excitation: `copied` (the music's own fine structure moved up), `noise` or `vocoder` (the trained network); None
             is copied, or the vocoder for models without a prior.
     """
@@ -79,7 +79,7 @@ class Options:
             )
 
     def check(self, recording: Recording) -> None:
-        """Raise SrlibError for what this recording cannot have: too many channels, a cutoff or a gap outside of it."""
+        """Raise SrlibError for too many channels, and for a cutoff or a gap outside of this recording."""
         if recording.channels > MAX_CHANNELS:
             raise SrlibError(f"The audio has {recording.channels} channels, more than {MAX_CHANNELS}: split it first.")
         nyquist, seconds = recording.sample_rate / 2, recording.samples / recording.sample_rate
@@ -92,7 +92,7 @@ class Options:
                 raise SrlibError(f"The gap {start:g}:{end:g} s is not inside the audio, which lasts {seconds:.3f} s.")
 
     def band(self) -> Band | float | None:
-        """What is known of the band: all of it, its cutoff (Hz), or nothing."""
+        """The given band, its cutoff (Hz) if only that is given, or None if it has to be detected."""
         if self.cutoff_hz is None:
             return FULL_BAND
         if self.cutoff_hz == "auto":
@@ -100,7 +100,7 @@ class Options:
         return Band(self.cutoff_hz, self.stopband_hz) if self.stopband_hz else self.cutoff_hz
 
     def sampling(self, pipe: LogMelPipeline) -> Sampling:
-        """How to sample this model, with its defaults for what is None; raise SrlibError for what it cannot do."""
+        """How to sample this model, whose defaults replace None; SrlibError for options that it does not support."""
         steps = pipe.config.num_inference_steps if self.num_inference_steps is None else self.num_inference_steps
         fewest, most = int(pipe.prior is None), pipe.scheduler.config.num_train_timesteps
         if not fewest <= steps <= most:

@@ -24,14 +24,14 @@ from srlib.restore.restoration import Restorer
 
 @dataclass
 class RestorationOutput(BaseOutput):
-    """`audio` `[samples]` or `[channels, samples]` float32 at 48 kHz, and how it came about.
+    """`audio` `[samples]` or `[channels, samples]` float32 at 48 kHz, with intermediate results and findings.
 
     Args:
-        log_mel: restored log-mel of the channels' downmix, `[1, 1, frames, 256]`; frames are a multiple of 64, none for
+        log_mel: restored log-mel of the channels' downmix, `[1, 1, frames, 256]`; frames are a multiple of 64, or 0 for
             silence.
         cutoff_hz: the lowest edge of the band that was used; None for full band.
         trajectory: the predicted log-mel after each step of the first chunk, if it was asked for.
-        findings: what was found and done.
+        findings: what was detected and changed.
     """
 
     audio: np.ndarray
@@ -85,12 +85,12 @@ class RestorationPipeline(LogMelPipeline):
         subtype: str | None = None,
         **options: Any,
     ) -> Findings:
-        """Restore a file of any length in constant memory, and say what was found and done.
+        """Restore a file of any length in constant memory, and return the findings.
 
         Args:
-            path: what soundfile or ffmpeg reads, or `-` for standard input; tags and cover are kept.
-            out: a file of `srlib.audio.files.OUTPUT_SUFFIXES`, which appears when it is whole; its folder is made.
-            progress: is told the seconds of audio of each piece that was written.
+            path: a file that soundfile or ffmpeg reads, or `-` for standard input; tags and cover are kept.
+            out: a file of `srlib.audio.files.OUTPUT_SUFFIXES`, which appears when it is complete; its folder is made.
+            progress: called with the seconds of audio of each written piece.
             sample_rate: of the output, Hz.
             subtype: `PCM_16` (with dither), `PCM_24` or `FLOAT`; None takes the format's best.
             options: fields of `srlib.restore.options.Options`.

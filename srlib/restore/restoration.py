@@ -1,4 +1,4 @@
-"""Restore a recording chunk by chunk: from the degraded waveform to the restored one, one arrow after the other."""
+"""Restore a recording chunk by chunk, step by step from the degraded waveform to the restored one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RestoredChunk:
 
 
 class Restorer:
-    """Restores each part of each chunk by itself.
+    """Restores each part of each chunk separately.
 
     Args:
         keep_trajectory: collect the predicted log-mel after each step of the first chunk in `trajectory`.
@@ -52,12 +52,12 @@ class Restorer:
     def __init__(self, pipe: LogMelPipeline, options: Options, keep_trajectory: bool = False) -> None:
         self._pipe, self._options, self._sampling = pipe, options, options.sampling(pipe)
         self.trajectory: list[torch.Tensor] = []
-        self._keeps_trajectory = keep_trajectory  # until it is complete
+        self._keeps_trajectory = keep_trajectory  # true until the first chunk is restored
         self._noise_power = np.zeros(2)  # before and after its removal
 
     @property
     def noise_db(self) -> float | None:
-        """By how much noise was reduced so far, dB; None if none was found."""
+        """Reduction of noise so far, dB; None if none was found."""
         before, after = self._noise_power
         return float(10 * np.log10(before / max(after, 1e-12 * before))) if before else None
 
@@ -84,7 +84,7 @@ class Restorer:
         Args:
             wav: unique channels of the part at 48 kHz and the input's level, tones subtracted.
             gaps: seconds from the chunk's start.
-            noises: what the sampler starts from and what its steps add.
+            noises: initial noise of the sampler, then the noise that each step adds.
         """
         pipe, options, band = self._pipe, self._options, part.band
         level, samples, channels = np.float32(part.level), wav.shape[1], slice(-len(wav), None)
@@ -105,7 +105,7 @@ class Restorer:
         restored_mel = interpolate_gaps(restored_mel, gaps)
         if posterior is not None and self._sampling.is_mean:
             restored_mel = emphasised(restored_mel, band_of_hz(band.passband_hz))
-        # -> gains that take noise out of each channel; of several channels the prior says how loud their music is
+        # -> noise gains of each channel; with several channels, the level of their music comes from the prior
         clean_mel = torch.cat([restored_mel, known_mel[1:]])[channels, 0]
         gains = [noise_gain(*row, band) for row in zip(degraded, clean_mel, part.floors[channels], strict=True)]
         for floor, gain in zip(part.floors[channels], gains, strict=True):
@@ -118,13 +118,13 @@ class Restorer:
         generated = self._generate(part, chunk, denoised, voiced, torch.minimum(degraded_mel, known_mel)[:, 0])
         if options.band_from_hz:
             generated = above(generated, options.band_from_hz)
-        # -> restored waveform, without what the chunk was padded with; samples that nothing changed stay, to the bit
+        # -> restored waveform, without the padding; unchanged samples stay bit-equal
         degraded, generated = degraded[:, :samples], generated[:, :samples]
         gains = [None if gain is None else gain[: frames_of(degraded)] for gain in gains]
         merged = torch.stack(
             [
-                merge(made, given, band, options.merge, gain, gaps, options.blend)
-                for made, given, gain in zip(generated, degraded, gains, strict=True)
+                merge(generated_row, degraded_row, band, options.merge, gain, gaps, options.blend)
+                for generated_row, degraded_row, gain in zip(generated, degraded, gains, strict=True)
             ]
         )
         audio = np.where((merged == degraded).cpu().numpy(), wav, merged.float().cpu().numpy() / level)
@@ -140,8 +140,8 @@ class Restorer:
     ) -> torch.Tensor:
         """Waveforms `[unique, samples]` with the restored log-mel `[1, 1, frames, 256]` of the downmix.
 
-        `denoised` `[unique, samples]` are the channels, of which each copies its own fine structure; `known`
-        `[rows, frames, 256]` are the log-mels of downmix and channels, which tell their differences in level.
+        `denoised` `[unique, samples]` are the channels; with the excitation `copied` each gets its own fine structure.
+        `known` `[rows, frames, 256]` are the log-mels of downmix and channels, from which level differences follow.
         """
         layout, edge_hz, first_sample = part.layout, part.band.passband_hz, chunk.start * HOP_LENGTH
         several = len(denoised) > 1

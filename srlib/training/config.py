@@ -1,4 +1,4 @@
-"""The settings of one training run, and their check; a recipe is a TOML file of those that differ from the defaults."""
+"""The settings of one training run, with their limits, and how they are read from TOML."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from srlib.data.tracks import unusable
 from srlib.degrade import DegradationConfig
 from srlib.errors import SrlibError
 
-_WHITE_AMPLITUDE = (0.0005, 0.022)  # a little beyond the source report's 0.001 to 0.02
-
+_WHITE_AMPLITUDE = (0.0005, 0.022)  # standard deviation, linear; a little beyond the source report's 0.001 to 0.02
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -26,37 +25,37 @@ Cutoff = Annotated[float, Field(gt=0, lt=SAMPLE_RATE / 2)]
 
 
 class TrainConfig(BaseModel):
-    """Settings of one run; a recipe file (TOML) holds the ones that differ from these."""
+    """Settings of one run; its TOML file holds those that differ from these defaults."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     size: str = "compact"  # model size, unless the run starts from a folder
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     batch_size: Positive = 16  # of all processes together
-    fresh_examples: Count = 0  # of a batch, for each process; the others come from the steps before it. 0: all
+    fresh_examples: Count = 0  # of a batch in each process; the others come from earlier steps. 0: all are fresh
     frames: Annotated[Positive, Field(multiple_of=UNIT_FRAMES)] = 256  # mel frames of a crop, 10 ms each
     max_steps: Positive = 2000
-    augment: bool = True  # mixing, level, polarity and tilt of the reference
+    augment: bool = True  # as `srlib.training.pairs.draw` says
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     warmup_steps: Count = 100
     constant_rate: bool = False  # after the warm-up; else a cosine to zero
     weight_decay: Amount = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Share = 0.999
-    fit_batches: Positive = 100  # batches for what is fitted before the first step (vae: 8 at most)
+    fit_batches: Positive = 100  # batches for the closed-form fits before the first step (vae: 8 at most)
     precision: Literal["no", "bf16"] = "no"
     prefetch: Count = 0  # threads that draw the batches of the next steps
     log_every: Positive = 20  # steps
-    validate_every: Positive = 200  # steps; also writes a checkpoint
-    snapshot_steps: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # keep restorations; TOML has lists
+    validate_every: Positive = 200  # steps; each validation also writes a checkpoint
+    snapshot_steps: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # with a restoration kept; TOML has lists
     noise_weights: dict[NoiseType, Amount] = {"none": 1.0, "tone": 1.0, "white": 1.0}
     gap_probability: Share = 0.0
-    # A little beyond the 2 to 16 kHz that are restored.
+    # Hz; a little beyond the 2 to 16 kHz of the evaluation.
     cutoff_hz: Annotated[tuple[Cutoff, Cutoff], Field(strict=False)] = (1800.0, 18000.0)
     condition_dropout: Share = 0.1  # ldm: share of samples trained without their condition
     min_snr_gamma: Amount = 5.0  # ldm: clip of the weighting by signal-to-noise ratio; 0 weights velocities equally
     level_weight: Amount = 1.0  # ldm: weight of the error that is constant over a crop, which overfits first
-    last_step_share: Share = 0.5  # ldm: share of samples trained at the last timestep without noise: one step sampling
+    last_step_share: Share = 0.5  # ldm: share of samples trained at the last timestep without noise, for one-step use
 
     @classmethod
     def load(cls, config: Mapping[str, Any] | str | Path, **changes: Any) -> Self:
@@ -75,7 +74,7 @@ class TrainConfig(BaseModel):
         return settings
 
     def degradation(self) -> DegradationConfig:
-        """The degradations that crops of this run get."""
+        """Ranges of the degradations of this run."""
         same = {name: getattr(self, name) for name in ("cutoff_hz", "noise_weights", "gap_probability")}
         return DegradationConfig(white_amplitude=_WHITE_AMPLITUDE, **same)
 
@@ -92,12 +91,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def check_same(path: Path, now: Mapping[str, Any]) -> None:
-    """Refuse to resume the run whose settings lie in `path` as another one: only its length and paths may change."""
+    """Refuse to resume the run whose settings lie in `path` if others than its length and paths have changed."""
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise SrlibError(f"{path} is damaged: begin the run again in a new folder.") from error
-    free = {"max_steps", "data", "init"}  # instead of paths, corpus and initial_weights count
+    free = {"max_steps", "data", "init"}  # corpus and initial_weights are compared, not paths
     changed = sorted(key for key in now.keys() & before.keys() - free if now[key] != before[key])
     if "corpus" in changed:
         names = [{*music["train"], *music["valid"]} for music in (before["corpus"], now["corpus"])]

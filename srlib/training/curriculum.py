@@ -1,8 +1,8 @@
-"""All runs of a recipe: to train them one after the other, to publish what they made, and to read what was kept of it.
+"""All runs of a recipe: training one after the other, publication of the weights, and reading of the logs.
 
 A recipe is a folder of TOML files, one a run: first `vae*`, then `vocoder*`, then `ldm*`, each by name. Each run starts
-from the newest state of every part that the runs before it left. Finished runs are skipped, interrupted ones are
-resumed. The record of what was done is `run.json` beside each run, and `training.json` of all runs together.
+from the newest state of every part in the runs before it. Finished runs are skipped, interrupted ones are resumed.
+`run.json` in each run folder records it; `training.json` holds the settings and records of all runs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from srlib.restore.pipeline import RestorationPipeline
 from srlib.training.config import TrainConfig
 from srlib.training.loop import train
 
-# Parts that a run of a stage leaves for those after it; the first diffusion run fits the prior.
+# Parts that a run of a stage trains; the first diffusion run fits the prior.
 PARTS = {"vae": ("vae",), "vocoder": ("vocoder",), "ldm": ("prior", "unet")}
 SHIPPED = Path(__file__).parents[1] / "assets" / "compact"
-LOWPASS = "lowpass"  # variant of the weights that never met noise
-FIRST_RUN = "ldm-1-lowpass"  # makes that variant
+LOWPASS = "lowpass"  # variant of the weights, trained without noise
+FIRST_RUN = "ldm-1-lowpass"  # the run behind that variant
 BY_HOURS = "ldm-hours-"  # runs on so many hours of music, for the learning curve; no shipped weights come from them
-_SHARD_SIZE = "15MB"  # largest weight file: what the repository's host takes
+_SHARD_SIZE = "15MB"  # largest weight file, a limit of the repository's host
 
 
 def _stage(name: str) -> str:
@@ -41,7 +41,7 @@ def _stage(name: str) -> str:
 
 
 def _in_order(paths: Iterable[Path]) -> list[str]:
-    """Names of the runs of the curriculum among files that are named after runs, in the order of their training."""
+    """Stems of the files that name runs of the curriculum, in the order of training."""
     names = sorted(path.stem for path in paths if not path.stem.startswith(BY_HOURS))
     return [name for stage in PARTS for name in names if _stage(name) == stage]
 
@@ -81,13 +81,13 @@ def retrain(
         before = _trained(out, order[: order.index(name)])
         if not (run / "config.json").is_file() and before:
             _assemble(out, before, start)
-        done.unlink(missing_ok=True)  # a run that goes on is not finished
+        done.unlink(missing_ok=True)  # a run that continues is not finished
         train(_stage(name), configs[name].model_dump(), data, run, start if start.is_dir() else init, resume=True)
         last = pd.read_csv(run / "log.csv").iloc[-1]
         record: dict[str, Any] = {"steps": int(last["global_step"]), "minutes": round(float(last["wall_time"]) / 60, 2)}
         record |= {"hardware": hardware(), "corpus": _json(run / "config.json")["corpus"] | {"name": Path(data).name}}
         write_text(done, json.dumps(record, indent=1) + "\n")
-    return out if only else _assemble(out, _trained(out, order), out / "pipeline")  # else others may be at work
+    return out if only else _assemble(out, _trained(out, order), out / "pipeline")  # other runs may be in training
 
 
 def _trained(runs: Path, order: Sequence[str]) -> list[str]:
@@ -108,7 +108,7 @@ def _assemble(runs: Path, finished: Sequence[str], out: Path) -> Path:
 
 
 def publish(runs: str | Path, out: str | Path) -> Path:
-    """Write the pipeline that `retrain` left in a folder of runs to `out`, in half precision.
+    """Write the pipeline in a folder of runs (`retrain`) to `out`, in half precision.
 
     The diffusion model of `ldm-1-lowpass` becomes the variant `lowpass`. Each run's log goes to `logs/`, its settings
     and its record to `training.json`, without paths of this machine. `out` is replaced as a whole, or not at all.
@@ -121,7 +121,7 @@ def publish(runs: str | Path, out: str | Path) -> Path:
 def _write(runs: Path, out: Path) -> None:
     pipeline = RestorationPipeline.from_pretrained(runs / "pipeline")
     lowpass = RestorationPipeline.from_pretrained(runs / FIRST_RUN / "pipeline").unet
-    for part in (pipeline.unet, pipeline.vocoder, lowpass):  # the others are small, and closed forms want their digits
+    for part in (pipeline.unet, pipeline.vocoder, lowpass):  # the others are small and fitted in closed form
         part.half()
     pipeline.save_pretrained(out, max_shard_size=_SHARD_SIZE)
     lowpass.save_pretrained(out / "unet", variant=LOWPASS, max_shard_size=_SHARD_SIZE)
@@ -134,7 +134,7 @@ def _write(runs: Path, out: Path) -> None:
         shutil.copyfile(log, out / "logs" / f"{log.parent.name}.csv")
     write_text(out / "training.json", json.dumps(_training_record(runs), indent=1, sort_keys=True) + "\n")
     for noise in ("tone", "white"):
-        found = sorted(runs.glob(f"ldm-*/snapshots/{noise}-*.json"))  # of the run that met it first, the first
+        found = sorted(runs.glob(f"ldm-*/snapshots/{noise}-*.json"))  # the first one of the first run with this noise
         if not found:
             raise SrlibError(f"{runs} holds no snapshot with {noise} noise: set snapshot_steps in the ldm recipes.")
         for path in found[0].parent.glob(f"{found[0].stem}*"):  # with reference and restored
@@ -173,9 +173,9 @@ def learning_curve(folder: Path = SHIPPED) -> pd.DataFrame:
 
 
 def recorded(folder: Path = SHIPPED, run: str | None = None) -> dict[str, Any]:
-    """What `publish` wrote of a run, without a name of the last one of the curriculum: its settings, and its music.
+    """Settings and record of a published run; None takes the last run of the curriculum.
 
-    `music_hours` and `music_tracks` say how much music it learned from.
+    `music_hours` and `music_tracks` are the amount of its training music.
     """
     whole = _json(folder / "training.json")
     settings = whole["runs"][run or list(logs("ldm", folder))[-1]]
@@ -184,9 +184,9 @@ def recorded(folder: Path = SHIPPED, run: str | None = None) -> dict[str, Any]:
 
 
 def summarise_runs(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per run: steps, minutes, mean loss over its first and last tenth of steps, scores of the weights kept.
+    """One row per run: steps, minutes, mean loss over its first and last tenth of steps, scores of the kept weights.
 
-    Closed forms take no steps and have no losses.
+    Runs with a closed form have no steps and no losses.
     """
     rows = []
     for name, log in runs.items():
@@ -214,7 +214,7 @@ class Example:
 
 
 def early_example(noise: str, folder: Path = SHIPPED) -> Example:
-    """A validation clip restored early in the run that met a noise first; `noise` is "tone" or "white"."""
+    """A validation clip restored early in the first run with a noise; `noise` is "tone" or "white"."""
     record = _json(folder / "early" / f"{noise}.json")
     reference, restored = (read(folder / "early" / f"{noise}-{kind}.flac")[0][0] for kind in ("reference", "restored"))
     degradation = Degradation.from_json(record["degradation"])

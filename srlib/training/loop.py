@@ -1,8 +1,8 @@
 """One training loop for every part: accelerate, EMA, resumable checkpoints, a CSV log.
 
-Step `n` draws its data and its noise from (seed, n) alone, so that a run that was killed continues bit for bit on a
-CPU. A run folder holds `config.json`, `log.csv`, `checkpoint.pt` (model, optimiser, EMA, step), `pipeline/` with the
-EMA weights of the best validation, which are published, and `lock` while a process trains in it.
+Step `n` draws its data and its noise from (seed, n) alone, so that a killed run continues bit for bit on a CPU. A run
+folder holds `config.json`, `log.csv`, `checkpoint.pt` (model, optimiser, EMA, step), `lock` while a process trains in
+it, and `pipeline/` with the EMA weights of the best validation, which are published.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from srlib.training.validation import Clips
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
 _SCORES = ("val/loss", "val/lsd", "val/zimtohrli", "val/texture_high")
 LOG_COLUMNS = ("run_id", "stage", "global_step", "wall_time", "train/loss", *_SCORES, "learning_rate")
-_PAIRS, _VALIDATION, _FIT = 4, 5, 6  # what a pair is drawn for: second part of its seed (data.batches has 2 and 3)
-_VALIDATION_BATCHES = 2
-_STEPS_APART, _PROCESSES_APART = 1_000_003, 7_000_000_007  # between random numbers of two seeds, of two processes
+_PAIRS, _VALIDATION, _FIT = 4, 5, 6  # purposes of a pair, the second part of its seed (`data.batches.pooled` has 2)
+_VALIDATION_BATCHES = 2  # fixed batches for val/loss
+_STEPS_APART, _PROCESSES_APART = 1_000_003, 7_000_000_007  # distance of torch seeds for two seeds, two processes
 
 
 def train(
@@ -68,8 +68,8 @@ def train(
         resume: continue from the folder's checkpoint; a folder with one is refused otherwise.
 
     Raises:
-        SrlibError: before the work starts, with all that is wrong in stage, settings, data, folder and `init`; for a
-            folder that another process trains in; for music that cannot be decoded; for a loss that is no number.
+        SrlibError: before the work starts, with all errors in stage, settings, data, folder and `init`; for a folder
+            in which another process trains; for music that cannot be decoded; for a loss that is not finite.
     """
     run = Run(stage, Path(out))
     run.check(config, str(data), init, max_steps, resume)
@@ -93,7 +93,7 @@ class Run:
         self.best = math.inf  # validation loss of the pipeline that is kept
 
     def check(self, config: Any, data: str, init: str | Path | None, max_steps: int | None, resume: bool) -> None:
-        """Load settings, list of tracks, model and checkpoint; all faults are told at once."""
+        """Load settings, list of tracks, model and checkpoint; one error names all faults."""
         faults: list[str] = []
         if self.stage not in STAGES:
             faults.append(f"There is no stage {self.stage!r}: choose one of {', '.join(STAGES)}")
@@ -108,7 +108,7 @@ class Run:
         with noted(faults):
             self._open_data(data)
         with noted(faults):
-            if init:  # in float32; autocast makes bfloat16 where it can
+            if init:  # in float32; autocast then uses bfloat16
                 self.pipeline = RestorationPipeline.from_pretrained(init, dtype=torch.float32)
             else:
                 self.pipeline = build(self.config.size, self.config.seed)
@@ -155,32 +155,32 @@ class Run:
         self.pipeline.to(self.accelerator.device)
         self.objective: Objective = STAGES[self.stage](self.pipeline, config)
         optimizer = torch.optim.AdamW(
-            [{"params": list(self.objective.parameters())}],  # none where all has a closed form
+            [{"params": list(self.objective.parameters())}],  # none if all is fitted in closed form
             lr=config.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=config.weight_decay,
         )
-        # What is shared averages gradients; a process that validates alone calls the objective itself.
+        # `shared` averages gradients over processes; validation in the first process calls the objective itself.
         self.shared, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.ema = EMAModel(self.objective.parameters(), config.ema_decay, use_ema_warmup=True, power=0.75)
 
     def open(self) -> None:
-        """Decode the music, fit what has a closed form, and begin the files of the run."""
+        """Decode the music, fit the parts with a closed form, and start the files of the run."""
         config, log = self.config, self.folder / "log.csv"
         with self.accelerator.main_process_first():
             self.corpus, validation = (Corpus.build(tracks, self.folder.parent) for tracks in self.tracks.values())
         self.clips = Clips(validation, self.stage, [name for name, weight in config.noise_weights.items() if weight])
-        if not self.resumes:  # every process by itself, to the same crops
+        if not self.resumes:  # each process for itself, on the same crops
             self.objective.prepare(self._batch(_FIT, index, config.batch_size) for index in range(config.fit_batches))
         if self.first:
             write_text(self.folder / "config.json", json.dumps(self.settings, indent=1) + "\n")
-        if self.first and log.exists():  # drop the rows that will be written again
+        if self.first and log.exists():  # drop rows after the checkpoint
             rows = pd.read_csv(log, dtype=str, keep_default_na=False)
             kept = rows[rows["global_step"].astype(int) <= (self.step if self.resumes else -1)]
             write_text(log, kept.to_csv(index=False, lineterminator="\n"))
 
     def fit(self) -> None:
-        """Step until the steps are used up; losses stay on the device until they are logged."""
+        """Train to the last step; losses stay on the device until they are logged."""
         config, batches = self.config, self._batches()
         losses: list[torch.Tensor] = []
         self.started = time.monotonic() - self.spent
@@ -202,7 +202,7 @@ class Run:
                         self._record({"train/loss": loss}, validate)
                 if validate:
                     self.accelerator.wait_for_everyone()
-        if self.first and not self.step and math.isinf(self.best):  # all was fitted in closed form, just now
+        if self.first and not self.step and math.isinf(self.best):  # all was fitted in closed form
             self._record({}, True)
 
     def _finished(self) -> bool:
@@ -244,7 +244,7 @@ class Run:
         return islice(batches, self.step - begin, None)
 
     def _batch(self, purpose: int, index: int, size: int, first: int = 0) -> Batch:
-        """Pairs `first` to `first + size` of a batch; several processes together draw what one would draw alone."""
+        """Pairs `first` to `first + size` of a batch; several processes together draw the batch of one."""
         config, validate = self.config, purpose == _VALIDATION
         seeds = [(config.seed, purpose, index, first + row) for row in range(size)]
         corpus, augment = self.clips.corpus if validate else self.corpus, config.augment and not validate
@@ -276,7 +276,7 @@ class Run:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Scores of the EMA's weights, which are published: mean loss of fixed crops, and those of the clips."""
+        """Mean loss on fixed crops and scores of the clips, with the EMA's weights, which are published."""
         torch.manual_seed(_STEPS_APART)
         batches = (self._batch(_VALIDATION, index, self.config.batch_size) for index in range(_VALIDATION_BATCHES))
         with self._ema_weights():
@@ -284,15 +284,14 @@ class Run:
             return {"val/loss": float(loss)} | self.clips.scores(self.pipeline)
 
     def _parts(self) -> dict[str, Any]:
-        """What a checkpoint holds the state of; the prior is fitted before the first step."""
+        """{name: part} whose states a checkpoint holds; the prior is fitted before the first step."""
         parts = {"module": self.objective.module, "optimizer": self.optimizer, "ema": self.ema}
         return parts | ({} if self.pipeline.prior is None else {"prior": self.pipeline.prior})
 
     def _save(self, score: float) -> None:
-        """The EMA weights as a pipeline folder, if none scored better, and then the checkpoint by write and rename.
+        """Save the EMA weights as a pipeline folder if they score best, and then the checkpoint.
 
-        A run is where its checkpoint says: were that written first, a run killed in between would count as finished
-        with the pipeline of an earlier step, or without one.
+        In the other order, a run killed between the two would count as finished with an older pipeline, or none.
         """
         if not math.isfinite(score):
             hint = "start it again in a new folder with a lower learning_rate"

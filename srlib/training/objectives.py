@@ -1,4 +1,4 @@
-"""What each part of the model is trained for: its trainable module, its examples and their loss."""
+"""The objectives of training: for each part of the model its examples and their loss."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from srlib.restore.pipeline import RestorationPipeline
 from srlib.training.config import TrainConfig
 from srlib.training.pairs import Batch
 
-_FULL_BANDWIDTH_HZ = 18_900.0  # the prior is fitted to crops that reach it
-_FEW = 8  # batches that principal components and spreads are measured on
+_FULL_BANDWIDTH_HZ = 18_900.0  # least bandwidth of the crops that the prior is fitted to, Hz
+_FEW = 8  # batches from which principal components and standard deviations are estimated
 
 
 @cache
 def band_weights() -> torch.Tensor:
-    """Weight `[256]` of each mel band, mean one: half its width in hertz, which LSD counts, half uniform."""
+    """Weight `[256]` of each mel band, mean one: half by its width in Hz, as LSD counts, half uniform."""
     width = torch.from_numpy(band_widths_hz())
     return (0.5 + 0.5 * width / width.mean()).float()
 
@@ -38,12 +38,12 @@ def band_mask(bandwidth_hz: torch.Tensor) -> torch.Tensor:
 
 
 class Objective(nn.Module, ABC):
-    """One training stage: a part of the pipeline learns, the others stay as they are.
+    """One training stage: a part of the pipeline learns, the others are frozen.
 
-    The forward pass is the loss, so that a wrapper around it (precision, several processes) sees all that is trained.
+    The forward pass is the loss, so that wrappers (precision, several processes) see all trained parameters.
     """
 
-    part: str  # name of what learns, in the pipeline
+    part: str  # name of the trained part in the pipeline
 
     def __init__(self, pipeline: RestorationPipeline, config: TrainConfig) -> None:
         super().__init__()
@@ -55,20 +55,20 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Inputs of the loss, `{name: [batch, ...]}`; whatever has no gradient is computed here."""
+        """Inputs of the loss, `{name: [batch, ...]}`; everything without a gradient is computed here."""
 
     @abstractmethod
     def forward(self, examples: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean loss of a batch of examples."""
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """Fit what has a closed form to batches of crops before the first step of a run."""
+        """Fit the parts with a closed form to batches of crops, before the first step of a run."""
 
 
 class VaeObjective(Objective):
     """Mean absolute log-mel error and a small Kullback-Leibler term, on references and degraded inputs alike.
 
-    The linear autoencoder has its optimum in closed form, and nothing is left to train.
+    The linear autoencoder is fitted in closed form and takes no steps.
     """
 
     part = "vae"
@@ -96,7 +96,7 @@ class VocoderObjective(Objective):
 
     part = "vocoder"
     n_ffts = (512, 1024, 2048, 4096)  # samples
-    power_floor = 1e-9  # of unnormalised spectra: below 16-bit noise, so that quiet music counts
+    power_floor = 1e-9  # of unnormalised spectra; below 16-bit noise, so that quiet music counts
 
     def examples(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {"reference": batch.reference, "bandwidth_hz": batch.bandwidth_hz}
@@ -127,7 +127,7 @@ class LdmObjective(Objective):
 
     @torch.no_grad()
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """Fit a prior that is still untrained, and the spread of what it leaves over."""
+        """Fit an untrained prior, and the standard deviation of the residual to it."""
         prior = self.pipeline.prior
         if prior is None or bool(prior.fast_factors.any()):
             return
@@ -170,7 +170,7 @@ class LdmObjective(Objective):
         return diffusion.velocity_loss(self.module, scheduler, examples["residual"], condition, weights, *shares)
 
     def _channel_weights(self) -> torch.Tensor:
-        """How much one unit of each latent channel moves the log-mel, squared, mean one: `[channels]`."""
+        """Squared change of the log-mel for one unit of each latent channel, mean one: `[channels]`."""
         if not isinstance(self.pipeline.vae, vae.PatchVAE):
             return torch.ones(self.pipeline.vae.config.latent_channels, device=self.pipeline.device)
         gain = self.pipeline.vae.spread * self.pipeline.residual_spread().flatten()

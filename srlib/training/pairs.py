@@ -1,7 +1,6 @@
-"""Pairs for training: seeded crops, how they are degraded, and what a restoration would be told of them.
+"""Pairs for training: seeded crops, their degradation, and the facts that the detectors would find in them.
 
-Each pair is a function of its own seed: training that resumes draws the same data, and so do several processes that
-share a batch.
+Each pair is a function of its own seed, so that a resumed training, or several processes, draw the same data.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from srlib.restore.gaps import interpolate_gaps
 from srlib.restore.merge import FULL_BAND, Band
 from srlib.restore.observation import Observation, observe
 
-_FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15
-_FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # amplitude of dither and rounding, powers of ten
-# Errors of the detectors (notebook 02): the edge by 2 %, the level of noise by half a decibel. Unsure ones find no
-# tone, and some of them no noise.
-_UNSURE_PROBABILITY, _UNTOLD_PROBABILITY = 0.25, 0.2
+_FULL_BAND_PROBABILITY, _NOISE_FIRST_PROBABILITY = 0.06, 0.15  # no low-pass; white noise before it
+_FAINT_PROBABILITY, _FAINT_DECADES = 0.3, (-5.5, -4.0)  # log10 of the amplitude of dither and rounding
+# Errors of the detectors (notebook 02), standard deviations: 2 % of the edge, 0.5 dB of the noise. A quarter of the
+# pairs have such errors; these have no tone found, and a fifth of them no noise.
+_ERROR_PROBABILITY, _MISSED_PROBABILITY = 0.25, 0.2
 _EDGE_ERROR, _LEVEL_ERROR_DB = 0.02, 0.5
 
 
 @dataclass
 class Batch:
-    """`reference` and `degraded` `[batch, samples]`, what was done to each, and what is told of it.
+    """`reference` and `degraded` `[batch, samples]`, the degradation of each, and the facts for its observation.
 
     Above `bandwidth_hz` `[batch]` the reference is no target. Noise floors are powers of STFT bins `[1025]` or None.
     """
@@ -50,12 +49,12 @@ class Batch:
         return replace(self, **{name: value.to(device) for name, value in tensors.items()})
 
     def degraded_log_mel(self) -> torch.Tensor:
-        """`[batch, 1, frames, 256]`, with gaps bridged as they are in a restoration."""
+        """`[batch, 1, frames, 256]`, with gaps interpolated as in a restoration."""
         rows = zip(log_mel(self.degraded).split(1), self.degradations, strict=True)
         return torch.cat([interpolate_gaps(row, degradation.gaps) for row, degradation in rows])
 
     def observation(self, degraded: torch.Tensor) -> Observation:
-        """The observation that the degraded log-mel `[batch, 1, frames, 256]` and the told facts make."""
+        """The observation of the degraded log-mel `[batch, 1, frames, 256]`, from the facts of the batch."""
         gaps = [degradation.gaps for degradation in self.degradations]
         return observe(degraded, self.bands, self.noise_floors, gaps, self.tones_hz)
 
@@ -66,8 +65,8 @@ def draw(
     """A pair of `frames` mel frames for each of `seeds`.
 
     Args:
-        augment: mix and change the music, add full bands, noise before the filter and dither, and let some of what is
-            told err as detectors do; else the pair is the music, and all that is told is true.
+        augment: mix crops and change their level, polarity and colour; add full bands, noise before the filter and
+            dither; and add the detectors' errors to some facts. Otherwise the crop is unchanged and all facts are true.
     """
     config = replace(config, segment_seconds=frames * HOP_LENGTH / SAMPLE_RATE)
     wavs, facts = [], []
@@ -81,23 +80,23 @@ def draw(
         degraded = degradation.apply(wav, SAMPLE_RATE)
         if augment and rng.random() < _FAINT_PROBABILITY:
             degraded += 10 ** rng.uniform(*_FAINT_DECADES) * rng.standard_normal(len(wav)).astype(np.float32)
-        unsure = augment and rng.random() < _UNSURE_PROBABILITY
+        unsure = augment and rng.random() < _ERROR_PROBABILITY
         wavs.append((wav, degraded))
-        facts.append((degradation, *_told(degradation, bandwidth_hz, rng if unsure else None), bandwidth_hz))
+        facts.append((degradation, *_facts(degradation, bandwidth_hz, rng if unsure else None), bandwidth_hz))
     reference, changed = torch.from_numpy(np.stack(wavs, axis=1))
     degradations, bands, floors, tones, bandwidths = (list(values) for values in zip(*facts, strict=True))
     return Batch(reference, changed, torch.tensor(bandwidths), degradations, bands, floors, tones)
 
 
-def _told(
+def _facts(
     degradation: Degradation, bandwidth_hz: float, errors: np.random.Generator | None
 ) -> tuple[Band, np.ndarray | None, tuple[float, ...]]:
-    """Band, noise floor and tones, as the record has them; `errors` draws those of detectors."""
+    """Band, noise floor and tones by the record, with the detectors' errors if `errors` draws them."""
     edge, level, found = 1.0, 1.0, True
     if errors is not None:
         edge = np.exp(_EDGE_ERROR * errors.standard_normal())
         level = 10 ** (_LEVEL_ERROR_DB * errors.standard_normal() / 10)
-        found = errors.random() >= _UNTOLD_PROBABILITY
+        found = errors.random() >= _MISSED_PROBABILITY
     band = FULL_BAND
     if edges_hz := degradation.edges_hz(SAMPLE_RATE):
         band = Band(edge * edges_hz[0], edge * edges_hz[1])

@@ -1,4 +1,4 @@
-"""What a run is judged by: restorations of fixed validation clips, their scores, and what is kept of early training."""
+"""Validation of a run: restorations of fixed clips, their scores, and snapshots of early training."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from srlib.measure.metrics import HEADLINE_HZ, lsd, texture_high
 from srlib.measure.systems import restore
 from srlib.restore.pipeline import RestorationPipeline
 
-_CONDITIONS = (
+_CONDITIONS = (  # a run is scored on those whose noise it trains on
     Degradation(4000),
     Degradation(8000),
     Degradation(8000, noise_type="tone", noise_amplitude=0.1, tone_hz=3000.0),
     Degradation(8000, noise_type="white", noise_amplitude=0.02),
 )
-MOST_CLIPS, CLIP_SECONDS = 6, 5.12
-_SNAPSHOT_MERGE = "none"  # a snapshot shows the model's output alone, with nothing taken from the input
+MOST_CLIPS, CLIP_SECONDS = 6, 5.12  # clips; s, the middle of each track
+_SNAPSHOT_MERGE = "none"  # a snapshot shows the generated audio alone
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Clips:
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def snapshot(self, pipeline: RestorationPipeline, run: Path, step: int) -> None:
-        """Keep what the model makes of the first clip at this step, with records that replay its degradations."""
+        """Keep restorations of the first clip at this step, with records that replay its degradations."""
         folder = run / "snapshots"
         folder.mkdir(exist_ok=True)
         for reference, degradation in self._examples(1):
@@ -66,7 +66,7 @@ class Clips:
             write_text(stem.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
     def _examples(self, clips: int) -> Iterator[tuple[np.ndarray, Degradation]]:
-        """Reference `[samples]` and its degradation; stages that see the true log-mel alone meet every clip once."""
+        """Reference `[samples]` and its degradation; stages other than ldm see the true log-mel, so each clip once."""
         conditions = [one for one in _CONDITIONS if one.noise_type == "none" or one.noise_type in self.noises]
         for track in range(min(clips, len(self.corpus.names))):
             reference = self.corpus.middle(track, round(CLIP_SECONDS * SAMPLE_RATE))
