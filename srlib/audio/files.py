@@ -110,8 +110,11 @@ def open_output(
             set_speakers(temporary, recording.metadata.mask)
         if suffix in _ENCODERS:
             _encode(temporary, path, recording.metadata)
-            if (encoded := next(decoders(temporary)).sample_rate) != sample_rate:
-                recording.warn(path, f"it has {encoded} Hz, since {suffix} has no {sample_rate} Hz")
+            encoded = next(decoders(temporary))
+            if encoded.sample_rate != sample_rate:
+                recording.warn(path, f"it has {encoded.sample_rate} Hz, since {suffix} has no {sample_rate} Hz")
+            if encoded.channels != recording.channels:
+                recording.warn(path, f"it has {encoded.channels} channels, since {suffix} has no {recording.channels}")
         try:
             write_metadata(temporary, suffix, recording.metadata, recording.sample_rate, sample_rate)
         except (MutagenError, ValueError, OverflowError) as error:  # no reason to lose the audio

@@ -111,11 +111,18 @@ def test_lossy_outputs(tmp_path, suffix):
         audio.write(tmp_path / f"b{suffix}", wav, SAMPLE_RATE, "PCM_16")
 
 
-@pytest.mark.parametrize(("suffix", "rate", "becomes"), [(".mp3", 192_000, 48_000), (".opus", 44_100, 48_000)])
-def test_a_rate_that_a_format_lacks_is_told(tmp_path, suffix, rate, becomes):
-    with pytest.warns(match=f"it has {becomes} Hz, since {suffix} has no {rate} Hz"):
-        audio.write(tmp_path / f"a{suffix}", noise(rate), rate)
-    assert audio.read(tmp_path / f"a{suffix}")[1] == becomes
+@pytest.mark.parametrize(
+    ("suffix", "rate", "channels", "told"),
+    [
+        (".mp3", 192_000, 1, "it has 48000 Hz, since .mp3 has no 192000 Hz"),
+        (".opus", 44_100, 1, "it has 48000 Hz, since .opus has no 44100 Hz"),
+        (".mp3", 48_000, 6, "it has 2 channels, since .mp3 has no 6"),
+    ],
+)
+def test_what_a_format_lacks_is_told(tmp_path, suffix, rate, channels, told):
+    with pytest.warns(match=told):
+        audio.write(tmp_path / f"a{suffix}", np.stack([noise(rate)] * channels), rate)
+    assert audio.read(tmp_path / f"a{suffix}")[1] == 48_000
 
 
 @pytest.mark.parametrize("target", ["a.xyz", "a", "folder.wav"])
