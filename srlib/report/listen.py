@@ -64,8 +64,9 @@ def _clips(profile: config.Profile, systems: Mapping[str, Any]) -> Iterator[dict
 
 
 def gallery(profile: str = "demo") -> Path:
-    """Write the executed notebooks as HTML and, beside them, index.html: every figure with the cell that made it."""
+    """Write the executed notebooks and docs/ as HTML, and index.html: every figure with the cell that made it."""
     import nbformat
+    import pypandoc
     from nbconvert import HTMLExporter
 
     folder, sections = artifacts.build_dir(profile) / "notebooks", []
@@ -80,7 +81,12 @@ def gallery(profile: str = "demo") -> Path:
         ]  # fmt: skip
         title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
         sections.append({"name": path.stem, "title": title, "figures": figures})
-    write_text(folder / "index.html", plots.template("gallery.html").render(profile=profile, sections=sections))
+    docs = {path.stem: path for path in sorted((artifacts.root() / "docs").glob("*.md"))}
+    for name, path in docs.items():
+        options = ["--standalone", "--metadata", f"pagetitle={name}"]
+        write_text(folder / f"{name}.html", pypandoc.convert_file(path, "html", "gfm", extra_args=options))
+    index = plots.template("gallery.html").render(profile=profile, sections=sections, docs=docs)
+    write_text(folder / "index.html", index)
     return folder / "index.html"
 
 

@@ -38,15 +38,18 @@ def test_the_page_needs_no_network_and_has_all_systems_of_every_clip(project):
         assert volumes[2] == pytest.approx(2 * volumes[1]) == 1.0
 
 
-def test_the_gallery_names_the_cell_of_every_figure(project):
+def test_the_gallery_names_the_cell_of_every_figure_and_shows_the_docs(project):
     folder = artifacts.build_dir("smoke") / "notebooks"
     cells = [new_markdown_cell("# 0. First"), new_code_cell("1", id="one", execution_count=1)]
     cells.append(new_code_cell("2", id="two", execution_count=2))
     folder.mkdir(parents=True)
     nbformat.write(new_notebook(cells=cells), folder / "00_first.ipynb")
     (folder / "00_first.cells.json").write_text(json.dumps({"curve.svg": 2, "curve.csv": 1}))
+    (project / "docs").mkdir()
+    (project / "docs" / "use.md").write_text("# Use\n\n| a | b |\n|---|---|\n| 1 | 2 |\n")
     page = listen.gallery("smoke").read_text(encoding="utf-8")
-    assert re.findall(r'href="(.*?)"', page) == ["00_first.html", "00_first.html#cell-id=two"]
+    assert re.findall(r'href="(.*?)"', page) == ["use.html", "00_first.html", "00_first.html#cell-id=two"]
+    assert "<td>2</td>" in (folder / "use.html").read_text(encoding="utf-8")
     assert re.findall(r'src="(.*?)"', page) == ["../figures/curve.svg"] and "cell [2]" in page
     assert 'id="cell-id=two"' in (folder / "00_first.html").read_text(encoding="utf-8")
 
