@@ -123,7 +123,7 @@ def test_what_changed_runs_again_and_the_verdict_says_what_moved(small, ran):
     table, _ = artifacts.find("table", "second", "demo")
     assert ran(verify=True)[0] == ["01_second"] and table.read_text() == "x\n1\n"
     verdict = (small / "build/demo" / reproduce.VERDICT).read_text()
-    assert verdict.startswith("report/tables/second.csv moved in x: At positional index 0, first diff: 1 != 2\n")
+    assert verdict.startswith("report/tables/second.csv x moved by 0.5 (1 rows; 1 became 2)\n")
     assert ran() == ([], verdict.splitlines()[-1]) and table.read_text() == "x\n2\n"
     table.write_text("x\n9\n")
     assert "second.csv is not what its record describes" in reproduce.status("demo")[1][2]
