@@ -120,7 +120,7 @@ def test_a_live_notebook(lab, page, name):
     cell.scroll_into_view_if_needed()
     before = cell.locator(PICTURE).get_attribute("src")
     player = cell.frame_locator("iframe")
-    playwright.expect(player.locator("figcaption").last).to_have_text(re.compile("restored|degraded"))  # waits for the frame
+    playwright.expect(player.locator("figcaption").last).to_have_text(re.compile("restored|degraded"))
     box = player.locator("figure").last.locator("div")
     box.click(position={"x": box.bounding_box()["width"] / 2, "y": 20})
     at = player.locator(".playing .head")
