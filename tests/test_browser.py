@@ -114,6 +114,8 @@ def test_a_live_notebook(lab, page, name):
     page.get_by_text("Run All Cells", exact=True).click()
     SHOTS.mkdir(parents=True, exist_ok=True)
     wait(page, ENDED, name)
+    wait(page, IDLE, name)
+    page.wait_for_timeout(1500)  # JupyterLab attaches what is shown once more, and the frame begins anew
     assert page.evaluate(FAILED) == []
 
     cell = page.locator(".jp-CodeCell", has=page.locator(PICTURE))
