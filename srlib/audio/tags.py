@@ -159,10 +159,14 @@ def _write_wave(path: Path, metadata: Metadata, old_rate: int, new_rate: int) ->
         stream.seek(0, io.SEEK_END)
         stream.write(bytes(stream.tell() % 2))
         for name, content in chunks:
-            stream.write(name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2))
+            stream.write(_chunk(name, content))
         size = stream.tell() - 8
         stream.seek(place)
         stream.write(size.to_bytes(width, "little"))
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
 
 
 def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[bytes, bytes]]:
@@ -171,6 +175,5 @@ def _cues(chapters: list[tuple[float, str]], sample_rate: int) -> list[tuple[byt
     for i, (seconds, title) in enumerate(chapters, 1):
         number, place = i.to_bytes(4, "little"), round(seconds * sample_rate).to_bytes(4, "little")
         points += number + place + b"data" + bytes(8) + place
-        text = number + title.encode() + b"\0"
-        labels += b"labl" + len(text).to_bytes(4, "little") + text + bytes(len(text) % 2)
+        labels += _chunk(b"labl", number + title.encode() + b"\0")
     return [(b"cue ", points), (b"LIST", labels)]

@@ -122,11 +122,6 @@ def find(kind: str, name: str, profile: str) -> tuple[Path, dict[str, Any]]:
     return path, record
 
 
-def read_table(name: str, profile: str) -> pandas.DataFrame:
-    """The published table; SrlibError names the notebook that makes a missing one."""
-    return read_csv(find("table", name, profile)[0])
-
-
 def committed_table(name: str) -> tuple[pandas.DataFrame, dict[str, Any]] | None:
     """A committed table and its settings, for any profile; None if it does not exist."""
     path = root() / "report" / "tables" / f"{name}.csv"

@@ -76,6 +76,7 @@ class Expansion:
         self.profile = profile
         self.metadata = yaml.safe_load((_report_dir() / "metadata.yaml").read_text(encoding="utf-8"))
         self._used: dict[str, dict[str, Any]] = {}  # "figure `x`" -> its record
+        self._frames: dict[str, pandas.DataFrame] = {}  # tables that were read, by name
 
     def expand(self, text: str) -> str:
         """Markdown with all directives replaced; settings and manifest cover the directives before them."""
@@ -100,7 +101,9 @@ class Expansion:
         return path, record
 
     def _frame(self, name: str) -> pandas.DataFrame:
-        return artifacts.read_csv(self._use("table", name)[0])
+        if name not in self._frames:
+            self._frames[name] = artifacts.read_csv(self._use("table", name)[0])
+        return self._frames[name]
 
     def _figure(self, match: re.Match[str]) -> str:
         path, record = self._use("figure", match[1])

@@ -130,10 +130,10 @@ def find_bands(recording: Recording, known: Band | float | None) -> list[tuple[B
     for block in recording.blocks_at(SAMPLE_RATE, channels):
         for detector, wav in zip(detectors, block, strict=True):
             detector.add(wav)
-    segments = {channel: detector.segments() for channel, detector in enumerate(detectors)}
-    sounding = [channel for channel, found in segments.items() if found]
+    sounding = [channel for channel, detector in enumerate(detectors) if any(map(np.any, detector._windows()))]
     if known is not None or not sounding:
         return [(detectors[sounding[0]].result(known) if sounding else FULL_BAND, everywhere)]
+    segments = {channel: detectors[channel].segments() for channel in sounding}
     stretches = [
         (start - min(end, length), channel, start, end, band.within(recording.sample_rate))
         for channel in sounding

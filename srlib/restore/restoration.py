@@ -131,12 +131,7 @@ class Restorer:
         return audio, restored_mel.cpu()
 
     def _generate(
-        self,
-        part: Part,
-        chunk: Chunk,
-        denoised: torch.Tensor,
-        restored: torch.Tensor,
-        known: torch.Tensor,
+        self, part: Part, chunk: Chunk, denoised: torch.Tensor, restored: torch.Tensor, known: torch.Tensor
     ) -> torch.Tensor:
         """Waveforms `[unique, samples]` with the restored log-mel `[1, 1, frames, 256]` of the downmix.
 

@@ -138,7 +138,7 @@ def test_kernels_compute_on_as_many_threads_whatever_the_host_says(small, monkey
     settings = f"[__import__('torch').get_num_threads(), *map(int, map(__import__('os').getenv, {names}))]"
     write(small, "00_first", FIRST.replace("[value]", settings))
     reproduce.reproduce(SMOKE, only="00")
-    assert artifacts.read_table("first", SMOKE)["x"].tolist() == [2, 2, 2, 1]
+    assert artifacts.read_csv(artifacts.find("table", "first", SMOKE)[0])["x"].tolist() == [2, 2, 2, 1]
     assert [os.environ[name] for name in names] == ["3"] * 3
 
 
