@@ -89,7 +89,6 @@ def restore_as_audiosr(
     guidance_scale: float = 3.5,
     eta: float = 1.0,
     seed: int = 42,
-    filter_type: str | None = None,
 ) -> np.ndarray:
     """Restore as AudioSR itself does: `[samples]` float32 at 48 kHz with a peak near 0.5, whatever the input's level.
 
@@ -99,7 +98,6 @@ def restore_as_audiosr(
     Args:
         pipe: a pipeline of AudioSR's topology, from `srlib.audiosr.checkpoint`.
         wav: `[samples]` or `[channels, samples]`, of which the first channel is taken.
-        filter_type: one of `FILTERS`; None draws it from the seed, as AudioSR does.
 
     Raises:
         SrlibError: for a pipeline with a prior, and for audio that AudioSR gives up on (cutoff under 1 kHz).
@@ -113,7 +111,7 @@ def restore_as_audiosr(
     cutoff_hz = detect_cutoff_hz(torch.from_numpy(padded))
     if cutoff_hz < _LOWEST_CUTOFF_HZ:
         raise SrlibError(f"AudioSR gives up on this audio: 98.5 % of it lies below {cutoff_hz:.0f} Hz, under 1000 Hz.")
-    degraded = simulate_lowpass(padded, cutoff_hz, filter_type or np.random.RandomState(seed).choice(FILTERS))
+    degraded = simulate_lowpass(padded, cutoff_hz, np.random.RandomState(seed).choice(FILTERS))
     mel = log_mel(torch.from_numpy(degraded).to(pipe.device))
     restored = _generate(pipe, mel, num_inference_steps, guidance_scale, eta, seed)
     generated = vocode(pipe.vocoder, replace_mel(restored, mel))[0].cpu().numpy()

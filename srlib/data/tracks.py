@@ -23,6 +23,7 @@ from srlib.audio.decoding import find_ffmpeg, info
 from srlib.audio.folders import audio_files
 from srlib.config import SAMPLE_RATE, Profile
 from srlib.errors import SrlibError
+from srlib.settings import as_srlib_error
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -112,8 +113,6 @@ def bandwidth_hz(wav: np.ndarray, sample_rate: int) -> float:
     The lowest frequency where the long-term power spectrum, median over 500 Hz, is 60 dB under its level at 1-4 kHz.
     This finds the low-pass edge of a lossy coder also if clipping has added sound above it.
     """
-    if wav.shape[-1] < 2048:
-        raise SrlibError(f"{wav.shape[-1]} samples are too few to measure a bandwidth: give at least 2048.")
     frequencies, power = signal.welch(files.to_mono(wav), sample_rate, nperseg=2048, detrend=False)
     level = power[(frequencies >= 1000) & (frequencies <= 4000)].mean()
     smooth = ndimage.median_filter(power, max(1, round(500 / frequencies[1])))  # keeps edges
@@ -264,12 +263,6 @@ def _load_folder(root: Path) -> list[Track]:
     return tracks
 
 
-def unusable(error: ValidationError) -> list[str]:
-    """A clause for each wrong value: its name, the value and the rule."""
-    faults = error.errors(include_url=False)
-    return [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in faults]
-
-
 @contextmanager
 def noted(faults: list[str]) -> Iterator[None]:
     """Add the message of an error to `faults` and go on."""
@@ -278,7 +271,7 @@ def noted(faults: list[str]) -> Iterator[None]:
     except SrlibError as error:
         faults.append(str(error))
     except ValidationError as error:
-        faults += unusable(error)
+        faults.append(str(as_srlib_error(error)))
 
 
 def refuse(faults: list[str], what: str) -> None:
