@@ -77,8 +77,7 @@ class Track:
 def load_dataset(dataset: str, split: str | None = None) -> list[Track]:
     """Tracks of a split (all without one), sorted by name.
 
-    `dataset` is "demo", "musdb" (the folder in MUSDB_ROOT), "folder:PATH" (any audio, recursively), or the path of a
-    folder of either kind.
+    `dataset` is "demo", "musdb" (the folder in MUSDB_ROOT), or the path of a folder: of MUSDB18 or of any audio.
     """
     if split is not None and split not in SPLITS:
         raise SrlibError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
@@ -86,11 +85,10 @@ def load_dataset(dataset: str, split: str | None = None) -> list[Track]:
         tracks = _load_demo(split)
     elif dataset == "musdb":
         tracks = _load_musdb(_musdb_root(), split)
-    elif (folder := Path(dataset.removeprefix("folder:"))).is_dir():
-        is_musdb = not dataset.startswith("folder:") and _musdb_kind(folder) is not None
-        tracks = _load_musdb(folder, split) if is_musdb else _load_folder(folder)
+    elif (folder := Path(dataset)).is_dir():
+        tracks = _load_musdb(folder, split) if _musdb_kind(folder) else _load_folder(folder)
     else:
-        raise SrlibError(f"There is no data set {dataset!r}: give demo, musdb, folder:PATH or an existing folder.")
+        raise SrlibError(f"There is no data set {dataset!r}: give demo, musdb or an existing folder.")
     tracks = sorted((track for track in tracks if split in (None, track.split)), key=lambda track: track.name)
     if not tracks:
         raise SrlibError(f"The data set {dataset} has no track{f' in its split {split}' if split else ''}.")

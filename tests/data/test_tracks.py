@@ -204,7 +204,7 @@ def test_folder_splits_by_name_and_says_so(tmp_path):
     for name in (".hidden.wav", ".trash/old.wav"):
         (tmp_path / name).write_text("not audio")
     with pytest.warns(UserWarning, match="split by name"):
-        before = {track.name: track.split for track in load_dataset(f"folder:{tmp_path}")}
+        before = {track.name: track.split for track in load_dataset(str(tmp_path))}
     assert len(before) == 62 and 40 <= Counter(before.values())["train"] <= 58
     fill(tmp_path, ["more/new.wav"])
     with pytest.warns(UserWarning):
@@ -237,7 +237,7 @@ def test_folder_honours_its_manifest(tmp_path, start, separator):
     ]
     text = "\r\n".join(separator.join(row) for row in rows)
     (tmp_path / "manifest.csv").write_bytes((start + text).encode())
-    a, c, b = load_dataset(f"folder:{tmp_path}")
+    a, c, b = load_dataset(str(tmp_path))
     assert [(track.name, track.split) for track in (a, b, c)] == [
         ("a.wav", "test"), ("deep/b.flac", "train"), ("c.ogg", "valid"),
     ]  # fmt: skip
@@ -277,12 +277,12 @@ def test_what_is_no_manifest_is_refused(tmp_path, content, message):
     fill(tmp_path, ["a.wav"])
     (tmp_path / "manifest.csv").write_bytes(content)
     with pytest.raises(SrlibError, match=message):
-        load_dataset(f"folder:{tmp_path}")
+        load_dataset(str(tmp_path))
 
 
 def test_what_is_no_data_set_is_refused(tmp_path):
     for name, split, message in (
-        ("nonsense", None, "no data set"), ("demo", "dev", "no split"), (f"folder:{tmp_path}", None, "no track"),
+        ("nonsense", None, "no data set"), ("demo", "dev", "no split"), (str(tmp_path), None, "no track"),
     ):  # fmt: skip
         with pytest.raises(SrlibError, match=message):
             load_dataset(name, split)

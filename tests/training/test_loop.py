@@ -303,18 +303,6 @@ def test_a_run_is_not_resumed_with_a_file_more(music_folder, one_step, tmp_path)
         train("ldm", ONE_STEP, music, one_step, resume=True)
 
 
-def test_a_run_starts_from_another_run_s_pipeline_and_a_recipe_can_be_a_file(runs, music_folder, one_step, tmp_path):
-    recipe = recipe_of(tmp_path / "recipe.toml", CONFIG)
-    init = one_step / "pipeline"
-    run = train("ldm", recipe, music_folder, runs / "from-init", init=init, max_steps=1)
-    assert steps_of(run) == [1]
-    record = json.loads((run / "config.json").read_text())
-    assert (record["max_steps"], record["frames"], record["init"]) == (1, 64, str(init))
-    before, after = (RestorationPipeline.from_pretrained(folder) for folder in (init, run / "pipeline"))
-    assert same(before.prior.state_dict().values(), after.prior.state_dict().values())  # a prior that is fitted stays
-    assert not same(before.unet.parameters(), after.unet.parameters())
-
-
 def test_everything_that_is_wrong_with_a_call_is_told_at_once_and_leaves_no_folder(runs, tmp_path):
     (tmp_path / "music").mkdir()
     (tmp_path / "music" / "a.wav").touch()
