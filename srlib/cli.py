@@ -250,14 +250,13 @@ for _stage in get_args(config.Stage):
 def recipe(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="a TOML file a run: vae*, vocoder*, ldm*")],
     data: Music,
-    out: Annotated[Path, Option(metavar="RUNS", help="a folder a run, and pipeline/ with the newest parts")],
+    out: Annotated[Path, Option(metavar="RUNS", help="a folder a run")],
     init: Init = None,
-    only: Annotated[list[str], Option(metavar="RUN", help="train this run alone; can be repeated")] = _NONE,
 ) -> None:
     """Train the runs of a recipe in their order: finished ones are skipped, stopped ones go on."""
     from srlib.training.curriculum import retrain
 
-    print(retrain(folder, data, out, init=init, only=only))
+    print(retrain(folder, data, out, init=init))
 
 
 @train_app.command()

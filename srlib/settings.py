@@ -64,20 +64,17 @@ def settings(cls: type[C]) -> type[C]:
 
 
 def as_srlib_error(error: ValidationError) -> SrlibError:
-    """The first wrong setting in one sentence: its name, its value and the rule."""
-    name, allowed = next(iter(faults(error).items()))
-    if not name:
-        return SrlibError(allowed)
-    if allowed == "unknown":
-        return SrlibError(f"There is no setting {name}: check its name.")
-    return SrlibError(f"{name} is {reprlib.repr(error.errors()[0]['input'])}: it should {allowed}.")
-
-
-def faults(error: ValidationError) -> dict[str, str]:
-    """{wrong setting: what it should be}, "unknown" for an unknown name; "" stands for a rule on several."""
-    found: dict[str, dict[str, None]] = {}  # a dict keeps the rules in order and each of them once
+    """All wrong settings in one sentence: the name, the value and the rules of each."""
+    clauses: dict[str, str] = {}
     for fault in error.errors(include_url=False):
+        name = str(fault["loc"][0]) if fault["loc"] else ""
         rule = re.sub(r"^(Input should|Tuple should|Value error,) ", "", fault["msg"])
-        rule = "unknown" if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden") else rule
-        found.setdefault(str(fault["loc"][0]) if fault["loc"] else "", {})[rule] = None
-    return {name: " or ".join(rules) for name, rules in found.items()}
+        if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            clauses[name] = f"There is no setting {name}: check its name"
+        elif not name:  # a rule on several settings
+            clauses[name] = rule.rstrip(".")
+        elif name not in clauses:
+            clauses[name] = f"{name} is {reprlib.repr(fault['input'])}: it should {rule}"
+        elif not clauses[name].endswith(rule):
+            clauses[name] += f" or {rule}"
+    return SrlibError("; ".join(clauses.values()) + ".")

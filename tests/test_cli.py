@@ -61,7 +61,7 @@ def test_help_names_every_choice_of_the_library(capsys):
     """The names stand in `srlib.config`, so that help needs no scipy and no torch."""
     from srlib.audiosr.checkpoint import DTYPES
     from srlib.models.diffusion import SCHEDULERS
-    from srlib.training.objectives import STAGES
+    from srlib.training.objectives import OBJECTIVES
 
     for verb, choice, known in [
         ("restore", config.Scheduler, SCHEDULERS),
@@ -69,7 +69,7 @@ def test_help_names_every_choice_of_the_library(capsys):
         ("degrade", config.FilterType, config.FILTER_TYPES),
         ("degrade", config.NoiseType, config.NOISE_TYPES),
         ("import-audiosr", config.DType, DTYPES),
-        ("train", config.Stage, STAGES),
+        ("train", config.Stage, OBJECTIVES),
     ]:
         assert run(verb, "--help") == run(verb, "-h") == 0
         printed = capsys.readouterr().out
@@ -385,7 +385,7 @@ def test_a_part_is_trained(capsys, tmp_path, music_folder):
 @pytest.mark.parametrize(
     ("argv", "replaced", "result", "printed"),
     [
-        ("train recipe r --data d --out o --only vae --only ldm", "training.curriculum.retrain", "a", ["a"]),
+        ("train recipe r --data d --out o", "training.curriculum.retrain", "a", ["a"]),
         ("train publish runs model", "training.curriculum.publish", "a", ["a"]),
         ("report --readme", "report.pdf.update_readme", ("a", "b"), ["a", "b"]),
         ("reproduce --status", "report.reproduce.status", [("00_x", "current", ""), ("01_y", "stale", "z changed")],

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from diffusers import SchedulerMixin
@@ -34,7 +35,6 @@ _UNUSED = re.compile(
     r"|(sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)?alphas_cumprod(_prev)?$"
 )
 _LISTED = 20  # keys that an error names before it counts the rest
-_ZIP = b"PK\x03\x04"  # first bytes of a zip archive
 
 
 def _numbered(form: Callable[..., str]) -> Callable[[re.Match], str]:
@@ -201,13 +201,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name, mapped from the file where its format allows; no code in it is run."""
     if not path.is_file():
         raise SrlibError(f"{path}: there is no such file; give AudioSR's pytorch_model.bin.")
-    with path.open("rb") as file:
-        zipped = file.read(len(_ZIP)) == _ZIP  # PyTorch's format since 1.6, which can be memory-mapped
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            mapped = is_zipfile(path)  # PyTorch's format since 1.6
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         raise
     except Exception as error:  # a damaged pickle or archive ends in an error of any kind

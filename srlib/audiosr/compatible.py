@@ -33,10 +33,8 @@ _PEAK = 0.5  # linear, of input and output
 def simulate_lowpass(wav: np.ndarray, cutoff_hz: float, filter_type: str) -> np.ndarray:
     """Low-pass `[samples]` at 48 kHz: a zero-phase filter, a resampling to twice the cutoff and back, the filter again.
 
-    `filter_type` is one of `FILTERS`; the cutoff, under 24 kHz, is cut to whole hertz. Raises SrlibError for others.
+    `filter_type` is one of `FILTERS`; the cutoff, under 24 kHz, is cut to whole hertz.
     """
-    if filter_type not in FILTERS:
-        raise SrlibError(f"AudioSR has no filter {filter_type!r}: choose one of {', '.join(FILTERS)}.")
     share = int(cutoff_hz) / (SAMPLE_RATE / 2)
     design = {"rp": _RIPPLE_DB, "rs": _STOP_DB, "btype": "lowpass", "ftype": filter_type, "output": "sos"}
     sos = signal.iirfilter(_ORDER, share, **design)
@@ -89,7 +87,6 @@ def restore_as_audiosr(
     guidance_scale: float = 3.5,
     eta: float = 1.0,
     seed: int = 42,
-    filter_type: str | None = None,
 ) -> np.ndarray:
     """Restore as AudioSR itself does: `[samples]` float32 at 48 kHz with a peak near 0.5, whatever the input's level.
 
@@ -99,7 +96,6 @@ def restore_as_audiosr(
     Args:
         pipe: a pipeline of AudioSR's topology, from `srlib.audiosr.checkpoint`.
         wav: `[samples]` or `[channels, samples]`, of which the first channel is taken.
-        filter_type: one of `FILTERS`; None draws it from the seed, as AudioSR does.
 
     Raises:
         SrlibError: for a pipeline with a prior, and for audio that AudioSR gives up on (cutoff under 1 kHz).
@@ -113,7 +109,7 @@ def restore_as_audiosr(
     cutoff_hz = detect_cutoff_hz(torch.from_numpy(padded))
     if cutoff_hz < _LOWEST_CUTOFF_HZ:
         raise SrlibError(f"AudioSR gives up on this audio: 98.5 % of it lies below {cutoff_hz:.0f} Hz, under 1000 Hz.")
-    degraded = simulate_lowpass(padded, cutoff_hz, filter_type or np.random.RandomState(seed).choice(FILTERS))
+    degraded = simulate_lowpass(padded, cutoff_hz, np.random.RandomState(seed).choice(FILTERS))
     mel = log_mel(torch.from_numpy(degraded).to(pipe.device))
     restored = _generate(pipe, mel, num_inference_steps, guidance_scale, eta, seed)
     generated = vocode(pipe.vocoder, replace_mel(restored, mel))[0].cpu().numpy()

@@ -23,6 +23,7 @@ from srlib.audio.decoding import find_ffmpeg, info
 from srlib.audio.folders import audio_files
 from srlib.config import SAMPLE_RATE, Profile
 from srlib.errors import SrlibError
+from srlib.settings import as_srlib_error
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -76,8 +77,7 @@ class Track:
 def load_dataset(dataset: str, split: str | None = None) -> list[Track]:
     """Tracks of a split (all without one), sorted by name.
 
-    `dataset` is "demo", "musdb" (the folder in MUSDB_ROOT), "folder:PATH" (any audio, recursively), or the path of a
-    folder of either kind.
+    `dataset` is "demo", "musdb" (the folder in MUSDB_ROOT), or the path of a folder: of MUSDB18 or of any audio.
     """
     if split is not None and split not in SPLITS:
         raise SrlibError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
@@ -85,11 +85,10 @@ def load_dataset(dataset: str, split: str | None = None) -> list[Track]:
         tracks = _load_demo(split)
     elif dataset == "musdb":
         tracks = _load_musdb(_musdb_root(), split)
-    elif (folder := Path(dataset.removeprefix("folder:"))).is_dir():
-        is_musdb = not dataset.startswith("folder:") and _musdb_kind(folder) is not None
-        tracks = _load_musdb(folder, split) if is_musdb else _load_folder(folder)
+    elif (folder := Path(dataset)).is_dir():
+        tracks = _load_musdb(folder, split) if _musdb_kind(folder) else _load_folder(folder)
     else:
-        raise SrlibError(f"There is no data set {dataset!r}: give demo, musdb, folder:PATH or an existing folder.")
+        raise SrlibError(f"There is no data set {dataset!r}: give demo, musdb or an existing folder.")
     tracks = sorted((track for track in tracks if split in (None, track.split)), key=lambda track: track.name)
     if not tracks:
         raise SrlibError(f"The data set {dataset} has no track{f' in its split {split}' if split else ''}.")
@@ -112,8 +111,6 @@ def bandwidth_hz(wav: np.ndarray, sample_rate: int) -> float:
     The lowest frequency where the long-term power spectrum, median over 500 Hz, is 60 dB under its level at 1-4 kHz.
     This finds the low-pass edge of a lossy coder also if clipping has added sound above it.
     """
-    if wav.shape[-1] < 2048:
-        raise SrlibError(f"{wav.shape[-1]} samples are too few to measure a bandwidth: give at least 2048.")
     frequencies, power = signal.welch(files.to_mono(wav), sample_rate, nperseg=2048, detrend=False)
     level = power[(frequencies >= 1000) & (frequencies <= 4000)].mean()
     smooth = ndimage.median_filter(power, max(1, round(500 / frequencies[1])))  # keeps edges
@@ -264,12 +261,6 @@ def _load_folder(root: Path) -> list[Track]:
     return tracks
 
 
-def unusable(error: ValidationError) -> list[str]:
-    """A clause for each wrong value: its name, the value and the rule."""
-    faults = error.errors(include_url=False)
-    return [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in faults]
-
-
 @contextmanager
 def noted(faults: list[str]) -> Iterator[None]:
     """Add the message of an error to `faults` and go on."""
@@ -278,7 +269,7 @@ def noted(faults: list[str]) -> Iterator[None]:
     except SrlibError as error:
         faults.append(str(error))
     except ValidationError as error:
-        faults += unusable(error)
+        faults.append(str(as_srlib_error(error)))
 
 
 def refuse(faults: list[str], what: str) -> None:

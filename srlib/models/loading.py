@@ -12,7 +12,6 @@ import huggingface_hub
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -20,8 +19,8 @@ from transformers.utils import logging as transformers_logging
 from srlib.errors import SrlibError
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# Errors of diffusers for a folder that is no pipeline. The last four are for a model_index.json or a config.json with a
-# missing entry or one of another type.
+# Errors of the Hub, and of diffusers for a folder that is no pipeline. The last four are for a model_index.json or a
+# config.json with a missing entry or one of another type.
 _BROKEN = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError, ImportError)
 
 
@@ -31,32 +30,27 @@ def model_folder(name_or_path: str | Path) -> Path:
         return Path(str(resources.files("srlib") / "assets" / "compact"))
     path = Path(name_or_path)
     if not path.exists() and _HUB_ID.fullmatch(str(name_or_path)):
-        path = _downloaded(str(name_or_path))
+        path = Path(huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=["*.json", "*.safetensors"]))
     if not (path / "model_index.json").is_file():
         known = "a folder that srlib train or import-audiosr wrote, the name of one on the Hub"
         raise SrlibError(f"There is no model in {name_or_path}: give {known}, or compact.")
     return path
 
 
-def _downloaded(hub_id: str) -> Path:
-    try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise SrlibError(f"There is no folder {hub_id}, and no such model came from the Hub ({why}).") from error
-
-
 @contextmanager
 def loading(name_or_path: str | Path) -> Iterator[None]:
-    """Load inside without progress bars, with any error as SrlibError; bars that were on come back after."""
+    """Find and load inside without progress bars, with any error as SrlibError; bars that were on come back after."""
     shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
     for library in shown:
         library.disable_progress_bar()
     try:
         yield
+    except SrlibError:
+        raise
     except _BROKEN as error:
         why = str(error).strip().partition("\n")[0]
-        raise SrlibError(f"The model in {name_or_path} does not load ({why}): write it again.") from error
+        hint = "write its folder again, or correct its name if it should come from the Hub"
+        raise SrlibError(f"The model {name_or_path} does not load ({why}): {hint}.") from error
     finally:
         for library in shown:
             library.enable_progress_bar()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +59,6 @@ class LogMelPipeline(DiffusionPipeline):
     """
 
     _optional_components: ClassVar[list[str]] = ["prior"]
-    model_cpu_offload_seq = "prior->vae->unet->vocoder"
 
     def __init__(
         self,
@@ -73,11 +71,6 @@ class LogMelPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        # Both come from model_index.json, which people edit; their limits are checked in a call.
-        if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
-            raise TypeError(f"num_inference_steps is {num_inference_steps!r} and no whole number")
-        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
-            raise TypeError(f"guidance_scale is {guidance_scale!r} and no number")
         self.register_modules(vae=vae, unet=unet, vocoder=vocoder, scheduler=scheduler, prior=prior)
         self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
@@ -108,10 +101,12 @@ class LogMelPipeline(DiffusionPipeline):
         `variant="lowpass"` takes the weights of the curriculum's first run, trained without noise. Weights stored in
         bfloat16 run in it where the processor can; all others run in float32, unless `dtype` says otherwise.
         """
-        folder = model_folder(name_or_path)
-        options = {"local_files_only": True, "use_safetensors": True, "dtype": precision(folder)}
-        options["low_cpu_mem_usage"] = False  # or a missing key ends in an error that does not name it
         with loading(name_or_path):
+            folder = model_folder(name_or_path)
+            # In bfloat16 HiFi-GAN would round the log-mel and the waveform to eight bits.
+            dtypes = {"default": precision(folder), "vocoder": torch.float32}
+            options = {"local_files_only": True, "use_safetensors": True, "dtype": dtypes}
+            options["low_cpu_mem_usage"] = False  # or a missing key ends in an error that does not name it
             pipeline = super().from_pretrained(str(folder), **{**options, **kwargs})
         check_weights(pipeline, folder, kwargs.get("variant"))
         if pipeline.dtype == torch.bfloat16:  # a tenth faster; no gain in float32

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -16,6 +12,7 @@ from torch import nn
 from srlib.audio.stft import envelope, istft_same, stft
 from srlib.config import FRAME_PAD, HOP_LENGTH, N_FFT, N_MELS, ModelSize
 from srlib.machine import stage
+from srlib.models.excitation import noise
 
 # Centre and spread of music's log-mels, nat: keeps the activations near unit size.
 _CENTRE_NAT, _SPREAD_NAT = -5.0, 3.0
@@ -62,8 +59,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
         self.head = nn.Linear(hidden_size, N_FFT + 2)  # gain and phase of each bin
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
-        noise = np.random.default_rng(0).standard_normal(excitation_frames * HOP_LENGTH)
-        excitation = torch.from_numpy(noise.astype(np.float32))
+        excitation = noise(excitation_frames * HOP_LENGTH)
         excitation = excitation / stft(excitation).abs().mean()  # log-mels hold mean magnitudes
         self.register_buffer("excitation", excitation, persistent=False)  # seeded: no need to store it
 
@@ -94,50 +90,12 @@ def build_vocoder(size: ModelSize) -> Any:
 
 
 @stage("vocoder")
-def vocode(vocoder: Any, log_mel: torch.Tensor, first_frame: int = 0, tile_frames: int = 256) -> torch.Tensor:
+def vocode(vocoder: Any, log_mel: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
     """Waveform `[batch, 480 * frames]`, float32, of a log-mel `[batch, 1, frames, 256]` with either vocoder.
 
-    HiFi-GAN holds hundreds of values a sample: it runs over tiles of `tile_frames` with all the context that its
-    convolutions see, which bounds memory and changes nothing. The 16 samples that it adds at the end are dropped.
+    HiFi-GAN starts every chunk alike, whatever its `first_frame`, and adds 16 samples at the end, which are dropped.
     """
     if isinstance(vocoder, IstftVocoder):
         return vocoder(log_mel, first_frame)
-    frames, context = log_mel.shape[2], receptive_frames(vocoder.config.to_dict())
-    tiles = []
-    for start in range(0, frames, tile_frames):
-        stop, lead = min(start + tile_frames, frames), min(start, context)
-        wav = _hifigan(vocoder, log_mel[:, 0, start - lead : stop + context])
-        tiles.append(wav[:, lead * HOP_LENGTH : (lead + stop - start) * HOP_LENGTH])
-    return torch.cat(tiles, dim=1)
-
-
-def receptive_frames(hifigan: Mapping[str, Any]) -> int:
-    """Frames on either side that a frame of HiFi-GAN's output depends on, from the arguments of its configuration."""
-    blocks = zip(hifigan["resblock_kernel_sizes"], hifigan["resblock_dilation_sizes"], strict=True)
-    widest = max((kernel - 1) // 2 * (sum(dilations) + len(dilations)) for kernel, dilations in blocks)
-    reach, rate = 3.0, 1  # of the first convolution, frames; values a frame
-    for stride, kernel in zip(hifigan["upsample_rates"], hifigan["upsample_kernel_sizes"], strict=True):
-        reach += kernel / stride / rate
-        rate *= stride
-        reach += widest / rate
-    return math.ceil(reach + 3 / rate)
-
-
-def _hifigan(vocoder: Any, log_mel: torch.Tensor) -> torch.Tensor:
-    """SpeechT5HifiGan's forward on `[batch, frames, 256]`, its first and last convolution in float32.
-
-    In bfloat16 those two would round the log-mel and the waveform itself to eight bits, for no gain in time.
-    """
-    dtype, count = vocoder.conv_pre.weight.dtype, vocoder.num_kernels
-    hidden = _conv_float32(vocoder.conv_pre, log_mel.transpose(1, 2)).to(dtype)
-    for level, upsample in enumerate(vocoder.upsampler):
-        hidden = upsample(F.leaky_relu(hidden, vocoder.config.leaky_relu_slope))
-        mixed = torch.zeros_like(hidden)
-        for block in vocoder.resblocks[level * count : (level + 1) * count]:
-            mixed += block(hidden)
-        hidden = mixed / count
-    return torch.tanh(_conv_float32(vocoder.conv_post, F.leaky_relu(hidden)))[:, 0]
-
-
-def _conv_float32(conv: Any, values: torch.Tensor) -> torch.Tensor:
-    return F.conv1d(values.float(), conv.weight.float(), conv.bias.float(), padding=conv.padding)
+    wav = vocoder(log_mel[:, 0].to(vocoder.dtype)).float()
+    return wav[:, : log_mel.shape[2] * HOP_LENGTH]

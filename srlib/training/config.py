@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srlib.config import SAMPLE_RATE, UNIT_FRAMES, NoiseType
-from srlib.data.tracks import unusable
 from srlib.degrade import DegradationConfig
 from srlib.errors import SrlibError
+from srlib.settings import as_srlib_error
 
 _WHITE_AMPLITUDE = (0.0005, 0.022)  # standard deviation, linear; a little beyond the source report's 0.001 to 0.02
 
@@ -47,11 +47,11 @@ class TrainConfig(BaseModel):
     prefetch: Count = 0  # threads that draw the batches of the next steps
     log_every: Positive = 20  # steps
     validate_every: Positive = 200  # steps; each validation also writes a checkpoint
-    snapshot_steps: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # with a restoration kept; TOML has lists
+    snapshot_step: Count = 0  # after which restorations are kept; 0: none are
     noise_weights: dict[NoiseType, Amount] = {"none": 1.0, "tone": 1.0, "white": 1.0}
     gap_probability: Share = 0.0
     # Hz; a little beyond the 2 to 16 kHz of the evaluation.
-    cutoff_hz: Annotated[tuple[Cutoff, Cutoff], Field(strict=False)] = (1800.0, 18000.0)
+    cutoff_hz: Annotated[tuple[Cutoff, Cutoff], Field(strict=False)] = (1800.0, 18000.0)  # TOML has lists
     condition_dropout: Share = 0.1  # ldm: share of samples trained without their condition
     min_snr_gamma: Amount = 5.0  # ldm: clip of the weighting by signal-to-noise ratio; 0 weights velocities equally
     level_weight: Amount = 1.0  # ldm: weight of the error that is constant over a crop, which overfits first
@@ -69,7 +69,7 @@ class TrainConfig(BaseModel):
         try:
             settings = cls.model_validate(dict(config) | changes)
         except ValidationError as error:
-            raise SrlibError(f"Unusable training settings: {'; '.join(unusable(error))}.") from error
+            raise as_srlib_error(error) from error
         settings.degradation()  # checks its ranges
         return settings
 
@@ -96,11 +96,6 @@ def check_same(path: Path, now: Mapping[str, Any]) -> None:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise SrlibError(f"{path} is damaged: begin the run again in a new folder.") from error
-    free = {"max_steps", "data", "init"}  # corpus and initial_weights are compared, not paths
-    changed = sorted(key for key in now.keys() & before.keys() - free if now[key] != before[key])
-    if "corpus" in changed:
-        names = [{*music["train"], *music["valid"]} for music in (before["corpus"], now["corpus"])]
-        differ = ", ".join(sorted(names[0] ^ names[1])[:5]) or "lengths, splits or weights"
-        changed = [f"music ({differ})"]
-    if changed:
+    free = {"max_steps", "data", "init"}  # the tracks in `corpus` are compared, not paths
+    if changed := sorted(key for key in now.keys() & before.keys() - free if now[key] != before[key]):
         raise SrlibError(f"{path.parent} was begun with other {', '.join(changed)}: resume it with the same.")

@@ -1,8 +1,8 @@
 """All runs of a recipe: training one after the other, publication of the weights, and reading of the logs.
 
 A recipe is a folder of TOML files, one a run: first `vae*`, then `vocoder*`, then `ldm*`, each by name. Each run starts
-from the newest state of every part in the runs before it. Finished runs are skipped, interrupted ones are resumed.
-`run.json` in each run folder records it; `training.json` holds the settings and records of all runs.
+from the pipeline of the run before it. Finished runs are skipped, interrupted ones are resumed. `run.json` in each run
+folder records it; `training.json` holds the settings and records of all runs.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from srlib.audio.files import read, write_atomically, write_text
-from srlib.config import SAMPLE_RATE
+from srlib.config import SAMPLE_RATE, Stage
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.machine import hardware
@@ -27,8 +27,6 @@ from srlib.restore.pipeline import RestorationPipeline
 from srlib.training.config import TrainConfig
 from srlib.training.loop import train
 
-# Parts that a run of a stage trains; the first diffusion run fits the prior.
-PARTS = {"vae": ("vae",), "vocoder": ("vocoder",), "ldm": ("prior", "unet")}
 SHIPPED = Path(__file__).parents[1] / "assets" / "compact"
 LOWPASS = "lowpass"  # variant of the weights, trained without noise
 FIRST_RUN = "ldm-1-lowpass"  # the run behind that variant
@@ -41,74 +39,51 @@ def _stage(name: str) -> str:
 
 
 def _in_order(paths: Iterable[Path]) -> list[str]:
-    """Stems of the files that name runs of the curriculum, in the order of training."""
-    names = sorted(path.stem for path in paths if not path.stem.startswith(BY_HOURS))
-    return [name for stage in PARTS for name in names if _stage(name) == stage]
+    """Stems of the files that name runs of the curriculum, in the order of training; a 10 follows a 9."""
+    names = [path.stem for path in paths if not path.stem.startswith(BY_HOURS)]
+    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    return [name for stage in get_args(Stage) for name in names if _stage(name) == stage]
 
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def retrain(
-    recipe: str | Path, data: str, out: str | Path, init: str | Path | None = None, only: Sequence[str] = ()
-) -> Path:
-    """Train the runs of a recipe folder and return the assembled pipeline folder, `out`/pipeline (`out` with `only`).
+def retrain(recipe: str | Path, data: str, out: str | Path, init: str | Path | None = None) -> Path:
+    """Train the runs of a recipe folder and return the pipeline folder of the last one.
 
     Args:
         data: as for `srlib.training.loop.train`.
         out: one folder a run, named as its file.
-        init: pipeline folder that the first runs start from; None starts from random weights.
-        only: names of runs to train now; the others are left as they are.
+        init: pipeline folder that the first run starts from; None starts from random weights.
 
     Raises:
-        SrlibError: for a folder without a run, or an unknown run; and as `train` does.
+        SrlibError: for a folder without a run; and as `train` does.
     """
     recipe, out = Path(recipe), Path(out)
     order = _in_order(recipe.glob("*.toml"))
     if not order:
-        hint = f"name a folder of them, such as recipes/compact in a checkout; they begin with {', '.join(PARTS)}"
+        hint = f"name a folder of them, such as recipes/compact; they begin with {', '.join(get_args(Stage))}"
         raise SrlibError(f"{recipe} holds no TOML file of a run: {hint}.")
-    if unknown := sorted(set(only) - {*order}):
-        raise SrlibError(f"{recipe} has no run {unknown[0]!r}: choose of {', '.join(order)}.")
     configs = {name: TrainConfig.load(recipe / f"{name}.toml") for name in order}
-    for name in only or order:
-        run, start, done = out / name, out / "init" / name, out / name / "run.json"
-        if done.is_file() and _json(run / "config.json")["max_steps"] == configs[name].max_steps:
+    for name, config in configs.items():
+        run, start, done = out / name, init, out / name / "run.json"
+        init = run / "pipeline"  # of the next run
+        if done.is_file() and _json(run / "config.json")["max_steps"] == config.max_steps:
             print(f"{name}: finished before", flush=True)
             continue
         print(name, flush=True)
-        before = _trained(out, order[: order.index(name)])
-        if not (run / "config.json").is_file() and before:
-            _assemble(out, before, start)
         done.unlink(missing_ok=True)  # a run that continues is not finished
-        train(_stage(name), configs[name].model_dump(), data, run, start if start.is_dir() else init, resume=True)
+        train(_stage(name), config.model_dump(), data, run, start, resume=True)
         last = pd.read_csv(run / "log.csv").iloc[-1]
         record: dict[str, Any] = {"steps": int(last["global_step"]), "minutes": round(float(last["wall_time"]) / 60, 2)}
         record |= {"hardware": hardware(), "corpus": _json(run / "config.json")["corpus"] | {"name": Path(data).name}}
         write_text(done, json.dumps(record, indent=1) + "\n")
-    return out if only else _assemble(out, _trained(out, order), out / "pipeline")  # other runs may be in training
-
-
-def _trained(runs: Path, order: Sequence[str]) -> list[str]:
-    return [name for name in order if (runs / name / "pipeline" / "model_index.json").is_file()]
-
-
-def _assemble(runs: Path, finished: Sequence[str], out: Path) -> Path:
-    """A pipeline folder of the newest state of each part among finished runs, oldest first."""
-    newest = {part: name for name in finished for part in PARTS[_stage(name)]}
-
-    def copy(whole: Path) -> None:
-        shutil.copytree(runs / finished[-1] / "pipeline", whole)
-        for part, run in newest.items():
-            shutil.copytree(runs / run / "pipeline" / part, whole / part, dirs_exist_ok=True)
-
-    write_atomically(out, copy)
-    return out
+    return run / "pipeline"
 
 
 def publish(runs: str | Path, out: str | Path) -> Path:
-    """Write the pipeline in a folder of runs (`retrain`) to `out`, in half precision.
+    """Write the pipeline of the last run in a folder of runs (`retrain`) to `out`, in half precision.
 
     The diffusion model of `ldm-1-lowpass` becomes the variant `lowpass`. Each run's log goes to `logs/`, its settings
     and its record to `training.json`, without paths of this machine. `out` is replaced as a whole, or not at all.
@@ -119,7 +94,10 @@ def publish(runs: str | Path, out: str | Path) -> Path:
 
 
 def _write(runs: Path, out: Path) -> None:
-    pipeline = RestorationPipeline.from_pretrained(runs / "pipeline")
+    order = _in_order(log.parent for log in runs.glob("*/log.csv"))
+    if FIRST_RUN not in order:
+        raise SrlibError(f"{runs} holds no run {FIRST_RUN}: train a recipe with it into this folder.")
+    pipeline = RestorationPipeline.from_pretrained(runs / order[-1] / "pipeline")
     lowpass = RestorationPipeline.from_pretrained(runs / FIRST_RUN / "pipeline").unet
     for part in (pipeline.unet, pipeline.vocoder, lowpass):  # the others are small and fitted in closed form
         part.half()
@@ -133,12 +111,12 @@ def _write(runs: Path, out: Path) -> None:
     for log in runs.glob("*/log.csv"):
         shutil.copyfile(log, out / "logs" / f"{log.parent.name}.csv")
     write_text(out / "training.json", json.dumps(_training_record(runs), indent=1, sort_keys=True) + "\n")
-    for noise in ("tone", "white"):
-        found = sorted(runs.glob(f"ldm-*/snapshots/{noise}-*.json"))  # the first one of the first run with this noise
+    for noise in ("tone", "white"):  # of the first run with it
+        found = [path for name in order if (path := runs / name / "snapshots" / f"{noise}.json").is_file()]
         if not found:
-            raise SrlibError(f"{runs} holds no snapshot with {noise} noise: set snapshot_steps in the ldm recipes.")
-        for path in found[0].parent.glob(f"{found[0].stem}*"):  # with reference and restored
-            shutil.copyfile(path, out / "early" / re.sub(r"-\d{6}", "", path.name))
+            raise SrlibError(f"{runs} holds no snapshot with {noise} noise: set snapshot_step in the ldm recipes.")
+        for path in found[0].parent.glob(f"{noise}*"):  # with reference and restored
+            shutil.copyfile(path, out / "early" / path.name)
 
 
 def _training_record(runs: Path) -> dict[str, dict]:

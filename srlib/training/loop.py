@@ -35,7 +35,7 @@ from srlib.data.tracks import load_dataset, noted, refuse
 from srlib.errors import SrlibError
 from srlib.restore.pipeline import RestorationPipeline, build
 from srlib.training.config import TrainConfig, check_same
-from srlib.training.objectives import STAGES, Objective
+from srlib.training.objectives import OBJECTIVES, Objective
 from srlib.training.pairs import Batch, draw
 from srlib.training.validation import Clips
 
@@ -63,7 +63,7 @@ def train(
         config: settings that differ from `TrainConfig`, or a TOML file of them.
         data: a folder of audio, or the name of a data set (`demo`, `musdb`).
         out: the run folder; its name is the run's id.
-        init: pipeline folder to start from; None starts from random weights.
+        init: pipeline folder to start from; None starts from random weights. A resumed run goes on from its own.
         max_steps: overrides the configuration's.
         resume: continue from the folder's checkpoint; a folder with one is refused otherwise.
 
@@ -95,12 +95,10 @@ class Run:
     def check(self, config: Any, data: str, init: str | Path | None, max_steps: int | None, resume: bool) -> None:
         """Load settings, list of tracks, model and checkpoint; one error names all faults."""
         faults: list[str] = []
-        if self.stage not in STAGES:
-            faults.append(f"There is no stage {self.stage!r}: choose one of {', '.join(STAGES)}")
+        if self.stage not in OBJECTIVES:
+            faults.append(f"There is no stage {self.stage!r}: choose one of {', '.join(OBJECTIVES)}")
         if self.resumes and not resume:
             faults.append(f"{self.folder} already holds a run: pass --resume to continue it, or give a new folder")
-        if self.folder.is_file():
-            faults.append(f"{self.folder} is a file: give a folder for the run")
         with noted(faults):
             self.config = TrainConfig.load(config, **({} if max_steps is None else {"max_steps": max_steps}))
         with noted(faults):
@@ -108,13 +106,13 @@ class Run:
         with noted(faults):
             self._open_data(data)
         with noted(faults):
-            if init:  # in float32; autocast then uses bfloat16
-                self.pipeline = RestorationPipeline.from_pretrained(init, dtype=torch.float32)
+            if start := self.folder / "pipeline" if self.resumes else init:  # in float32; autocast then uses bfloat16
+                self.pipeline = RestorationPipeline.from_pretrained(start, dtype=torch.float32)
             else:
                 self.pipeline = build(self.config.size, self.config.seed)
         if not faults:
             self.settings = self.config.model_dump(mode="json") | {"stage": self.stage, "corpus": self.music}
-            self.settings |= {"data": data, "init": str(init), "initial_weights": _digest(self.pipeline)}
+            self.settings |= {"data": data, "init": str(init)}
             with noted(faults):
                 self._open_model()
                 if self.resumes:
@@ -153,7 +151,7 @@ class Run:
         config = self.config
         torch.manual_seed(config.seed)
         self.pipeline.to(self.accelerator.device)
-        self.objective: Objective = STAGES[self.stage](self.pipeline, config)
+        self.objective: Objective = OBJECTIVES[self.stage](self.pipeline, config)
         optimizer = torch.optim.AdamW(
             [{"params": list(self.objective.parameters())}],  # none if all is fitted in closed form
             lr=config.learning_rate,
@@ -190,7 +188,7 @@ class Run:
                 losses.append(self._update(next(batches)))
                 self.step += 1
                 progress.update()
-                if self.first and self.step in config.snapshot_steps:
+                if self.first and self.step == config.snapshot_step:
                     with self._ema_weights():
                         self.clips.snapshot(self.pipeline, self.folder, self.step)
                 validate = self.step % config.validate_every == 0 or self._finished()
@@ -284,9 +282,8 @@ class Run:
             return {"val/loss": float(loss)} | self.clips.scores(self.pipeline)
 
     def _parts(self) -> dict[str, Any]:
-        """{name: part} whose states a checkpoint holds; the prior is fitted before the first step."""
-        parts = {"module": self.objective.module, "optimizer": self.optimizer, "ema": self.ema}
-        return parts | ({} if self.pipeline.prior is None else {"prior": self.pipeline.prior})
+        """{name: part} whose states a checkpoint holds; the folder `pipeline` holds all that does not change."""
+        return {"module": self.objective.module, "optimizer": self.optimizer, "ema": self.ema}
 
     def _save(self, score: float) -> None:
         """Save the EMA weights as a pipeline folder if they score best, and then the checkpoint.
@@ -314,11 +311,3 @@ class Run:
             what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
             raise SrlibError(f"{checkpoint} is damaged ({what}): begin the run again in a new folder.") from error
         self.ema.to(self.accelerator.device)
-
-
-def _digest(pipeline: RestorationPipeline) -> str:
-    """A hash of all weights, on the CPU."""
-    digest = hashlib.sha256()
-    for value in (value for part in pipeline.modules() for value in part.state_dict().values()):
-        digest.update(value.contiguous().numpy())
-    return digest.hexdigest()

@@ -177,4 +177,4 @@ class LdmObjective(Objective):
         return gain**2 / (gain**2).mean()
 
 
-STAGES: dict[str, type[Objective]] = {"vae": VaeObjective, "vocoder": VocoderObjective, "ldm": LdmObjective}
+OBJECTIVES: dict[str, type[Objective]] = {"vae": VaeObjective, "vocoder": VocoderObjective, "ldm": LdmObjective}

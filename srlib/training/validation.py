@@ -57,13 +57,13 @@ class Clips:
         folder = run / "snapshots"
         folder.mkdir(exist_ok=True)
         for reference, degradation in self._examples(1):
-            stem = folder / f"{degradation.noise_type}-{step:06d}"
+            noise = degradation.noise_type
             restored = self._restored(pipeline, reference, degradation, _SNAPSHOT_MERGE)
             for kind, wav in (("reference", reference), ("restored", restored)):
-                write(stem.with_name(f"{stem.name}-{kind}.flac"), wav, SAMPLE_RATE, "PCM_16")
+                write(folder / f"{noise}-{kind}.flac", wav, SAMPLE_RATE, "PCM_16")
             record = {"track": self.corpus.names[0], "run_id": run.name, "global_step": step, "merge": _SNAPSHOT_MERGE}
             record["degradation"] = degradation.record(SAMPLE_RATE)
-            write_text(stem.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+            write_text(folder / f"{noise}.json", json.dumps(record, indent=1) + "\n")
 
     def _examples(self, clips: int) -> Iterator[tuple[np.ndarray, Degradation]]:
         """Reference `[samples]` and its degradation; stages other than ldm see the true log-mel, so each clip once."""

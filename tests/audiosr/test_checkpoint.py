@@ -82,14 +82,10 @@ def test_half_precision_and_safetensors(checkpoint, music, tmp_path):
     stored = [load_file(next((out / part).glob("*.safetensors"))) for part in convert.PREFIXES]
     assert {tensor.dtype for part in stored for tensor in part.values()} == {torch.bfloat16}
     assert torch.equal(stored[1]["conv_out.weight"], checkpoint[UNET].to(torch.bfloat16))
-    restored = RestorationPipeline.from_pretrained(out)(music[:4800], 48_000, num_inference_steps=1, cutoff_hz=4000)
+    pipe = RestorationPipeline.from_pretrained(out)
+    assert pipe.vocoder.dtype == torch.float32  # whatever the others run in
+    restored = pipe(music[:4800], 48_000, num_inference_steps=1, cutoff_hz=4000)
     assert restored.audio.dtype == np.float32 and np.isfinite(restored.audio).all()
-
-
-def test_parts_take_the_tensors_they_are_given(audiosr_weights):
-    parts = convert.from_audiosr(audiosr_weights, size="tiny")
-    assert parts["unet"].conv_out.weight.data_ptr() == audiosr_weights[UNET].data_ptr()
-    assert not any(part.training for name, part in parts.items() if name != "scheduler")
 
 
 FAULTS = [

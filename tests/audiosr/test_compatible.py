@@ -50,5 +50,3 @@ def test_compatibility_mode_refuses_what_audiosr_gives_up_on(parts, tiny_pipelin
         compatible.restore_as_audiosr(RestorationPipeline(**parts), rumble, 48_000)
     with pytest.raises(SrlibError, match="not of AudioSR's kind"):
         compatible.restore_as_audiosr(tiny_pipeline, rumble, 48_000)
-    with pytest.raises(SrlibError, match="boxcar"):
-        compatible.simulate_lowpass(rumble, 4000, "boxcar")

@@ -1,70 +1,57 @@
 """Decoded music and the crops of it, and a pool whose batches depend on (seed, step) alone."""
 
+import warnings
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from srlib.audio import files
 from srlib.config import SAMPLE_RATE
 from srlib.data import batches
 from srlib.data.batches import Corpus, ahead, pooled, track_shares
+from srlib.data.tracks import load_dataset
 from srlib.errors import SrlibError
 
 
-def track(name, seconds, path, seed=0, **facts):
-    """Noise in place of music; what a corpus reads of a `Track`. It counts how often it is decoded."""
-    wav = (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * SAMPLE_RATE))).astype(np.float32)
-    given = {"bandwidth_hz": None, "collection": "", "weight": 1.0, "split": "train"} | facts
-    found = SimpleNamespace(name=name, seconds=seconds, path=path, wav=wav, decoded=0, **given)
-
-    def mixture():
-        found.decoded += 1
-        return wav
-
-    found.mixture = mixture
-    return found
+def music(folder, seconds):
+    """The tracks of a folder with noise in place of music, `{name: seconds}`; the bandwidth of `a` alone is known."""
+    for seed, (name, length) in enumerate(seconds.items()):
+        wav = 0.1 * np.random.default_rng(seed).standard_normal(round(length * SAMPLE_RATE))
+        files.write(folder / f"{name}.wav", wav.astype(np.float32), SAMPLE_RATE, "PCM_24")
+    (folder / "manifest.csv").write_text("file,split,bandwidth_hz\na.wav,train,20000\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files without a split
+        return load_dataset(str(folder))
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    """Any file: its size and age tell one version of a track from the next."""
-    path = tmp_path_factory.mktemp("file") / "a.wav"
-    path.write_bytes(b"x")
-    return path
-
-
-def two(path):
-    return [track("a", 3.0, path, 0, bandwidth_hz=20000.0), track("b", 2.0, path, 1, bandwidth_hz=16000.0)]
+def tracks(tmp_path_factory):
+    return music(tmp_path_factory.mktemp("music"), {"a": 3.0, "b": 2.0})
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory, path):
-    return Corpus.build(two(path), tmp_path_factory.mktemp("corpus"))
+def corpus(tracks, tmp_path_factory):
+    return Corpus.build(tracks, tmp_path_factory.mktemp("corpus"))
 
 
-def test_tracks_are_decoded_once_to_16_bits(tmp_path, path):
-    first, again = two(path), two(path)
-    corpus = Corpus.build(first, tmp_path)
-    assert corpus.names == ["a", "b"] and list(corpus.starts) == [0, 3 * SAMPLE_RATE, 5 * SAMPLE_RATE]
-    np.testing.assert_allclose(corpus.audio / 32768, np.concatenate([t.wav for t in first]), atol=1e-4)
-    np.testing.assert_array_equal(Corpus.build(again, tmp_path).audio, corpus.audio)
-    assert [t.decoded for t in first + again] == [1, 1, 0, 0]
-    Corpus.build(again[:1], tmp_path)  # another set of tracks is another corpus
-    assert again[0].decoded == 1
+def test_tracks_are_decoded_to_16_bits_once_for_each_set_of_them(corpus, tracks, tmp_path):
+    assert corpus.names == ["a.wav", "b.wav"] and list(corpus.starts) == [0, 3 * SAMPLE_RATE, 5 * SAMPLE_RATE]
+    np.testing.assert_allclose(corpus.audio / 32768, np.concatenate([one.mixture() for one in tracks]), atol=1e-4)
+    for given, found in ((tracks, 1), (tracks, 1), (tracks[:1], 2)):
+        Corpus.build(given, tmp_path)
+        assert len(list(tmp_path.iterdir())) == found
 
 
-def test_all_tracks_that_cannot_be_decoded_are_named_and_nothing_is_left(tmp_path, path):
-    def broken(name):
-        raise SrlibError(f"{name} ends early.")
-
-    tracks = [*two(path), *(track(name, 1.0, path) for name in "cd")]
-    for one in tracks[2:]:
-        one.mixture = lambda name=one.name: broken(name)
-    with pytest.raises(SrlibError, match=r"c ends early; d ends early\.$"):
-        Corpus.build(tracks, tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_all_tracks_that_cannot_be_decoded_are_named_and_nothing_is_left(tmp_path):
+    tracks = music(tmp_path, {"a": 0.1, "c": 0.1, "d": 0.1})
+    for name in "cd":
+        (tmp_path / f"{name}.wav").write_bytes(b"RIFF")
+    (tmp_path / "corpus").mkdir()
+    with pytest.raises(SrlibError, match=r"c\.wav.*; .*d\.wav"):
+        Corpus.build(tracks, tmp_path / "corpus")
+    assert not list((tmp_path / "corpus").iterdir())
 
 
 def test_a_collection_counts_by_the_fourth_root_of_its_length_whatever_it_is_cut_into():
@@ -88,8 +75,9 @@ def test_crops_come_from_one_track_in_proportion_to_its_share(corpus):
     np.testing.assert_allclose(wav[offset : offset + 4800], crop, atol=1e-6)
 
 
-def test_short_tracks_are_repeated_and_an_unknown_bandwidth_is_full(tmp_path, path):
-    crop, bandwidth = Corpus.build([track("short", 0.1, path)], tmp_path).crop(np.random.default_rng(0), 12000)
+def test_short_tracks_are_repeated_and_an_unknown_bandwidth_is_full(tmp_path):
+    short = music(tmp_path, {"a": 0.1, "short": 0.1})[1:]
+    crop, bandwidth = Corpus.build(short, tmp_path).crop(np.random.default_rng(0), 12000)
     assert crop.shape == (12000,) and bandwidth == 24000.0
     np.testing.assert_array_equal(crop[:4800], crop[4800:9600])
 
@@ -149,10 +137,3 @@ def test_a_batch_is_the_fresh_examples_and_others_of_the_last_steps():
         ages += (step - again[:, 0]).tolist() if step >= REACH else []
     assert set(ages) == set(range(1, REACH + 1))
     assert max(map(ages.count, set(ages))) < 2 * min(map(ages.count, set(ages)))
-
-
-def test_examples_that_are_drawn_again_are_held_in_half_precision():
-    fresh = ({"x": torch.full((FRESH, 1), step + 1 / 3)} for step in range(3))
-    batch = list(pooled(fresh, 0, BATCH, 0))[-1]["x"]
-    assert batch.dtype == torch.float32 and (batch[:FRESH] == 2 + 1 / 3).all()
-    assert set(batch[FRESH:, 0].tolist()) <= {float(torch.tensor(step + 1 / 3).half()) for step in range(2)}

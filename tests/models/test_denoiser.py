@@ -37,15 +37,6 @@ def test_it_is_called_as_the_u_net_is_and_starts_at_zero():
         assert output.sample.shape == (2, 8, 24, 32) and not output.sample.any()
 
 
-@pytest.mark.parametrize("frames", [1, 33])
-def test_any_number_of_frames_and_samples_of_a_batch_by_themselves(frames):
-    model, sample, timesteps = model_of(), latent(3, 6, frames, 4), torch.tensor([3, 500, 999])
-    output = model(sample, timesteps).sample
-    assert output.shape == (3, 2, frames, 4) and output.std() > 0.01
-    for row in range(3):
-        torch.testing.assert_close(model(sample[[row]], timesteps[row]).sample[0], output[row], atol=1e-5, rtol=0)
-
-
 def test_a_cell_sees_a_second_and_a_half_and_twelve_bands_either_way():
     """Two convolutions a block reach 1 + dilation frames and two bands: in six blocks 20 frames and 12 bands."""
     model, sample = model_of(bands=32, depth=6), latent(1, 6, 64, 32)

@@ -122,27 +122,6 @@ def test_a_perfect_model_is_sampled_back_to_the_clean_latent(size, name, steps):
     assert all((estimate - clean).std() < 2e-3 for estimate in predicted[1:])
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_eta_adds_the_noise_of_each_step(eta):
-    scheduler, unet = diffusion.build_scheduler(TINY), Unet(lambda latent, *_: 0.1 * latent)
-    steps = [[noise(seed=100 * seed + step) for step in range(3)] for seed in (1, 2)]
-    both = [diffusion.denoise(unet, scheduler, noise(), noise(), 3, eta=eta, step_noise=added) for added in steps]
-    assert torch.isfinite(both[0]).all() and torch.equal(*both) == (eta == 0)
-
-
-def test_guidance_is_the_formula_and_one_is_none():
-    scheduler, condition = diffusion.build_scheduler(TINY), noise(seed=1)
-
-    def velocity(scale):
-        """With one step from pure noise the result is minus the velocity."""
-        unet = Unet(lambda _, condition, __: 0.01 * condition)
-        return -diffusion.denoise(unet, scheduler, noise(), condition, 1, scale, scaling_factor=0.5)
-
-    given, without = 0.01 * condition, torch.full(SHAPE, 0.01 * -11.4981 * 0.5)
-    for scale in (0.0, 1.0, 3.5):
-        torch.testing.assert_close(velocity(scale), without + scale * (given - without), atol=1e-4, rtol=0)
-
-
 def test_a_single_step_starts_from_the_mean_of_the_noise_and_is_not_random():
     """A schedule that ends in pure noise makes it the posterior mean; one that does not, starts from noise."""
     for size, random in ((TINY, False), (AUDIOSR, True)):

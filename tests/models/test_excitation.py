@@ -12,10 +12,6 @@ SAMPLE_RATE = 48_000
 SECOND = np.arange(SAMPLE_RATE) / SAMPLE_RATE
 
 
-def sinusoid(hz: float, amplitude: float = 0.1, phase: float = 0.3) -> np.ndarray:
-    return amplitude * np.cos(2 * np.pi * hz * SECOND + phase)
-
-
 def copies_of(wav: np.ndarray, edge_hz: float, first_sample: int = 0) -> np.ndarray:
     return copied(torch.from_numpy(wav).float(), edge_hz, first_sample).numpy()
 
@@ -35,28 +31,17 @@ def test_copies_follow_each_other_without_a_hole_and_at_no_equal_distance(edge_h
 @pytest.mark.parametrize("first_sample", [0, 12_345])
 @pytest.mark.parametrize(
     ("hz", "edge_hz"),
-    [(6000, 8000), (1500, 2000), (7700, 7900), (15_000, 18_002)],
+    [(6000, 8000), (1500, 2000), (15_000, 18_002), (3999, 8000), (8001, 8000), (15_000, 24_000)],
 )
 def test_a_sinusoid_of_the_top_octave_reappears_in_every_copy_and_nowhere_else(hz, edge_hz, first_sample):
-    """Nothing below the edge, and of what would lie above 24 kHz nothing comes back."""
-    inside = [shift_hz for shift_hz in shifts_hz(edge_hz) if edge_hz <= hz + shift_hz < 24_000]
+    """Nothing below the edge, and of what would lie above 24 kHz nothing comes back; other sinusoids are not copied."""
+    copies = shifts_hz(edge_hz) if edge_hz / 2 <= hz < edge_hz else []
+    inside = [shift_hz for shift_hz in copies if edge_hz <= hz + shift_hz < 24_000]
     late = (first_sample + np.arange(SAMPLE_RATE)) / SAMPLE_RATE
-    moved = sum(0.1 * np.cos(2 * np.pi * (hz * SECOND + shift_hz * late) + 0.3) for shift_hz in inside)
-    made = copies_of(sinusoid(hz), edge_hz, first_sample)
+    moved = sum((0.1 * np.cos(2 * np.pi * (hz * SECOND + shift_hz * late) + 0.3) for shift_hz in inside), 0 * late)
+    made = copies_of(0.1 * np.cos(2 * np.pi * hz * SECOND + 0.3), edge_hz, first_sample)
     middle = slice(4800, -4800)  # shifts are no whole hertz: at the ends of a circle nothing fits
     np.testing.assert_allclose(made[middle], moved[middle], atol=1e-3)
-
-
-@pytest.mark.parametrize(("hz", "edge_hz"), [(300, 8000), (3999, 8000), (8001, 8000), (15_000, 24_000)])
-def test_what_lies_outside_the_top_octave_is_not_copied_and_above_24_khz_is_nothing(hz, edge_hz):
-    assert np.abs(copies_of(sinusoid(hz), edge_hz)).max() < 1e-4
-
-
-@pytest.mark.parametrize("edge_hz", [2000.0, 7900.0, 15_900.0])
-def test_nothing_is_made_below_the_edge(music, edge_hz):
-    power = np.abs(np.fft.rfft(copies_of(music, edge_hz))) ** 2
-    hz = np.fft.rfftfreq(len(music), 1 / SAMPLE_RATE)
-    assert power[hz < edge_hz - 1].sum() < 1e-3 * power.sum()  # the floor of noise alone
 
 
 def test_chunks_agree_where_they_overlap(music):

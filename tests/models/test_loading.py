@@ -50,18 +50,6 @@ def test_a_model_whose_index_is_damaged_is_refused_in_a_sentence(tmp_path, index
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("num_inference_steps", 1.5), ("num_inference_steps", True), ("guidance_scale", "much")]
-)
-def test_a_model_s_defaults_have_to_be_numbers(tmp_path, tiny_pipeline, name, value):
-    tiny_pipeline.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    (tmp_path / "model_index.json").write_text(json.dumps(index | {name: value}))
-    with pytest.raises(SrlibError, match=rf"{name} is {value!r} and no (whole )?number") as caught:
-        RestorationPipeline.from_pretrained(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-
-
 def test_a_model_of_the_hub_is_fetched(tmp_path, tiny_pipeline, monkeypatch):
     tiny_pipeline.save_pretrained(tmp_path / "snapshot")
     asked = []
@@ -79,7 +67,7 @@ def test_a_folder_that_is_neither_here_nor_on_the_hub_is_refused(monkeypatch):
         raise LocalEntryNotFoundError("No route\nto the Hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(SrlibError, match=r"no folder models/audiosr, .*\(No route\)"):
+    with pytest.raises(SrlibError, match=r"models/audiosr does not load \(No route\)"):
         RestorationPipeline.from_pretrained("models/audiosr")
 
 

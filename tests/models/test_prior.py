@@ -68,16 +68,6 @@ def test_an_exact_observation_is_returned_and_of_what_is_missing_altogether_the_
     assert lowest.min() == pytest.approx(np.log(LOG_MEL_FLOOR))
 
 
-def test_rows_of_a_batch_are_independent_and_slices_keep_what_was_observed():
-    prior, pairs = prior_of(), [(observed_of(seed), noise_of(kind)) for seed, kind in ((1, "clean"), (5, "noisy"))]
-    log_mels, variances = (torch.from_numpy(np.stack(values)).float()[:, None] for values in zip(*pairs, strict=True))
-    both = prior(log_mels, variances)
-    for row, pair in enumerate(pairs):
-        for found, alone in zip((both.mean, both.variance), posterior_of(prior, *pair), strict=True):
-            np.testing.assert_allclose(found[row, 0], alone, atol=1e-5)
-    assert torch.equal(both[1:].mean, both.mean[1:]) and torch.equal(both[1:].observed, variances[1:])
-
-
 def test_the_slow_part_follows_a_level_that_changes_in_seconds_and_ignores_a_click():
     """Two bands that only the slow part ties together: the second is heard through the first."""
     prior = GaussianPrior(rank=1, latent_channels=1, n_mels=2)
@@ -117,13 +107,3 @@ def test_fitting_gives_back_the_two_covariances_of_its_draws():
     assert (np.abs(fitted.mean.numpy() - truth.mean.numpy()) < 4 * np.sqrt(np.diag(expected["slow"]) / 1500)).all()
     cut.fit(clips[:, :, :SLOW_FRAMES].split(100))  # the rest is less than half a window, and is left out
     assert all(torch.equal(value, cut.state_dict()[name]) for name, value in fitted.state_dict().items())
-
-
-def test_clips_that_are_all_shorter_are_fitted_as_they_are_and_keep_their_variance_at_any_rank():
-    clips = torch.from_numpy(draws(prior_of(), 300, 64)).float()[:, None]
-    for rank in (1, 6):
-        prior = GaussianPrior(rank=rank, latent_channels=1, n_mels=BANDS)
-        prior.fit([clips])
-        torch.testing.assert_close(prior.mean, clips.mean((0, 1, 2)), atol=1e-4, rtol=0)
-        deviations = (clips - clips.mean(2, keepdim=True))[:, 0, ::8]
-        np.testing.assert_allclose(np.diag(covariance_of(prior, "fast")), deviations.square().mean((0, 1)), rtol=2e-3)

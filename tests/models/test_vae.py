@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from srlib.audio.stft import log_mel
 from srlib.config import COMPACT, TINY
 from srlib.data.tracks import load_dataset
-from srlib.models.vae import PatchVAE, build_vae, decode, encode
+from srlib.models.vae import build_vae, decode, encode
 
 CHANNELS = TINY.vae["latent_channels"]
 
@@ -67,11 +67,3 @@ def test_a_patch_has_one_latent_and_samples_scatter_as_the_posterior_says(vae, l
     assert torch.equal(sampled[0], sampled[1])
     spread = (sampled[2] - latent).std(dim=(0, 2, 3))
     torch.testing.assert_close(spread, torch.exp(vae.log_variance / 2), rtol=0.15, atol=0)
-
-
-def test_scaling_factor_multiplies_the_latent_and_is_taken_out_again(vae, log_mels):
-    scaled = PatchVAE(**(TINY.vae | {"scaling_factor": 0.3342}))
-    scaled.load_state_dict(vae.state_dict())
-    torch.testing.assert_close(encode(scaled, log_mels), 0.3342 * encode(vae, log_mels))
-    both = [decode(one, encode(one, log_mels)) for one in (vae, scaled)]
-    torch.testing.assert_close(both[0], both[1], atol=1e-5, rtol=0)

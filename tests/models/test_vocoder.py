@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from srlib.audio.stft import envelope, istft_same, log_mel, mel_filters, stft
+from srlib.audio.stft import istft_same, log_mel, mel_filters, stft
 from srlib.config import TINY
 from srlib.models.vocoder import build_vocoder, vocode
 
@@ -29,16 +29,6 @@ def test_istft_inverts_the_aligned_stft():
     spectra = torch.stack([stft(F.pad(row, (PAD, PAD))) for row in wav])
     assert spectra.shape == (2, 100, 1025)
     torch.testing.assert_close(istft_same(spectra), wav, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("exponents", "inner", "error"), [((3.4, 3.4), slice(None), 1e-4), ((2, -4), slice(4, -8), 0.1)]
-)
-def test_envelope_of_a_spectrum_is_its_log(exponents, inner, error):
-    """Flat ones exactly, slopes nearly."""
-    spectrum = torch.linspace(*exponents, 1025)
-    log_mels = torch.log((torch.exp(spectrum) @ mel_filters().T).clamp(min=1e-5))
-    torch.testing.assert_close(envelope(log_mels)[inner], spectrum[inner], atol=error, rtol=0)
 
 
 @torch.no_grad()

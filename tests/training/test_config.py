@@ -9,13 +9,11 @@ from srlib.training.config import TrainConfig, read_toml
 
 UNUSABLE = {
     "precision": ["fp8"],
-    "augment": ["no"],
     "seed": [-1, True],
-    "frames": [0, 100, 64.0],
+    "frames": [100, 64.0],
     "learning_rate": ["a", float("nan")],
-    "ema_decay": [5],
-    "noise_weights": [3, {"pink": 1}, {"none": 0}],
-    "cutoff_hz": [4000, [0, 4000], [8000, 4000]],
+    "noise_weights": [{"pink": 1}, {"none": 0}],
+    "cutoff_hz": [4000, [8000, 4000]],
 }
 
 
@@ -27,14 +25,14 @@ def test_unusable_settings_are_named(name, value):
 
 
 def test_all_settings_that_are_wrong_are_listed():
-    with pytest.raises(SrlibError, match=r"seed.*; frames.*multiple of 64; rate"):
+    with pytest.raises(SrlibError, match=r"seed.*; frames.*multiple of 64; .*no setting rate"):
         TrainConfig.load({"frames": 100, "seed": -1, "rate": 1})
 
 
 def test_what_toml_has_instead_of_tuples_and_floats_is_accepted(tmp_path):
-    (tmp_path / "a.toml").write_text("learning_rate = 1\ncutoff_hz = [2000, 16000]\nsnapshot_steps = [40]\n")
+    (tmp_path / "a.toml").write_text("learning_rate = 1\ncutoff_hz = [2000, 16000]\n")
     config = TrainConfig.load(tmp_path / "a.toml", max_steps=3)
-    assert (config.learning_rate, config.snapshot_steps, config.max_steps) == (1.0, (40,), 3)
+    assert (config.learning_rate, config.max_steps) == (1.0, 3)
     assert TrainConfig.load(config.model_dump(mode="json")) == config
     assert config.degradation().cutoff_hz == (2000.0, 16000.0)
 

@@ -15,7 +15,7 @@ from srlib.training.pairs import Batch
 
 
 def objective_of(stage, pipeline):
-    return objectives.STAGES[stage](pipeline, TrainConfig(fit_batches=1))
+    return objectives.OBJECTIVES[stage](pipeline, TrainConfig(fit_batches=1))
 
 
 def batch_of(reference, degraded=None, bandwidth_hz=24000.0, band=FULL_BAND):

@@ -122,10 +122,3 @@ def test_a_batch_s_observation_is_made_of_what_is_told(corpus):
         assert (variance[:, band_of_hz(1.05 * band.passband_hz) :] == MISSING).all()
         assert (variance[round(50 * (start + end))] >= 1).all()  # a frame takes 10 ms
         assert all((variance[:, band_of_hz(hz)] == MISSING).all() for hz in tones)
-
-
-def test_a_batch_can_be_moved_and_keeps_its_record(corpus):
-    batch = pairs(corpus)
-    moved = batch.to("meta")
-    assert moved.reference.device.type == moved.bandwidth_hz.device.type == "meta"
-    assert moved.degradations == batch.degradations

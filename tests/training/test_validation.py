@@ -1,14 +1,10 @@
-"""What a run is judged by: which clips, how often, and snapshots that can be replayed."""
-
-import json
+"""What a run is judged by: which clips, and how often."""
 
 import numpy as np
 import pytest
 
-from srlib.audio import files
 from srlib.data.batches import Corpus
 from srlib.data.tracks import load_dataset
-from srlib.degrade import Degradation
 from srlib.restore.pipeline import RestorationPipeline
 from srlib.training.validation import Clips
 
@@ -32,16 +28,3 @@ def test_clips_meet_the_noises_that_a_run_trains_for_and_a_vocoder_meets_each_on
         heard.clear()
         Clips(corpus, stage, ["none", "tone", "white"]).scores(tiny_pipeline)
         assert len(vocoded) == 1 and not heard
-
-
-def test_snapshots_hold_a_replayable_example_of_each_noise(corpus, tiny_pipeline, music_folder, tmp_path):
-    Clips(corpus, "ldm", ["tone", "white"]).snapshot(tiny_pipeline, tmp_path, 20)
-    folder = tmp_path / "snapshots"
-    assert sorted(path.stem for path in folder.glob("*.json")) == ["none-000020", "tone-000020", "white-000020"]
-    record = json.loads((folder / "tone-000020.json").read_text())
-    assert Degradation.from_json(record["degradation"]).noise_type == "tone"
-    assert (record["global_step"], record["run_id"]) == (20, tmp_path.name)
-    reference, restored = (files.read(folder / f"tone-000020-{kind}.flac")[0] for kind in ("reference", "restored"))
-    assert reference.shape == restored.shape
-    track = next(track for track in load_dataset(str(music_folder), "valid") if track.name == record["track"])
-    np.testing.assert_allclose(reference[0], track.mixture(), atol=1e-4)  # 2 s, 16 bits
