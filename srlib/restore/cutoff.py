@@ -57,7 +57,9 @@ _RESPONSE_ERROR = 0.1  # relative error of a tried filter's slope
 
 _DYNAMIC_DB = 100.0  # dB under the loudest band, the lowest floor
 _HIDDEN_DB, _HIDDEN_UNDER_DB = 0.7, 7.0  # dB; in a band less than 0.7 over the floor music is at least 7 under it
-_STOP_DB, _STOP_MARGIN_DB = 50.0, 12.0  # dB; past this attenuation a level costs only what exceeds it by the margin
+# Past this attenuation (dB) of a steep filter a level costs only what exceeds it by the margin: elliptic filters fall no
+# further. Soft filters are predictable there, too; without them a coder's brick wall would look like their stop band.
+_STOP_DB, _STOP_MARGIN_DB, _STEEP = 50.0, 12.0, 1.3  # dB; dB; largest ratio of stopband to passband edge
 _FILTER_COST = (8.0, 5.0)  # nat, cost of any filter; the second if a floor hides the highest band
 _TEMPER = 0.7  # factor of all costs, since neighbouring bands are not independent
 
@@ -254,10 +256,11 @@ def _costs(levels: np.ndarray, floor: float, filters: _Filters) -> np.ndarray:
     high = np.clip((_bands_hz() - _FALL_FROM_HZ) / _FALL_WIDTH_HZ, 0, 1)
     fall, unsure = -high, _FALL_SPREAD * high
     spread = _step_spread(levels, hidden)
+    steep = np.append(filters.stopband_hz < _STEEP * filters.passband_hz, False)[:, None]
     cost = ((_SLOPES - _SLOPE_MEAN) / _SLOPE_SPREAD) ** 2 / 2 + np.zeros_like(response[0])
     walk = passed = music[0] - response[0] + 0 * cost  # level of the music before the filter, dB
     for k in range(1, len(levels)):
-        stopped = response[k] < -_STOP_DB
+        stopped = steep & (response[k] < -_STOP_DB)
         expected, passed = walk + _SLOPES + fall[k], passed + _SLOPES
         if hidden[k]:  # only an upper limit of the music is known
             step = np.where(stopped, 0, np.minimum(floor - _HIDDEN_UNDER_DB - response[k] - expected, 0))

@@ -87,6 +87,14 @@ def test_edge_of_stored_music_is_that_of_the_rate_or_coder(tracks, arguments):
     assert found_hz == pytest.approx(change.passband_hz(SAMPLE_RATE), rel=0.1)
 
 
+@pytest.mark.parametrize("coder", ["libmp3lame -f mp3", "aac -f mp4"])
+@pytest.mark.parametrize("name", ["caribbean", "ocean"])
+def test_music_that_falls_towards_a_coders_wall_is_no_soft_filter(name, coder):
+    (track,) = (one for one in load_dataset("demo", "valid") if name in one.name)
+    change = Command(f"ffmpeg -i {{in}} -c:a {coder} -b:a 64k {{out}}")
+    assert band_of(change.apply(track.mixture(), SAMPLE_RATE)).passband_hz > 13_000
+
+
 def test_gaps_and_silence_say_nothing(music):
     whole = band_of(Degradation(5000).apply(music, SAMPLE_RATE))
     cut = band_of(Degradation(5000, gaps=((0.5, 0.75), (1.5, 1.75))).apply(music, SAMPLE_RATE))
