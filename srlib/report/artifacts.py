@@ -68,6 +68,14 @@ def notebook_file(notebook: str) -> Path:
     return path
 
 
+def labels() -> dict[str, str]:
+    """Names for readers of systems, conditions and other values, Markdown; they stand in report/metadata.yaml."""
+    import yaml
+
+    path = root() / "report" / "metadata.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["labels"] if path.is_file() else {}
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:

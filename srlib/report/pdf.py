@@ -157,13 +157,14 @@ def _arrange(
     """Header and rows of a table. The spec is one of two kinds; both may hold `where`: {column: value or [values]}.
 
     list   columns: {name: [Heading, format specification or ""]}; one row per row of the frame
-    pivot  rows: name, columns: name, cell: "{lsd:.2f}", heading: text, order: [values], format: that of `rows`;
-           one row per value of `rows`
+    pivot  rows: name, columns: name, cell: "{lsd:.2f}", heading: text, format: that of `rows`;
+           one row per value of `rows`; the values that `where` lists stand in its order
 
     `labels` gives values of the frame (systems, conditions) their human names.
     """
-    for column, value in spec.get("where", {}).items():
-        frame = frame[frame[column].isin(value if isinstance(value, list) else [value])]
+    where = {name: one if isinstance(one, list) else [one] for name, one in spec.get("where", {}).items()}
+    for column, values in where.items():
+        frame = frame[frame[column].isin(values)]
     records = frame.to_dict("records")
     if "cell" not in spec:
         columns = spec["columns"].items()
@@ -173,13 +174,11 @@ def _arrange(
     texts = [spec["cell"].format_map(row) for row in records]
     filled = frame.assign(_cell=[DASH if "nan" in text else _typeset_number(text) for text in texts])
     table = filled.pivot(index=spec["rows"], columns=spec["columns"], values="_cell").fillna(DASH)  # sorted
-    rows, columns = (
-        keys if keys.dtype.kind in "if" else list(frame[keys.name].unique()) for keys in (table.index, table.columns)
-    )
-    order = [name for name in spec.get("order", rows) if name in table.index]
+    found = {keys.name: keys if keys.dtype.kind in "if" else frame[keys.name].unique() for keys in table.axes}
+    rows, columns = ([key for key in where.get(name, keys) if key in keys] for name, keys in found.items())
     header = [spec["heading"], *(_show(column, "", labels) for column in columns)]
-    names = [_show(name, spec.get("format", ""), labels) for name in order]
-    cells = table.loc[order, columns].to_numpy()
+    names = [_show(name, spec.get("format", ""), labels) for name in rows]
+    cells = table.loc[rows, columns].to_numpy()
     return header, [[name, *row] for name, row in zip(names, cells, strict=True)]
 
 

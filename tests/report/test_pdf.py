@@ -87,8 +87,8 @@ def test_faults_in_the_text_fail(project, new, expected):
 
 
 def test_pivot_orders_labels_and_leaves_dashes():
-    spec = {"rows": "system", "columns": "cutoff_hz", "cell": "{lsd:.2f}", "order": ["ours", "absent", "b_c"],
-            "heading": "System", "where": {"noise": "clean"}}  # fmt: skip
+    spec = {"rows": "system", "columns": "cutoff_hz", "cell": "{lsd:.2f}", "heading": "System",
+            "where": {"noise": "clean", "system": ["ours", "absent", "b_c"]}}  # fmt: skip
     frame = pd.DataFrame({"noise": ["clean"] * 3 + ["tone"], "system": ["b_c", "ours", "ours", "ours"],
                           "cutoff_hz": [8000, 4000, 8000, 8000], "lsd": [np.inf, -1.0, np.nan, 3.0]})  # fmt: skip
     header, rows = report._arrange(frame, spec, {"4000": "4 kHz", "ours": "**us**"})
