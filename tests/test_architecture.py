@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import srlib
-from srlib.report import reproduce
 
 ROOT = Path(__file__).parents[1]
 # A module may import what stands left of it, and its own folder.
@@ -42,10 +41,18 @@ def sources() -> dict[str, Path]:
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """Modules of the package that each module imports, anywhere in it."""
-    names = {path: module for module, path in sources().items()}
-    trees = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in sources().items()}
-    return {module: {names[path] for path in reproduce.imports(tree)} - {module} for module, tree in trees.items()}
+    """Modules of the package that each module imports, anywhere in it; a lazy name of `srlib` leads to its module."""
+    found = {}
+    for module, path in sources().items():
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                lazy = srlib._PUBLIC if node.module == "srlib" else {}
+                names |= {lazy.get(one.name, f"{node.module}.{one.name}") for one in node.names} | {str(node.module)}
+        found[module] = (names & sources().keys()) - {module}
+    return found
 
 
 def rank(module: str) -> int:

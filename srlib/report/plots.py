@@ -232,12 +232,11 @@ def bars(
     table: pd.DataFrame,
     values: Sequence[str],
     panel: str = "",
-    horizontal: bool = False,
     stacked: bool = False,
     columns: int = 1,
     **axes_options: Any,
 ) -> Figure:
-    """Bars of a table: a group for each row, named by its index, and a bar for each column of `values`.
+    """Horizontal bars of a table: a group for each row, named by its index, and a bar for each column of `values`.
 
     Args:
         panel: level of the index whose values have panels of their own.
@@ -246,23 +245,21 @@ def bars(
         axes_options: of `Axes.set`, e.g. xlabel or title.
     """
     groups = dict(iter(table.groupby(level=panel, sort=False))) if panel else {"": table}
-    sizes = [len(rows) if horizontal else 12 for rows in groups.values()]
+    sizes = [len(rows) for rows in groups.values()]
     heights = [max(sizes[i : i + columns]) for i in range(0, len(sizes), columns)]
     height = 0.19 * sum(heights) + 0.35 * len(heights) + 0.7
     figure, axes = panels(height, len(heights), columns, sharex=not stacked, height_ratios=heights)
     for i, (ax, (title, rows)) in enumerate(zip(axes, groups.items(), strict=False)):
         rows = rows.droplevel(panel) if panel else rows
-        rows[list(values)].plot(kind="barh" if horizontal else "bar", stacked=stacked, ax=ax, legend=False, width=0.86,
-                                rot=0, color=_colours(values))  # fmt: skip
+        rows[list(values)].plot.barh(stacked=stacked, ax=ax, legend=False, width=0.86, color=_colours(values))
         ax.set(title=_named([title])[0], **{"ylabel": "", "xlabel": ""} | axes_options)
-        ax.grid(axis="y" if horizontal else "x", visible=False)
-        if horizontal:
-            ax.set_ylim(heights[i // columns] - 0.5, -0.5)  # from the top, bars as thick as those beside them
+        ax.grid(axis="y", visible=False)
+        ax.set_ylim(heights[i // columns] - 0.5, -0.5)  # from the top, bars as thick as those beside them
+    for i, ax in enumerate(axes):
         lowest = stacked or i + columns >= len(sizes)
         ax.tick_params(labelbottom=lowest)
         ax.xaxis.label.set_visible(lowest)
-    for ax in axes[len(sizes) :]:
-        ax.set_visible(False)
+        ax.set_visible(i < len(sizes))
     return _with_legend(figure)
 
 

@@ -1,7 +1,7 @@
 """The chain of notebooks over papermill: which are stale and why, and whether their results are reproduced.
 
-A notebook is skipped if the inputs of its result (its cells, the code that it reaches, the shipped weights and music)
-are unchanged and its artefacts exist, unedited. No notebook reads artefacts of another. File times do not count. After
+A notebook is skipped if the inputs of its result (its cells, the package's code, the shipped weights and music) are
+unchanged and its artefacts exist, unedited. No notebook reads artefacts of another. File times do not count. After
 a failure the next call continues at the failed notebook.
 """
 
@@ -13,13 +13,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from unittest import mock
 
-import srlib
 from srlib import config
 from srlib.audio.files import write_text
 from srlib.errors import SrlibError
@@ -31,8 +29,8 @@ from srlib.report.run import IN_CHAIN
 _ENVIRONMENT = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1",
                 "OMP_WAIT_POLICY": "passive", IN_CHAIN: "1"}  # fmt: skip
 _PACKAGE = Path(__file__).parents[1]
-# Modules that all notebooks import: of their public functions only those count that a notebook names.
-_ON_DEMAND = ("report/run.py", "report/plots.py")
+# Modules that no notebook uses.
+_BESIDE = ("__main__.py", "batch.py", "cli.py", "report/external.py", "report/pdf.py", "report/reproduce.py")
 VERDICT = "verdict.txt"  # in the build folder of the profile
 
 
@@ -154,77 +152,30 @@ def _inputs(one: str, profile: str) -> dict[str, str]:
     """{file, folder or setting: its hash, or its value} of all that the notebook's result depends on."""
     cells = json.loads(artifacts.notebook_file(one).read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    code = "\n".join(source for kind, source in sources if kind == "code")
-    found = {f"notebooks/{one}.ipynb": hashlib.sha256(repr(sources).encode()).hexdigest()}
-    found |= {f"srlib/{path.relative_to(_PACKAGE).as_posix()}": digest for path, digest in reached(code).items()}
-    found |= _assets() | {"labels": hashlib.sha256(repr(artifacts.labels()).encode()).hexdigest()}
+    found = {f"notebooks/{one}.ipynb": _hash(sources), "labels of report/metadata.yaml": _hash(artifacts.labels())}
     if config.profile(profile).dataset == "musdb":
         found["MUSDB_ROOT"] = os.environ.get("MUSDB_ROOT", "")
-    return found
+    return found | _package()
 
 
 @cache
-def _assets() -> dict[str, str]:
-    """{folder of weights or music: its hash}."""
-    found = {}
+def _package() -> dict[str, str]:
+    """{module, or folder of weights or music: its hash}; comments and docstrings are left out."""
+    files = {path.relative_to(_PACKAGE).as_posix(): path for path in sorted(_PACKAGE.rglob("*.py"))}
+    code = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files.items() if name not in _BESIDE}
+    found = {f"srlib/{name}": _hash(ast.dump(_Bare().visit(tree))) for name, tree in code.items()}
     for folder in (_PACKAGE / "assets").iterdir():
         digests = [artifacts.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()]
-        found[f"srlib/assets/{folder.name}"] = hashlib.sha256("".join(digests).encode()).hexdigest()
+        found[f"srlib/assets/{folder.name}"] = _hash(digests)
     return found
 
 
-def reached(source: str) -> dict[Path, str]:
-    """Modules of the package that code imports, also indirectly and inside functions, and a hash of each.
-
-    The hash excludes comments and docstrings, which change no result.
-    """
-    notebook = ast.parse(source)
-    waiting, found = set(imports(notebook)), {}
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8")))
-            if path.relative_to(_PACKAGE).as_posix() in _ON_DEMAND:
-                _drop_unused(tree, _names(notebook))
-            found[path] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-            waiting |= set(imports(tree))
-    return dict(sorted(found.items()))
-
-
-def _names(tree: ast.AST) -> set[str]:
-    """Names and attributes that occur in a source."""
-    return {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree)}
-
-
-def _drop_unused(tree: ast.Module, named: set[str]) -> None:
-    """Remove public functions and methods that are neither in `named` nor used by the remaining code of the module."""
-    for owner in (node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef)):
-        public = {one.name: one for one in owner.body if isinstance(one, ast.FunctionDef) and one.name[0] != "_"}
-        owner.body = [one for one in owner.body if one not in public.values()]
-        while used := public.keys() & (named | _names(owner)):
-            owner.body += [public.pop(name) for name in sorted(used)]
-
-
-def imports(tree: ast.AST) -> Iterator[Path]:
-    """Files of the package that a source imports; a lazy name of `srlib` leads to its module."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            lazy = srlib._PUBLIC if node.module == "srlib" else {}
-            names |= {lazy.get(alias.name, f"{node.module}.{alias.name}") for alias in node.names} | {str(node.module)}
-    for name in names:
-        path = _PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")
-        if name.startswith("srlib.") and path.is_file():
-            yield path
+def _hash(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 class _Bare(ast.NodeTransformer):
-    """Drops docstrings and imports for type checkers."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        return None if getattr(node.test, "id", "") == "TYPE_CHECKING" else self.generic_visit(node)
+    """Drops docstrings."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)

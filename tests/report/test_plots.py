@@ -34,8 +34,8 @@ FIGURES = {
     "posterior": lambda: plots.log_mels(MELS, EDGES_HZ, 2, DEVIATIONS),
     "by_group": lambda: plots.lines(TABLE, "ms", {"lsd": "LSD"}, "system", "noise", levels=(1,), xlabel="length, ms"),
     "by_measure": lambda: plots.lines(TABLE, "ms", {"lsd": "LSD", "snr": "SNR"}, "system", style=""),
-    "bars": lambda: plots.bars(WIDE, ["ours", "oracle"], "noise", horizontal=True),
-    "stacked": lambda: plots.bars(WIDE, ["ours", "oracle"], "noise", horizontal=True, stacked=True),
+    "bars": lambda: plots.bars(WIDE, ["ours", "oracle"], "noise"),
+    "stacked": lambda: plots.bars(WIDE, ["ours", "oracle"], "noise", stacked=True),
 }
 
 
