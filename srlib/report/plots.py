@@ -127,7 +127,7 @@ def triptych(reference: np.ndarray, degraded: np.ndarray, restored: np.ndarray, 
 def spectra(clips: Mapping[str, np.ndarray], edges_hz: Sequence[float] = ()) -> Figure:
     """Mean power spectra of {label: wav [samples]} at 48 kHz, with dashed lines at `edges_hz`."""
     figure = Figure(figsize=(WIDTH, 2.2))
-    ax = figure.add_axes((0.09, 0.21, 0.89, 0.75))  # a computed layout would double the time of a move in a live cell
+    ax = figure.add_axes((0.11, 0.22, 0.87, 0.74))  # a computed layout would double the time of a move in a live cell
     for (label, wav), colour in zip(clips.items(), _colours(list(clips)), strict=True):
         freqs_hz, power = signal.welch(wav, SAMPLE_RATE, nperseg=N_FFT, scaling="spectrum")
         ax.plot(freqs_hz / 1000, 10 * np.log10(power + 1e-14), color=colour, label=label, marker="", linewidth=1)
