@@ -68,6 +68,14 @@ def notebook_file(notebook: str) -> Path:
     return path
 
 
+def labels() -> dict[str, str]:
+    """Names for readers of systems, conditions and other values, Markdown; they stand in report/metadata.yaml."""
+    import yaml
+
+    path = root() / "report" / "metadata.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["labels"] if path.is_file() else {}
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
@@ -78,12 +86,11 @@ def save_figure(fig: Figure, name: str, profile: str, notebook: str) -> Path:
     """Save a matplotlib figure, as png if it holds images, else as svg: the same drawing gives the same bytes."""
     import matplotlib
 
-    kind, other = (".png", ".svg") if any(ax.images for ax in fig.axes) else (".svg", ".png")
+    kind = ".png" if any(ax.images for ax in fig.axes) else ".svg"
     path = folder("figure", profile, fresh=True) / f"{name}{kind}"
     metadata = {"Date" if kind == ".svg" else "Software": None}
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         write_atomically(path, lambda part: fig.savefig(part, format=kind[1:], dpi=FIGURE_DPI, metadata=metadata))
-    path.with_suffix(other).unlink(missing_ok=True)
     return _with_sidecar(path, profile, notebook, {})
 
 
@@ -118,7 +125,8 @@ def find(kind: str, name: str, profile: str) -> tuple[Path, dict[str, Any]]:
     path = where / record.get("file", name)
     if not path.is_file() or record["profile"] != profile or record["sha256"] != sha256(path):
         fault = f"is not in {where}, or is not what its record describes (edited by hand, or of another profile)"
-        raise SrlibError(f"The {kind} {name!r} of profile {profile!r} {fault}; {advice(name, profile)}.")
+        how = f"run `srlib reproduce --profile {profile}`"
+        raise SrlibError(f"The {kind} {name!r} of profile {profile!r} {fault}; {how}.")
     return path, record
 
 
@@ -147,14 +155,6 @@ def records(profile: str, fresh: bool = False, notebook: str | None = None) -> I
 def _read_json(path: Path) -> dict[str, Any]:
     path = path.with_suffix(".json")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def advice(name: str, profile: str) -> str:
-    """The command that makes an artefact: it runs the notebook that lists it as an output, or saves the number."""
-    pattern = rf'/{name}\.(csv|png|svg)`|save_number\(\\"{name}\\"'  # in JSON, quotes of the code are escaped
-    paths = sorted((root() / "notebooks").glob("*.ipynb"))
-    maker = next((f" --only {path.stem}" for path in paths if re.search(pattern, path.read_text("utf-8"))), "")
-    return f"run `srlib reproduce --profile {profile}{maker}`"
 
 
 def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:

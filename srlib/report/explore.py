@@ -11,6 +11,7 @@ import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ OTHERS = ("band_replication", "wiener", "notch", "oracle")  # systems without a 
 STEPS = (0, 1, 2, 4, 8, 16)  # of the sampler; 0 is the prior's mean
 AMPLITUDES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # peak of the tone, standard deviation of the noise
 SECONDS = 10.0  # s, length of the excerpt of a file
+VIEWS = 16  # that are kept of the last settings
 MOST_RATE = 192_000  # Hz, highest sample rate of a file
 
 
 def degradation(clip: np.ndarray, start: Degradation) -> None:
     """Degrade a clip [samples] at 48 kHz; the controls begin at `start`."""
 
+    @lru_cache(maxsize=VIEWS)
     def view(**chosen: Any) -> str:
         done = replace(start, **chosen)
         clips = {"reference": clip, "degraded": done.apply(clip, SAMPLE_RATE)}
@@ -55,6 +58,7 @@ def restoration(run: Run, track_index: int = 0) -> None:
     tracks = {track.title: track for track in run.tracks("test")}
     titles, known, recipes = list(tracks), [*reversed(systems.MODELS), *OTHERS], listen.CONDITIONS
 
+    @lru_cache(maxsize=VIEWS)
     def view(track: str, condition: str, system: str, steps: int | str, merge: str) -> str:
         chosen = tracks[track]
         done = conditions.draw(recipes[condition], chosen.name)
@@ -76,13 +80,14 @@ def restoration(run: Run, track_index: int = 0) -> None:
 
 def your_file(run: Run, path: str | Path) -> None:
     """Restore the first seconds of a file, or of an uploaded one, and show the findings."""
+    own = excerpt(path)
 
     def view(another_file: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        source = Path(path)
+        wav, sample_rate = own
         if another_file:
             source = run.scratch("upload") / Path(another_file[0]["name"]).name
             source.write_bytes(another_file[0]["content"])
-        wav, sample_rate = excerpt(source)
+            wav, sample_rate = excerpt(source)
         output: Any = run.pipeline()(wav, sample_rate, generator=run.seed, **options)
         clips = {"your file": files.resample(wav, sample_rate, SAMPLE_RATE), "restored": output.audio}
         return _seen(clips, [output.cutoff_hz] if output.cutoff_hz else [], output.findings.sentence())
@@ -106,7 +111,7 @@ def _seen(clips: Mapping[str, np.ndarray], edges_hz: Sequence[float], said: str 
     mono = {name: np.atleast_2d(wav).mean(axis=0) for name, wav in clips.items()}
     plots.spectra(mono, edges_hz).savefig(picture, format="png")
     source = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
-    players = plots.frame(clips, "wav" if interactive() else "ogg")  # wav encodes fast, ogg is small
+    players = plots.frame(clips, "flac" if interactive() else "ogg")  # flac encodes fast, ogg is small
     return f'<p>{html.escape(said)}</p><img src="{source}" alt="mean spectra" style="height: 240px">{players}'
 
 
@@ -115,13 +120,6 @@ def _show(view: Callable[..., str], **controls: tuple[Any, Any]) -> None:
 
     A control is a value and its choices, its limits (low, high, step), or None for a file to upload.
     """
-
-    def drawn(**values: Any) -> display.HTML:
-        try:
-            return display.HTML(view(**values))
-        except SrlibError as error:
-            return display.HTML(f"<p>{html.escape(str(error))}</p>")
-
     if not interactive():
         display.display(display.HTML(view(**{name: value for name, (value, _) in controls.items()})))
         return
@@ -129,8 +127,16 @@ def _show(view: Callable[..., str], **controls: tuple[Any, Any]) -> None:
     moved = {
         name: make(limits, value) if limits else ipywidgets.FileUpload() for name, (value, limits) in controls.items()
     }
-    box = ipywidgets.interactive(drawn, {"auto_display": True}, **moved)
-    for one in box.kwargs_widgets:
-        one.style.description_width = "initial"  # wide enough for the name
-    box.layout.flex_flow, box.out.layout.width = "row wrap", "100%"
-    display.display(box)
+    shown = ipywidgets.HTML(layout={"width": "100%"})
+
+    def draw(_: Any = None) -> None:
+        try:
+            shown.value = view(**{name: one.value for name, one in moved.items()})
+        except SrlibError as error:
+            shown.value = f"<p>{html.escape(str(error))}</p>"
+
+    for name, one in moved.items():
+        one.description, one.style.description_width = name, "initial"  # wide enough for the name
+        one.observe(draw, "value")
+    draw()
+    display.display(ipywidgets.Box([*moved.values(), shown], layout={"flex_flow": "row wrap"}))

@@ -157,7 +157,7 @@ def _inputs(one: str, profile: str) -> dict[str, str]:
     code = "\n".join(source for kind, source in sources if kind == "code")
     found = {f"notebooks/{one}.ipynb": hashlib.sha256(repr(sources).encode()).hexdigest()}
     found |= {f"srlib/{path.relative_to(_PACKAGE).as_posix()}": digest for path, digest in reached(code).items()}
-    found |= _assets()
+    found |= _assets() | {"labels": hashlib.sha256(repr(artifacts.labels()).encode()).hexdigest()}
     if config.profile(profile).dataset == "musdb":
         found["MUSDB_ROOT"] = os.environ.get("MUSDB_ROOT", "")
     return found

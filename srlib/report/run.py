@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import random
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -46,11 +45,11 @@ class Run:
         self._executed = cells  # grows with each cell; the first entry is empty
         self._cells: dict[str, int] = {}  # file name of an artefact -> execution count of its cell
 
-    def pipeline(self, variant: str | None = None) -> RestorationPipeline:
-        """The profile's restoration pipeline, loaded once; `variant="lowpass"` is the one trained without noise."""
+    def pipeline(self) -> RestorationPipeline:
+        """The profile's restoration pipeline, loaded once."""
         from srlib.measure.systems import load_pipeline
 
-        return load_pipeline(self.profile, variant, self.device)
+        return load_pipeline(self.profile, None, self.device)
 
     def tracks(self, split: str) -> list[Track]:
         """The profile's tracks of one split: "train", "valid" or "test"."""
@@ -133,7 +132,6 @@ def notebook_setup(notebook: str, namespace: Mapping[str, Any]) -> Run:
         raise SrlibError(f"{notebook} has no parameter {', '.join(sorted(unknown))}: it has {', '.join(defaults)}.")
     profile, seed = (namespace.get(name, defaults[name]) for name in ("profile", "seed"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    random.seed(seed)
     np.random.seed(seed)  # some libraries still draw from the global generator
     torch.manual_seed(seed)
     run = Run(notebook, config.profile(profile), seed, device, cells)

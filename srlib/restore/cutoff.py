@@ -57,8 +57,8 @@ _RESPONSE_ERROR = 0.1  # relative error of a tried filter's slope
 
 _DYNAMIC_DB = 100.0  # dB under the loudest band, the lowest floor
 _HIDDEN_DB, _HIDDEN_UNDER_DB = 0.7, 7.0  # dB; in a band less than 0.7 over the floor music is at least 7 under it
-# Past this attenuation (dB) of a steep filter a level costs only what exceeds it by the margin: elliptic filters fall no
-# further. Soft filters are predictable there, too; without them a coder's brick wall would look like their stop band.
+# Past this attenuation of a steep filter a level costs only what exceeds it by the margin: elliptic filters fall no
+# further. A soft filter is held to its response there too, or a coder's brick wall would look like its stop band.
 _STOP_DB, _STOP_MARGIN_DB, _STEEP = 50.0, 12.0, 1.3  # dB; dB; largest ratio of stopband to passband edge
 _FILTER_COST = (8.0, 5.0)  # nat, cost of any filter; the second if a floor hides the highest band
 _TEMPER = 0.7  # factor of all costs, since neighbouring bands are not independent

@@ -62,7 +62,7 @@ def test_figures_repeat_to_the_byte_as_png_if_they_hold_images(project, draw, ot
     published(other())
     path = saved(draw())
     before = path.read_bytes()
-    assert saved(draw()).read_bytes() == before and path.suffix == f".{kind}"
+    assert saved(draw()).read_bytes() == before
     artifacts.publish(NOTEBOOK, "demo")
     assert {path.name for path in committed(project)} == {"one.json", f"one.{kind}"}
 
@@ -113,21 +113,13 @@ def test_smoke_and_explorations_are_never_published(project, profile):
 
 def test_hand_edited_and_foreign_artefacts_are_refused():
     published(table())
-    with pytest.raises(SrlibError, match="of another profile"):
+    with pytest.raises(SrlibError, match=r"of another profile\); run `srlib reproduce --profile paper`\.$"):
         artifacts.find("table", "one", "paper")
     path, _ = artifacts.find("table", "one", "demo")
     path.write_text(path.read_text().replace("0.333333", "0.1"))
     with pytest.raises(SrlibError, match="edited by hand"):
         artifacts.find("table", "one", "demo")
     assert published(table()) == ["report/tables/one.csv is not what its record describes"]
-
-
-def test_missing_artefacts_say_what_to_run(project):
-    (project / "notebooks").mkdir()
-    (project / "notebooks/02_made.ipynb").write_text("`figures/one.svg`, `report/tables/one.csv`")
-    for name, only in (("one", " --only 02_made"), ("other", "")):
-        with pytest.raises(SrlibError, match=rf"srlib reproduce --profile demo{only}`\.$"):
-            artifacts.find("table", name, "demo")
 
 
 def test_an_empty_table_is_refused():

@@ -13,7 +13,6 @@ from srlib.report import artifacts
 from srlib.report import pdf as report
 
 SOURCE = Path(__file__).resolve().parents[2]
-TEXT = (SOURCE / "report" / "report.md").read_text(encoding="utf-8")
 CELL = "{{cell:lsd_summary/ours/clean_8k/zimtohrli:.2f}}"
 
 
@@ -62,7 +61,7 @@ def test_smoke_is_refused_unless_draft(project):
 ])  # fmt: skip
 def test_missing_artefacts_fail(project, kind, name, asked):
     artifacts.find(kind, name, "demo")[0].unlink()
-    with pytest.raises(SrlibError, match=f"{asked}.*srlib reproduce --profile demo --only 05_training"):
+    with pytest.raises(SrlibError, match=f"{asked}.*srlib reproduce --profile demo"):
         report.build("demo")
     assert not (project / "build/demo/report.pdf").exists()
 
@@ -75,8 +74,6 @@ def test_missing_artefacts_fail(project, kind, name, asked):
     (CELL.replace("/ours/", "/theirs/"), "lsd_summary/theirs/clean_8k/zimtohrli:.2f}}, which is not there"),
     (CELL.replace("zimtohrli", "tone_suppression_db"), "not there"),  # not a number there
     (CELL.replace(".2f", ".2d"), "format"),
-    (CELL.replace("zimtohrli", "loudness"), "'loudness'"),
-    (CELL.replace("/ours/", "/"), "not there"),  # too few keys
 ])  # fmt: skip
 def test_faults_in_the_text_fail(project, new, expected):
     heading = "# Introduction {#sec:intro}"
@@ -87,8 +84,8 @@ def test_faults_in_the_text_fail(project, new, expected):
 
 
 def test_pivot_orders_labels_and_leaves_dashes():
-    spec = {"rows": "system", "columns": "cutoff_hz", "cell": "{lsd:.2f}", "order": ["ours", "absent", "b_c"],
-            "heading": "System", "where": {"noise": "clean"}}  # fmt: skip
+    spec = {"rows": "system", "columns": "cutoff_hz", "cell": "{lsd:.2f}", "heading": "System",
+            "where": {"noise": "clean", "system": ["ours", "absent", "b_c"]}}  # fmt: skip
     frame = pd.DataFrame({"noise": ["clean"] * 3 + ["tone"], "system": ["b_c", "ours", "ours", "ours"],
                           "cutoff_hz": [8000, 4000, 8000, 8000], "lsd": [np.inf, -1.0, np.nan, 3.0]})  # fmt: skip
     header, rows = report._arrange(frame, spec, {"4000": "4 kHz", "ours": "**us**"})
@@ -109,9 +106,3 @@ def test_committed_readme_and_card_show_the_committed_table():
     table = expansion.pipe_table("lsd_summary", expansion.metadata["readme-table"])
     for path in (SOURCE / "README.md", SOURCE / "report" / "model_card.md"):
         assert table in path.read_text(encoding="utf-8"), f"{path.name}: run `make readme`"
-
-
-def test_every_reference_of_the_bibliography_is_cited():
-    bibliography = (SOURCE / "report/references.bib").read_text(encoding="utf-8")
-    keys = re.findall(r"^@\w+\{(\w+),", bibliography, re.MULTILINE)
-    assert set(keys) <= set(re.findall(r"@(\w+)", TEXT))

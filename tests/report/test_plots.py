@@ -25,6 +25,7 @@ TABLE = pd.DataFrame({
     "noise": ["clean"] * 4 + ["white"] * 4, "system": ["ours", "oracle"] * 4, "ms": [50, 50, 100, 100] * 2,
     "lsd": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, np.nan], "snr": [9.0] * 8,
 })  # fmt: skip
+READ = {"clean": "Clean", "white": "White noise"}  # names for readers
 WIDE = TABLE.pivot(index=["noise", "ms"], columns="system", values="lsd")
 MELS = {label: np.random.default_rng(i).uniform(-9, 2, (20 + i, 256)) for i, label in enumerate("abc")}
 DEVIATIONS = {"d": np.random.default_rng(3).uniform(0, 2, (25, 256))}
@@ -33,8 +34,8 @@ FIGURES = {
     "posterior": lambda: plots.log_mels(MELS, EDGES_HZ, 2, DEVIATIONS),
     "by_group": lambda: plots.lines(TABLE, "ms", {"lsd": "LSD"}, "system", "noise", levels=(1,), xlabel="length, ms"),
     "by_measure": lambda: plots.lines(TABLE, "ms", {"lsd": "LSD", "snr": "SNR"}, "system", style=""),
-    "bars": lambda: plots.bars(WIDE, ["ours", "oracle"], "noise", horizontal=True),
-    "stacked": lambda: plots.bars(WIDE, ["ours", "oracle"], "noise", horizontal=True, stacked=True),
+    "bars": lambda: plots.bars(WIDE, ["ours", "oracle"], "noise"),
+    "stacked": lambda: plots.bars(WIDE, ["ours", "oracle"], "noise", stacked=True),
 }
 
 
@@ -65,7 +66,10 @@ def test_log_mels_are_labelled_in_hertz_and_deviations_have_a_scale_of_their_own
 def test_lines_stand_where_the_table_says():
     for ax, (noise, rows) in zip(FIGURES["by_group"]().axes, TABLE.groupby("noise"), strict=True):
         drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines[:2]}
-        assert drawn == rows.dropna().groupby("system")["lsd"].apply(list).to_dict() and ax.get_title("left") == noise
+        assert (
+            drawn == rows.dropna().groupby("system")["lsd"].apply(list).to_dict()
+            and ax.get_title("left") == READ[noise]
+        )
         assert list(ax.lines[2].get_ydata()) == [1, 1] and ax.get_xlabel() == "length, ms"
     assert [ax.get_ylabel() for ax in FIGURES["by_measure"]().axes] == ["LSD", "SNR"]
 

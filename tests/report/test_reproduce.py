@@ -22,7 +22,11 @@ def smoke(tmp_path_factory):
     """The whole chain, run once with the notebooks of this checkout in an empty project folder."""
     root = tmp_path_factory.mktemp("project")
     shutil.copytree(NOTEBOOKS, root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    shutil.copytree(NOTEBOOKS.parent / "report", root / "report", ignore=lambda _, names: {*names} - {"player.html"})
+    shutil.copytree(
+        NOTEBOOKS.parent / "report",
+        root / "report",
+        ignore=lambda _, names: {*names} - {"player.html", "metadata.yaml"},
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SRLIB_ROOT", str(root))
         patch.delenv("SRLIB_PROFILE", raising=False)
@@ -44,7 +48,7 @@ def test_a_notebook_makes_what_its_header_lists(smoke, name):
 
 
 def test_the_smoke_chain_writes_below_build_alone_and_runs_once(smoke, capsys):
-    written = [path for path in smoke.glob("*/*") if path.suffix not in (".ipynb", ".html")]
+    written = [path for path in smoke.glob("*/*") if path.suffix not in (".ipynb", ".html", ".yaml")]
     assert written == [smoke / "build" / SMOKE]
     reproduce.reproduce(SMOKE)
     assert capsys.readouterr().out.count("up to date") == len(reproduce.chain())
