@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft, signal
 
 from srlib.audio.files import resample
+from srlib.audio.stft import log_mel
 from srlib.config import N_FFT, SAMPLE_RATE
 from srlib.errors import SrlibError
 
@@ -93,18 +96,12 @@ class Spectra:
         convention = plain(self.sample_rate, f_low, f_high)
         return float((self.magnitude(convention) ** 2)[..., convention.band].sum())
 
-    @property
+    @cached_property
     def log_mel(self) -> np.ndarray:
         """AudioSR's log-mel at 48 kHz, `[channels, 1, frames, 256]`, nat."""
-        if "log_mel" not in self._found:
-            import torch  # `srlib.lsd` does without
-
-            from srlib.audio.stft import log_mel
-
-            wav = resample(self.wav, self.sample_rate, SAMPLE_RATE).astype(np.float32)
-            wav = np.pad(wav, [(0, 0), (0, max(0, N_FFT - wav.shape[-1]))])  # the front end needs one window
-            self._found["log_mel"] = log_mel(torch.from_numpy(wav)).numpy()
-        return self._found["log_mel"]
+        wav = resample(self.wav, self.sample_rate, SAMPLE_RATE).astype(np.float32)
+        wav = np.pad(wav, [(0, 0), (0, max(0, N_FFT - wav.shape[-1]))])  # the front end needs one window
+        return log_mel(torch.from_numpy(wav)).numpy()
 
 
 Sound = np.ndarray | Spectra  # [samples] or [channels, samples], or one whose spectra are kept

@@ -50,7 +50,7 @@ class Run:
         """The profile's restoration pipeline, loaded once; `variant="lowpass"` is the one trained without noise."""
         from srlib.measure.systems import load_pipeline
 
-        return load_pipeline(self.profile, variant, self.device)
+        return load_pipeline(self.profile.model, variant, self.device)
 
     def tracks(self, split: str) -> list[Track]:
         """The profile's tracks of one split: "train", "valid" or "test"."""

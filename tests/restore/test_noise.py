@@ -8,7 +8,8 @@ from scipy import signal
 from srlib.audio.stft import log_mel
 from srlib.degrade import Degradation
 from srlib.measure import baselines
-from srlib.measure.metrics import lsd, snr_low_db
+from srlib.measure.lsd import lsd
+from srlib.measure.metrics import snr_low_db
 from srlib.restore.merge import FULL_BAND, Band, merge
 from srlib.restore.noise import NoiseFloor, noise_gain, smoothed_power
 

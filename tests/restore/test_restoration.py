@@ -14,7 +14,8 @@ from srlib.audio import files as audio
 from srlib.data.tracks import load_dataset
 from srlib.degrade import Degradation
 from srlib.errors import IncompleteWarning
-from srlib.measure.metrics import lsd, snr_db
+from srlib.measure.lsd import lsd
+from srlib.measure.metrics import snr_db
 from srlib.restore import chunks
 from srlib.restore.pipeline import RestorationPipeline
 
