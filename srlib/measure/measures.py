@@ -14,7 +14,7 @@ import torch
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.measure import metrics, perceptual
 from srlib.measure.conditions import Case
-from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance
+from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, lsd
 from srlib.measure.metrics import ratio_db
 
 
@@ -72,7 +72,7 @@ def distance_after(
     """The LSD by a convention after changes of reference and estimate (None: no change), as the column `name`."""
     changes = (trial.case.truth, change_reference), (trial.spectra, change_estimate)
     truth, restored = (one if change is None else change(one.wav[0]) for one, change in changes)
-    return {name: distance(truth, restored, convention)}
+    return {name: lsd(truth, restored, convention=convention)}
 
 
 def edges(trial: Trial, detectors: Mapping[str, Callable[[torch.Tensor], Any]]) -> Columns:

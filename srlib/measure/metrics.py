@@ -17,7 +17,7 @@ from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.measure.limits import oracle
-from srlib.measure.lsd import HEADLINE_HZ, Sound, Spectra, distance, pair, plain, ssr_eval
+from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Sound, Spectra, lsd, pair, plain
 
 TEXTURE_SMOOTHING = (9, 15)  # frames and bins of the moving mean
 RESAMPLES = 10_000  # draws of a bootstrap interval
@@ -183,7 +183,7 @@ def evaluate(
             if rate != SAMPLE_RATE:
                 raise SrlibError(f"the oracle works at {SAMPLE_RATE} Hz, not {rate} Hz: resample the audio")
             limit = [oracle(*channels, done) for channels in zip(cropped.wav, degraded.wav, strict=True)]
-            scores["oracle_lsd_19k"] = distance(cropped, np.stack(limit))
+            scores["oracle_lsd_19k"] = lsd(cropped, np.stack(limit), convention=PLAIN)
             scores["oracle_ratio"] = _quotient(scores["lsd_19k"], scores["oracle_lsd_19k"])
     if done.noise_type == "tone" and done.tone_hz and done.noise_amplitude > 0:
         left_db = tone_suppression_db(reference, restored, done.tone_hz, done.noise_amplitude)
@@ -195,9 +195,9 @@ def _scores(reference: Spectra, estimate: Spectra, edges: tuple[float, float] | 
     """Metrics of an estimate; edges = (passband_hz, stopband_hz) adds those of the two bands."""
     rate = reference.sample_rate
     scores = {
-        "lsd": distance(reference, estimate, plain(rate)),
-        "lsd_19k": distance(reference, estimate, plain(rate, f_high=HEADLINE_HZ)),
-        "lsd_ssr_eval": distance(reference, estimate, ssr_eval(rate)),
+        "lsd": lsd(reference, estimate, convention="plain"),
+        "lsd_19k": lsd(reference, estimate, convention=plain(rate, f_high=HEADLINE_HZ)),
+        "lsd_ssr_eval": lsd(reference, estimate, convention="ssr_eval"),
         "snr_db": snr_db(reference, estimate),
         "si_sdr_db": si_sdr_db(reference, estimate),
         "log_mel_l1": log_mel_l1(reference, estimate),
@@ -206,8 +206,8 @@ def _scores(reference: Spectra, estimate: Spectra, edges: tuple[float, float] | 
         return scores
     passband_hz, stopband_hz = edges
     return scores | {
-        "lsd_low": distance(reference, estimate, plain(rate, f_high=passband_hz)),
-        "lsd_high": distance(reference, estimate, plain(rate, stopband_hz)),
+        "lsd_low": lsd(reference, estimate, convention=plain(rate, f_high=passband_hz)),
+        "lsd_high": lsd(reference, estimate, convention=plain(rate, stopband_hz)),
         "snr_low_db": snr_low_db(reference, estimate, passband_hz),
         "level_high_db": level_high_db(reference, estimate, stopband_hz),
         "texture_high": texture_high(reference, estimate, stopband_hz),
