@@ -95,17 +95,12 @@ def parallel(function: Callable[[T], R], tasks: Sequence[T], workers: int | None
     workers = min(workers or joblib.cpu_count(), max(len(tasks) // _WORTH, 1))  # joblib starts no process for one
     backend: dict[str, Any] = {"backend": "loky", "n_jobs": workers, "inner_max_num_threads": 1}
     if address := os.environ.get("SRLIB_DASK"):
-        backend = {"backend": "dask", "n_jobs": -1, "client": _client(address)}
+        from distributed import get_client  # of the extra `dev`
+
+        backend = {"backend": "dask", "n_jobs": -1, "client": get_client(address)}
     with joblib.parallel_config(**backend):
         pool = joblib.Parallel(return_as="generator", max_nbytes=None, batch_size=1)
         return pool(joblib.delayed(_on_one_thread)(function, task) for task in tasks)
-
-
-@cache
-def _client(address: str) -> Any:
-    from distributed import Client
-
-    return Client(address)
 
 
 def _on_one_thread(function: Callable[[T], R], task: T) -> R:

@@ -43,7 +43,7 @@ def test_a_local_dask_cluster_gives_the_same_rows(clips, monkeypatch):
         monkeypatch.setenv("SRLIB_DASK", cluster.scheduler_address)
         processes = set(sweep.parallel(lambda _: os.getpid(), range(8)))
         pd.testing.assert_frame_equal(here, sweep.sweep(one, CONDITIONS, clips, [measures.scores]))
-        sweep._client(cluster.scheduler_address).close()
+        distributed.get_client(cluster.scheduler_address).close()
     assert len(processes) == 2 and os.getpid() not in processes
 
 
