@@ -1,7 +1,7 @@
 """All measures of a restored recording against its reference except the LSD, and `evaluate`, which computes all.
 
 LSD tolerates blur, which `texture_high` and `level_high_db` show. Recordings are [samples] or [channels, samples] at
-`sample_rate` Hz, or `Spectra`, which have their own rate and are computed once for several calls.
+48 kHz, or `Spectra`, which have their own rate and are computed once for several calls.
 """
 
 from __future__ import annotations
