@@ -19,7 +19,7 @@ def scores():
     demo = profile("demo")
     track = tracks.for_profile(demo, "test")[0]
     clips, ours = {track.name: tracks.excerpt(track, demo)}, systems.named(["ours"], demo)
-    now = sweep.sweep(ours, CONDITIONS, clips, [measures.scores, measures.judged], workers=1)
+    now = sweep.sweep(ours, CONDITIONS, clips, [measures.scores, measures.judged])
     table = artifacts.read_csv(artifacts.find("table", "lsd", "demo")[0])
     then = table[(table["system"] == "ours") & (table["track"] == track.name)]
     return then.set_index("condition")[MEASURES], now.set_index("condition")[MEASURES]

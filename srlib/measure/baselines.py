@@ -5,7 +5,7 @@ All audio is [samples] float32 at 48 kHz.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from scipy import interpolate, signal
 from srlib.audio.stft import BINS_HZ, envelope, mel_filters, mel_to_bins
 from srlib.config import LOG_MEL_FLOOR, SAMPLE_RATE
 from srlib.degrade import Degradation
+from srlib.measure.conditions import Case, Recipe, draw
 from srlib.measure.limits import TINY, join, shaped_noise, spectrum_of, to_wav
 from srlib.restore.gaps import gap_frames
 from srlib.restore.merge import Band
@@ -102,26 +103,31 @@ def _gap_samples(degradation: Degradation) -> Iterator[tuple[int, int]]:
     return ((round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in degradation.gaps)
 
 
-def fit_ridge(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Any:
-    """Linear regression of single log-mel frames, from (degraded, reference) pairs at one cutoff and noise."""
+def fit_ridge(recipe: Recipe, clips: Mapping[str, np.ndarray], seed: int = 0) -> Any:
+    """Linear regression of single log-mel frames for one condition, from training clips {track: [samples]}."""
     from sklearn.linear_model import Ridge  # of the extra `report`, which training does not need
 
-    features, targets = zip(*((_log_mel(degraded), _log_mel(reference)) for degraded, reference in pairs), strict=True)
+    features = [_log_mel(draw(recipe, track, seed).apply(wav, SAMPLE_RATE)) for track, wav in clips.items()]
+    targets = [_log_mel(wav) for wav in clips.values()]
     return Ridge(PENALTY).fit(np.concatenate(features), np.concatenate(targets))
 
 
-def ridge(model: Any, degraded: np.ndarray, degradation: Degradation) -> np.ndarray:
+def ridge(models: Mapping[str, Any], case: Case, seed: int = 0) -> np.ndarray:
     """Noise with the predicted envelope in the stop band, the input below passband_hz.
 
     If the degradation added noise, the input is scaled by the predicted mel ratio, clipped to 0..1.
+
+    Args:
+        models: {condition: what `fit_ridge` gives}.
     """
+    degraded, done = case.degraded, case.degradation
     spectrum, before = spectrum_of(degraded), _log_mel(degraded)
-    after = torch.from_numpy(np.maximum(model.predict(before), np.log(LOG_MEL_FLOOR)))
+    after = torch.from_numpy(np.maximum(models[case.condition].predict(before), np.log(LOG_MEL_FLOOR)))
     # Gaussian noise has a mean magnitude of sqrt(pi) / 2 of its rms.
     generated = shaped_noise(torch.exp(envelope(after)) / (np.sqrt(np.pi) / 2), len(degraded))
-    if degradation.noise_type != "none":
+    if done.noise_type != "none":
         spectrum = spectrum * mel_to_bins(torch.exp(after - torch.from_numpy(before)).clamp(0.0, 1.0))
-    return to_wav(join(spectrum, generated, degradation.edges_hz(SAMPLE_RATE)), len(degraded)).numpy()
+    return to_wav(join(spectrum, generated, done.edges_hz(SAMPLE_RATE)), len(degraded)).numpy()
 
 
 def _log_mel(wav: np.ndarray) -> np.ndarray:

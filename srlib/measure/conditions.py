@@ -46,7 +46,7 @@ class Command:
             words = [word.format(**paths) for word in shlex.split(self.template)]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode or not Path(paths["out"]).is_file():
-                said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+                said = files.one_line(done.stderr)
                 raise SrlibError(f"{self.template}: ended with code {done.returncode} and no output; it said: {said}")
             returned = files.resample(*files.read(paths["out"]), sample_rate).mean(axis=0)
         return np.pad(returned, (0, max(0, len(wav) - len(returned))))[: len(wav)]

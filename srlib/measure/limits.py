@@ -12,7 +12,7 @@ from scipy import ndimage
 from srlib.audio import stft
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
-from srlib.measure.lsd import distance
+from srlib.measure.lsd import PLAIN, lsd
 from srlib.restore.gaps import fill_gaps
 
 TINY = 1e-20  # power that is added before a division or a logarithm
@@ -32,7 +32,7 @@ def oracle(reference: np.ndarray, degraded: np.ndarray, degradation: Degradation
     for known in (spectra[1], gain * spectra[1]):
         joined = to_wav(join(known, generated, degradation.edges_hz(SAMPLE_RATE)), len(degraded))
         candidates.append(fill_gaps(joined, to_wav(generated, len(degraded)), degradation.gaps).numpy())
-    return min(candidates, key=lambda wav: distance(reference, wav))
+    return min(candidates, key=lambda wav: lsd(reference, wav, convention=PLAIN))
 
 
 def ideal_wiener(clean: np.ndarray, noisy: np.ndarray) -> np.ndarray:

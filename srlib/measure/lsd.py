@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft, signal
 
 from srlib.audio.files import resample
+from srlib.audio.stft import log_mel
 from srlib.config import N_FFT, SAMPLE_RATE
 from srlib.errors import SrlibError
 
@@ -50,7 +53,7 @@ class Convention:
 PLAIN = Convention()
 
 
-def plain(sample_rate: int, f_low: float = 0.0, f_high: float | None = None) -> Convention:
+def plain(sample_rate: int = SAMPLE_RATE, f_low: float = 0.0, f_high: float | None = None) -> Convention:
     """The `plain` convention between two frequencies; all three in Hz."""
     return Convention(sample_rate, f_low=f_low, f_high=f_high)
 
@@ -60,6 +63,9 @@ def ssr_eval(sample_rate: int) -> Convention:
     return Convention(
         sample_rate, int(2048 / (44100 / sample_rate)), sample_rate // 100, 1e-12, False, None, "constant"
     )
+
+
+CONVENTIONS = {"ssr_eval": ssr_eval, "plain": plain}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,18 +99,12 @@ class Spectra:
         convention = plain(self.sample_rate, f_low, f_high)
         return float((self.magnitude(convention) ** 2)[..., convention.band].sum())
 
-    @property
+    @cached_property
     def log_mel(self) -> np.ndarray:
         """AudioSR's log-mel at 48 kHz, `[channels, 1, frames, 256]`, nat."""
-        if "log_mel" not in self._found:
-            import torch  # `srlib.lsd` does without
-
-            from srlib.audio.stft import log_mel
-
-            wav = resample(self.wav, self.sample_rate, SAMPLE_RATE).astype(np.float32)
-            wav = np.pad(wav, [(0, 0), (0, max(0, N_FFT - wav.shape[-1]))])  # the front end needs one window
-            self._found["log_mel"] = log_mel(torch.from_numpy(wav)).numpy()
-        return self._found["log_mel"]
+        wav = resample(self.wav, self.sample_rate, SAMPLE_RATE).astype(np.float32)
+        wav = np.pad(wav, [(0, 0), (0, max(0, N_FFT - wav.shape[-1]))])  # the front end needs one window
+        return log_mel(torch.from_numpy(wav)).numpy()
 
 
 Sound = np.ndarray | Spectra  # [samples] or [channels, samples], or one whose spectra are kept
@@ -131,33 +131,21 @@ def pair(reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE) -> t
 
 
 def lsd(
-    reference: Sound,
-    estimate: Sound,
-    sample_rate: int = SAMPLE_RATE,
-    convention: str = "ssr_eval",
-    f_low: float = 0.0,
-    f_high: float | None = None,
+    reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE, convention: str | Convention = "ssr_eval"
 ) -> float:
     """Log-spectral distance of two recordings [samples] or [channels, samples] (decades; channels are averaged).
 
-    Bins from f_low to f_high count, both included, Hz; f_high None is half the sample rate. `convention` is "ssr_eval"
-    or "plain" (see the module). The sample rate (Hz) of `Spectra` is their own.
+    It is NaN if no bin lies in the band of the convention.
+
+    Args:
+        sample_rate: of arrays, Hz; `Spectra` have their own.
+        convention: "ssr_eval" or "plain" over the whole band (see the module), or one with every choice spelled out.
     """
-    if convention not in ("plain", "ssr_eval"):
-        raise SrlibError(f"unknown LSD convention {convention!r}: choose ssr_eval or plain")
-    rate = reference.sample_rate if isinstance(reference, Spectra) else sample_rate
-    chosen = plain(rate) if convention == "plain" else ssr_eval(rate)
-    value = distance(reference, estimate, replace(chosen, f_low=f_low, f_high=f_high), rate)
-    if math.isnan(value):
-        raise SrlibError(f"no STFT bin lies between {f_low} and {f_high} Hz: widen the band")
-    return value
-
-
-def distance(
-    reference: Sound, estimate: Sound, convention: Convention = PLAIN, sample_rate: int = SAMPLE_RATE
-) -> float:
-    """`lsd` with every choice spelled out; NaN where the band holds no bin."""
     ref, est = pair(reference, estimate, sample_rate)
+    if isinstance(convention, str):
+        if convention not in CONVENTIONS:
+            raise SrlibError(f"unknown LSD convention {convention!r}: choose {' or '.join(CONVENTIONS)}")
+        convention = CONVENTIONS[convention](ref.sample_rate)
     kept = convention.band
     if convention.floored:
         log_ratio = ref.log_power(convention)[..., kept] - est.log_power(convention)[..., kept]

@@ -14,28 +14,19 @@ import torch
 from srlib.config import HOP_LENGTH, SAMPLE_RATE
 from srlib.measure import metrics, perceptual
 from srlib.measure.conditions import Case
-from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, distance
+from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Convention, Spectra, lsd
 from srlib.measure.metrics import ratio_db
-from srlib.measure.systems import System
-
-_SEEDS = 3  # samples that diversity is measured over
 
 
 @dataclass
 class Trial:
-    """One system on one case, and its output."""
+    """The output of one system, by its name, for one case: [samples], or a `RestorationOutput`."""
 
     case: Case
     name: str
-    system: System
-    seed: int
+    output: Any
 
-    @cached_property
-    def output(self) -> Any:
-        """Output of the system: [samples], a `RestorationOutput`, or another type that the measures accept."""
-        return self.system(self.case, self.seed)
-
-    @cached_property
+    @property
     def audio(self) -> np.ndarray:
         """The restored clip, [samples] at 48 kHz."""
         return getattr(self.output, "audio", self.output)
@@ -81,7 +72,7 @@ def distance_after(
     """The LSD by a convention after changes of reference and estimate (None: no change), as the column `name`."""
     changes = (trial.case.truth, change_reference), (trial.spectra, change_estimate)
     truth, restored = (one if change is None else change(one.wav[0]) for one, change in changes)
-    return {name: distance(truth, restored, convention)}
+    return {name: lsd(truth, restored, convention=convention)}
 
 
 def edges(trial: Trial, detectors: Mapping[str, Callable[[torch.Tensor], Any]]) -> Columns:
@@ -112,21 +103,11 @@ def noise_left(trial: Trial, edges_hz: Sequence[float] = ()) -> list[Columns]:
     ]
 
 
-def samples(trial: Trial) -> Columns:
-    """Log-mels above the band for `perceptual.accuracies` and, if the system samples, their `diversity`.
-
-    Diversity is the standard deviation over three seeds, nat; the first is that of the trial.
-    """
+def upper_bands(trial: Trial) -> Columns:
+    """Log-mels above the band, `real` and `restored`, for `perceptual.two_sample_accuracy`."""
     f_low = cast(float, trial.case.stopband_hz)  # asked only of cases with a filter
-    row: Columns = {
-        "real": perceptual.upper_band(trial.case.reference, f_low),
-        "restored": perceptual.upper_band(trial.audio, f_low),
-    }
-    if getattr(trial.system, "options", {}).get("num_inference_steps") not in (None, 0, 1):
-        others = (trial.system(trial.case, trial.seed + i) for i in range(1, _SEEDS))
-        mels = [perceptual.upper_band(output.log_mel, f_low) for output in (trial.output, *others)]
-        row["diversity"] = float(np.std(mels, axis=0).mean())
-    return row
+    waves = {"real": trial.case.reference, "restored": trial.audio}
+    return {name: perceptual.upper_band(wav, f_low) for name, wav in waves.items()}
 
 
 def in_gaps(trial: Trial) -> list[Columns]:

@@ -1,7 +1,7 @@
 """All measures of a restored recording against its reference except the LSD, and `evaluate`, which computes all.
 
 LSD tolerates blur, which `texture_high` and `level_high_db` show. Recordings are [samples] or [channels, samples] at
-`sample_rate` Hz, or `Spectra`, which have their own rate and are computed once for several calls.
+48 kHz, or `Spectra`, which have their own rate and are computed once for several calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.errors import SrlibError
 from srlib.measure.limits import oracle
-from srlib.measure.lsd import HEADLINE_HZ, Sound, Spectra, distance, lsd, pair, plain, ssr_eval
+from srlib.measure.lsd import HEADLINE_HZ, PLAIN, Sound, Spectra, lsd, pair, plain
 
 TEXTURE_SMOOTHING = (9, 15)  # frames and bins of the moving mean
 RESAMPLES = 10_000  # draws of a bootstrap interval
@@ -65,42 +65,41 @@ def si_sdr_db(reference: Sound, estimate: Sound) -> float:
     return ratio_db(float(target @ target), float(((target - estimate) ** 2).sum()))
 
 
-def snr_low_db(reference: Sound, estimate: Sound, f_high: float, sample_rate: int = SAMPLE_RATE) -> float:
+def snr_low_db(reference: Sound, estimate: Sound, f_high: float) -> float:
     """SNR in dB below f_high Hz, over the plain STFT: error just above f_high leaks no further than two bins."""
-    ref, est = pair(reference, estimate, sample_rate)
-    error = Spectra(ref.wav.astype(np.float64) - est.wav.astype(np.float64), ref.sample_rate)
+    ref, est = pair(reference, estimate)
+    error = Spectra(np.subtract(ref.wav, est.wav, dtype=np.float64), ref.sample_rate)
     return ratio_db(ref.power(f_high=f_high), error.power(f_high=f_high))
 
 
-def level_high_db(reference: Sound, estimate: Sound, f_low: float, sample_rate: int = SAMPLE_RATE) -> float:
+def level_high_db(reference: Sound, estimate: Sound, f_low: float) -> float:
     """Level above f_low Hz of the estimate over the reference: 10 log10 of the ratio of power summed over the file."""
-    ref, est = pair(reference, estimate, sample_rate)
+    ref, est = pair(reference, estimate)
     return ratio_db(est.power(f_low), ref.power(f_low))
 
 
-def stereo_high(wav: Sound, f_low: float, sample_rate: int = SAMPLE_RATE) -> dict[str, float]:
+def stereo_high(wav: np.ndarray, f_low: float) -> dict[str, float]:
     """Width above f_low Hz of `[channels, samples]`, from summed power: `correlation` and `mono_sum_db`.
 
     The correlation is Pearson's for two channels, and a mean of all pairs, weighed by level, for more. The mono sum is
     the power of the channels' mean over their mean power: 0 dB for equal channels, -3 dB for two unrelated ones, and
     -inf for a channel and its inverse.
     """
-    sound = wav if isinstance(wav, Spectra) else Spectra(np.asarray(wav), sample_rate)
-    wide = sound.wav.astype(np.float64)
-    powers = np.array([Spectra(row[None], sound.sample_rate).power(f_low) for row in wide])
-    mean = Spectra(wide.mean(axis=0)[None], sound.sample_rate).power(f_low)
+    wide = wav.astype(np.float64)
+    powers = np.array([Spectra(row[None]).power(f_low) for row in wide])
+    mean = Spectra(wide.mean(axis=0)[None]).power(f_low)
     crossed = len(wide) ** 2 * mean - powers.sum()  # twice the covariance of every pair
     correlation = float(crossed / (np.sqrt(powers).sum() ** 2 - powers.sum()))
     return {"correlation": correlation, "mono_sum_db": ratio_db(mean, float(powers.mean()))}
 
 
-def texture_high(reference: Sound, estimate: Sound, f_low: float, sample_rate: int = SAMPLE_RATE) -> float:
+def texture_high(reference: Sound, estimate: Sound, f_low: float) -> float:
     """How rough the estimate is between f_low and 19 kHz, over how rough the reference is: 1 is right, blur is below.
 
     Roughness is the standard deviation of the floored log10 power (plain STFT) minus its moving mean over 9 frames x
     15 bins, taken within that band only.
     """
-    ref, est = pair(reference, estimate, sample_rate)
+    ref, est = pair(reference, estimate)
     convention = plain(ref.sample_rate, f_low, HEADLINE_HZ)
     return _quotient(*(_roughness(sound.log_power(convention)[..., convention.band]) for sound in (est, ref)))
 
@@ -111,32 +110,29 @@ def _roughness(log_power: np.ndarray) -> float:
     return float((log_power - ndimage.uniform_filter(log_power, (1, *TEXTURE_SMOOTHING), mode="nearest")).std())
 
 
-def tone_suppression_db(
-    reference: Sound, restored: Sound, tone_hz: float, noise_amplitude: float, sample_rate: int = SAMPLE_RATE
-) -> float:
+def tone_suppression_db(reference: Sound, restored: Sound, tone_hz: float, noise_amplitude: float) -> float:
     """Level of the inserted tone over that of the tone in (restored - reference), dB; higher is better.
 
     Its amplitude comes from a least-squares projection on the sine and the cosine of tone_hz, so a tone that comes
     back with another phase counts in full. The loudest channel counts.
     """
-    reference, restored = _waves(reference, restored)
-    phase = 2 * np.pi * tone_hz / sample_rate * np.arange(reference.shape[-1])
+    ref, est = pair(reference, restored)
+    phase = 2 * np.pi * tone_hz / ref.sample_rate * np.arange(ref.wav.shape[-1])
     basis = np.stack([np.sin(phase), np.cos(phase)], axis=1)
-    coefficients = np.linalg.lstsq(basis, (restored - reference).T, rcond=None)[0]  # [2, channels]
+    error = np.subtract(est.wav, ref.wav, dtype=np.float64)
+    coefficients = np.linalg.lstsq(basis, error.T, rcond=None)[0]  # [2, channels]
     return 2 * ratio_db(noise_amplitude, float(np.hypot(*coefficients).max()))
 
 
-def log_mel_l1(reference: Sound, estimate: Sound, sample_rate: int = SAMPLE_RATE) -> float:
+def log_mel_l1(reference: Sound, estimate: Sound) -> float:
     """Mean absolute difference of AudioSR's log-mels (nat), at 48 kHz; other rates are resampled first."""
-    ref, est = pair(reference, estimate, sample_rate)
+    ref, est = pair(reference, estimate)
     return float(np.abs(ref.log_mel - est.log_mel).mean(dtype=np.float64))
 
 
 def bootstrap_ci(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval (95 %) of the mean over tracks, (low, high); of one track its value."""
     values = np.asarray(values, dtype=np.float64)
-    if len(values) == 0 or not np.isfinite(values).all():
-        raise SrlibError("a bootstrap interval needs a list of one or more finite numbers")
     if len(values) == 1:
         return float(values[0]), float(values[0])
     rng = np.random.default_rng(seed)
@@ -176,7 +172,7 @@ def evaluate(
     scores = _scores(reference, restored, edges)
     if recorded and edges is not None:
         filtered = replace(done, noise_type="none", gaps=()).apply(reference.wav, rate)
-        scores["snr_known_db"] = snr_low_db(filtered, restored, edges[0], rate)
+        scores["snr_known_db"] = snr_low_db(Spectra(filtered, rate), restored, edges[0])
     if degraded is not None:
         cropped, degraded = pair(reference, degraded, rate)
         before = _scores(cropped, degraded, edges)
@@ -184,11 +180,14 @@ def evaluate(
             sign = -1 if name.startswith(("lsd", "log_mel")) else 1  # for these, lower is better
             scores[f"{name}_gain"] = sign * (scores[name] - before[name])
         if known:
-            scores["oracle_lsd_19k"] = _oracle_lsd_19k(cropped, degraded, done)
+            if rate != SAMPLE_RATE:
+                raise SrlibError(f"the oracle works at {SAMPLE_RATE} Hz, not {rate} Hz: resample the audio")
+            limit = [oracle(*channels, done) for channels in zip(cropped.wav, degraded.wav, strict=True)]
+            scores["oracle_lsd_19k"] = lsd(cropped, np.stack(limit), convention=PLAIN)
             scores["oracle_ratio"] = _quotient(scores["lsd_19k"], scores["oracle_lsd_19k"])
     if done.noise_type == "tone" and done.tone_hz and done.noise_amplitude > 0:
-        left = tone_suppression_db(reference, restored, done.tone_hz, done.noise_amplitude, rate)
-        scores["tone_suppression_db"] = left
+        left_db = tone_suppression_db(reference, restored, done.tone_hz, done.noise_amplitude)
+        scores["tone_suppression_db"] = left_db
     return scores
 
 
@@ -196,9 +195,9 @@ def _scores(reference: Spectra, estimate: Spectra, edges: tuple[float, float] | 
     """Metrics of an estimate; edges = (passband_hz, stopband_hz) adds those of the two bands."""
     rate = reference.sample_rate
     scores = {
-        "lsd": distance(reference, estimate, plain(rate)),
-        "lsd_19k": distance(reference, estimate, plain(rate, f_high=HEADLINE_HZ)),
-        "lsd_ssr_eval": distance(reference, estimate, ssr_eval(rate)),
+        "lsd": lsd(reference, estimate, convention="plain"),
+        "lsd_19k": lsd(reference, estimate, convention=plain(rate, f_high=HEADLINE_HZ)),
+        "lsd_ssr_eval": lsd(reference, estimate, convention="ssr_eval"),
         "snr_db": snr_db(reference, estimate),
         "si_sdr_db": si_sdr_db(reference, estimate),
         "log_mel_l1": log_mel_l1(reference, estimate),
@@ -207,16 +206,9 @@ def _scores(reference: Spectra, estimate: Spectra, edges: tuple[float, float] | 
         return scores
     passband_hz, stopband_hz = edges
     return scores | {
-        "lsd_low": distance(reference, estimate, plain(rate, f_high=passband_hz)),
-        "lsd_high": distance(reference, estimate, plain(rate, stopband_hz)),
+        "lsd_low": lsd(reference, estimate, convention=plain(rate, f_high=passband_hz)),
+        "lsd_high": lsd(reference, estimate, convention=plain(rate, stopband_hz)),
         "snr_low_db": snr_low_db(reference, estimate, passband_hz),
         "level_high_db": level_high_db(reference, estimate, stopband_hz),
         "texture_high": texture_high(reference, estimate, stopband_hz),
     }
-
-
-def _oracle_lsd_19k(reference: Spectra, degraded: Spectra, degradation: Degradation) -> float:
-    if reference.sample_rate != SAMPLE_RATE:
-        raise SrlibError(f"the oracle works at {SAMPLE_RATE} Hz, not {reference.sample_rate} Hz: resample the audio")
-    limit = [oracle(ref, deg, degradation) for ref, deg in zip(reference.wav, degraded.wav, strict=True)]
-    return lsd(reference, np.stack(limit), convention="plain", f_high=HEADLINE_HZ)

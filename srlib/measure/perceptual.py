@@ -9,8 +9,9 @@ classifier, fitted to other tracks, separates restored from real patches of the 
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -26,11 +27,6 @@ from srlib.measure.lsd import HEADLINE_HZ
 _PATCH_FRAMES, _POOLED_BANDS = 32, 8  # a patch lasts 0.32 s; bands are means over 8
 _FLOOR_NAT = -9.0  # lower limit of log-mels: lower levels are inaudible dither
 PACKAGES = {"zimtohrli": "zimtohrli", "visqol": "visqol", "two_f": "seabass"}
-
-
-def is_installed(measure: str) -> bool:
-    """Whether the package of a measure, a key of PACKAGES, is installed."""
-    return importlib.util.find_spec(PACKAGES[measure]) is not None
 
 
 def zimtohrli(reference: np.ndarray, estimate: np.ndarray) -> float:
@@ -68,39 +64,34 @@ MEASURES = {"zimtohrli": zimtohrli, "visqol": visqol, "two_f": two_f}
 
 def measure(reference: np.ndarray, estimate: np.ndarray, names: Iterable[str] = tuple(MEASURES)) -> dict[str, float]:
     """{name: value} of those measures whose packages are installed."""
-    return {name: MEASURES[name](reference, estimate) for name in names if is_installed(name)}
+    return {name: MEASURES[name](reference, estimate) for name in names if importlib.util.find_spec(PACKAGES[name])}
 
 
-def upper_band(sound: np.ndarray | torch.Tensor, f_low: float) -> np.ndarray:
-    """Log-mel `[frames, bands]` from `f_low` Hz to 19 kHz, of `[samples]` or of a log-mel `[1, 1, frames, 256]`."""
-    mel = log_mel(torch.from_numpy(sound)) if isinstance(sound, np.ndarray) else sound
-    return mel[0, 0, :, band_of_hz(f_low) : band_of_hz(HEADLINE_HZ)].clamp(min=_FLOOR_NAT).cpu().numpy()
+def upper_band(wav: np.ndarray, f_low: float) -> np.ndarray:
+    """Log-mel `[frames, bands]` from `f_low` Hz to 19 kHz, of `[samples]`."""
+    mel = log_mel(torch.from_numpy(wav))[0, 0, :, band_of_hz(f_low) : band_of_hz(HEADLINE_HZ)]
+    return mel.clamp(min=_FLOOR_NAT).numpy()
 
 
-def two_sample_accuracy(real: Sequence[np.ndarray], restored: Sequence[np.ndarray]) -> float:
-    """Share of patches that a classifier, not fitted to their track, labels correctly, 0.5 to 1.
+def two_sample_accuracy(tracks: pd.DataFrame) -> float:
+    """Share of patches that a classifier, not fitted to their track, labels correctly, 0.5 to 1; NaN for one track.
 
     Args:
-        real, restored: `[frames, bands]` of each track, as `upper_band` gives them.
+        tracks: a row each; `real` and `restored` are `[frames, bands]`, as `upper_band` gives them.
     """
+    if len(tracks) < 2:
+        return math.nan
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    found = [_features(np.asarray(mel, np.float32)) for one in zip(real, restored, strict=True) for mel in one]
+    found = [_features(mel) for pair in zip(tracks["real"], tracks["restored"], strict=True) for mel in pair]
     patches = [len(features) for features in found]  # of track 0 real, track 0 restored, track 1 real, ...
-    labels, tracks = (np.repeat(values, patches) for values in (np.arange(len(found)) % 2, np.arange(len(found)) // 2))
+    labels, groups = (np.repeat(values, patches) for values in (np.arange(len(found)) % 2, np.arange(len(found)) // 2))
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    scores = cross_val_score(classifier, np.concatenate(found), labels, groups=tracks, cv=LeaveOneGroupOut())
+    scores = cross_val_score(classifier, np.concatenate(found), labels, groups=groups, cv=LeaveOneGroupOut())
     return float(max(scores.mean(), 0.5))
-
-
-def accuracies(rows: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
-    """`two_sample_accuracy` of each group of several rows (tracks), from the columns `real` and `restored`."""
-    groups = {key: group for key, group in rows.groupby(list(keys), sort=False) if len(group) > 1}
-    found = {key: two_sample_accuracy(one["real"], one["restored"]) for key, one in groups.items()}
-    return pd.Series(found, dtype=float)
 
 
 def _features(mel: np.ndarray) -> np.ndarray:

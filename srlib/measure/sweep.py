@@ -1,6 +1,7 @@
 """The one runner: systems x conditions x tracks to tidy rows, resumable by row, in parallel through joblib.
 
-Worker processes stay alive between sweeps, so that each loads a model, and compiles the 2f model, only once.
+Worker processes stay alive between sweeps, so that each loads a model, and compiles the 2f model, only once. There is
+one for each CPU core, or as many as joblib's `LOKY_MAX_CPU_COUNT` says; their number affects the time only.
 With `SRLIB_DASK=ADDRESS` the workers of the Dask scheduler at that address do the work instead, on any machines.
 """
 
@@ -19,7 +20,6 @@ import torch
 from tqdm import tqdm
 
 from srlib.config import SAMPLE_RATE
-from srlib.measure import baselines
 from srlib.measure.conditions import Case, Recipe, draw
 from srlib.measure.measures import Measure, Trial
 from srlib.measure.systems import System
@@ -36,7 +36,6 @@ def sweep(
     clips: Mapping[str, np.ndarray],
     measures: Sequence[Measure],
     seed: int = 0,
-    workers: int | None = None,
     store: str | Path | None = None,
 ) -> pd.DataFrame:
     """One row per clip, condition and system (several where a measure gives several), in that order.
@@ -44,42 +43,39 @@ def sweep(
     Its columns are those of `Case.labels`, system, and those of the measures.
 
     Args:
-        systems: {name: system}, such as `systems.named` gives.
+        systems: {name: system}, such as `systems.named` gives. If one is on a GPU, this process does all.
         conditions: {name: recipe} (`srlib.measure.conditions`).
         clips: {track: float32 [samples] at 48 kHz}.
         measures: functions of a `Trial` (`srlib.measure.measures`).
-        workers: processes of one thread each, which affect the time only; None is one per CPU core. With systems on a
-            GPU this process does all.
         store: a folder that keeps every finished row, so that a stopped sweep can continue. A row is used again only
             for the same clip, condition, system, measures, seed and code of the package.
     """
-    tasks = []
-    for turn, (track, clip) in enumerate(clips.items()):
-        for condition, recipe in conditions.items():
-            degradation = draw(recipe, track, seed, len(clip) / SAMPLE_RATE, turn)
-            tasks.append(((track, condition, clip, degradation), systems, measures, seed, store))
-    if any(getattr(system, "device", "cpu") != "cpu" for system in systems.values()):
-        workers = 1
-    quiet = {"mininterval": _QUIET_SECONDS, "delay": _QUIET_SECONDS, "leave": False}
-    return pd.DataFrame(
-        [row for rows in tqdm(parallel(_rows, tasks, workers), total=len(tasks), **quiet) for row in rows]
-    )
+    cases = [
+        Case(track, name, clip, draw(recipe, track, seed, len(clip) / SAMPLE_RATE, turn))
+        for turn, (track, clip) in enumerate(clips.items())
+        for name, recipe in conditions.items()
+    ]
+    on_gpu = any(getattr(system, "device", "cpu") != "cpu" for system in systems.values())
+    rows_of = partial(_rows, systems=systems, measures=measures, seed=seed, store=store)
+    done = parallel(rows_of, cases, workers=1 if on_gpu else None)
+    bar = tqdm(done, total=len(cases), mininterval=_QUIET_SECONDS, delay=_QUIET_SECONDS, leave=False)
+    return pd.DataFrame([row for rows in bar for row in rows])
 
 
-def _rows(task: tuple) -> list[dict[str, Any]]:
+def _rows(
+    case: Case, systems: Mapping[str, System], measures: Sequence[Measure], seed: int, store: str | Path | None
+) -> list[dict[str, Any]]:
     """Rows of one case."""
-    arguments, systems, measures, seed, store = task
-    kept = joblib.Memory(store, verbose=0).cache(_rows_of_system, ignore=["case"])
-    code, case = _code() if store else "", Case(*arguments)  # its cached signals serve all systems
-    found = [kept(arguments, name, system, measures, seed, code, case) for name, system in systems.items()]
-    return [row for rows in found for row in rows]
+    kept = joblib.Memory(store, verbose=0).cache(_rows_of_system)
+    code = _code() if store else ""
+    return [row for name, system in systems.items() for row in kept(case, name, system, measures, seed, code)]
 
 
 def _rows_of_system(
-    arguments: tuple, name: str, system: System, measures: Sequence[Measure], seed: int, code: str, case: Case
+    case: Case, name: str, system: System, measures: Sequence[Measure], seed: int, code: str
 ) -> list[dict[str, Any]]:
-    """Rows of one system; a stored row also depends on `arguments`, those of the case, and on `code`."""
-    trial = Trial(case, name, system, seed)
+    """Rows of one system; stored ones also depend on `code`."""
+    trial = Trial(case, name, system(case, seed))
     rows = [case.labels() | {"system": name}]
     for measure in measures:
         columns = measure(trial)
@@ -96,22 +92,15 @@ def _code() -> str:
 
 def parallel(function: Callable[[T], R], tasks: Sequence[T], workers: int | None = None) -> Iterator[R]:
     """Results of a function of each task, in order, from processes of one thread each (None: one per CPU core)."""
-    workers, address = min(workers or joblib.cpu_count(), max(len(tasks) // _WORTH, 1)), os.environ.get("SRLIB_DASK")
-    if workers == 1 and not address:
-        return (_on_one_thread(function, task) for task in tasks)
+    workers = min(workers or joblib.cpu_count(), max(len(tasks) // _WORTH, 1))  # joblib starts no process for one
     backend: dict[str, Any] = {"backend": "loky", "n_jobs": workers, "inner_max_num_threads": 1}
-    if address:
-        backend = {"backend": "dask", "n_jobs": -1, "client": _client(address)}
+    if address := os.environ.get("SRLIB_DASK"):
+        from distributed import get_client  # of the extra `dev`
+
+        backend = {"backend": "dask", "n_jobs": -1, "client": get_client(address)}
     with joblib.parallel_config(**backend):
         pool = joblib.Parallel(return_as="generator", max_nbytes=None, batch_size=1)
         return pool(joblib.delayed(_on_one_thread)(function, task) for task in tasks)
-
-
-@cache
-def _client(address: str) -> Any:
-    from distributed import Client
-
-    return Client(address)
 
 
 def _on_one_thread(function: Callable[[T], R], task: T) -> R:
@@ -122,15 +111,3 @@ def _on_one_thread(function: Callable[[T], R], task: T) -> R:
         return function(task)
     finally:
         torch.set_num_threads(before)
-
-
-def fit_ridges(
-    conditions: Mapping[str, Recipe], clips: Mapping[str, np.ndarray], seed: int = 0, workers: int | None = None
-) -> dict[str, Any]:
-    """{condition: ridge regression} from training clips {track: [samples]}, degraded as each condition says."""
-    fit = partial(_fit, clips=clips, seed=seed)
-    return dict(zip(conditions, parallel(fit, list(conditions.values()), workers), strict=True))
-
-
-def _fit(recipe: Recipe, clips: Mapping[str, np.ndarray], seed: int) -> Any:
-    return baselines.fit_ridge((draw(recipe, track, seed).apply(wav, SAMPLE_RATE), wav) for track, wav in clips.items())

@@ -34,14 +34,10 @@ MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
 
 
 @cache
-def _load(model: str, variant: str | None, device: str) -> RestorationPipeline:
+def load_pipeline(model: str, variant: str | None, device: str) -> RestorationPipeline:
+    """A model, loaded once in a process; `variant="lowpass"` is the one trained without noise."""
     pipe = build("tiny") if model == "tiny" else RestorationPipeline.from_pretrained(model, variant=variant)
     return pipe.to(device)
-
-
-def load_pipeline(profile: Profile, variant: str | None = None, device: str = "cpu") -> RestorationPipeline:
-    """The profile's model, loaded once in a process; `variant="lowpass"` is the one trained without noise."""
-    return _load(profile.model, variant, device)
 
 
 def restore(
@@ -70,19 +66,13 @@ class Model:
 
     def __call__(self, case: Case, seed: int = 0) -> RestorationOutput:
         """Restore."""
-        return restore(
-            _load(self.model, self.variant, self.device), case.degraded, case.degradation, seed, **self.options
-        )
+        pipe = load_pipeline(self.model, self.variant, self.device)
+        return restore(pipe, case.degraded, case.degradation, seed, **self.options)
 
 
 def true_log_mel(model: str, device: str, case: Case, seed: int = 0) -> np.ndarray:
     """GT-Mel: the trained vocoder of a model on the log-mel of the reference."""
-    return _load(model, None, device).vocode_truth(case.reference, through_autoencoder=False)
-
-
-def ridge(models: Mapping[str, Any], case: Case, seed: int = 0) -> np.ndarray:
-    """The ridge regression of each condition, as `sweep.fit_ridges` gives them."""
-    return baselines.ridge(models[case.condition], case.degraded, case.degradation)
+    return load_pipeline(model, None, device).vocode_truth(case.reference, through_autoencoder=False)
 
 
 def _of(function: Callable, attributes: Sequence[str], case: Case, seed: int = 0) -> np.ndarray:

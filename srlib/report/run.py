@@ -49,7 +49,7 @@ class Run:
         """The profile's restoration pipeline, loaded once."""
         from srlib.measure.systems import load_pipeline
 
-        return load_pipeline(self.profile, None, self.device)
+        return load_pipeline(self.profile.model, None, self.device)
 
     def tracks(self, split: str) -> list[Track]:
         """The profile's tracks of one split: "train", "valid" or "test"."""

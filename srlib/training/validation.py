@@ -16,7 +16,8 @@ from srlib.config import SAMPLE_RATE
 from srlib.data.batches import Corpus
 from srlib.degrade import Degradation
 from srlib.measure import perceptual
-from srlib.measure.metrics import HEADLINE_HZ, lsd, texture_high
+from srlib.measure.lsd import PLAIN, lsd
+from srlib.measure.metrics import texture_high
 from srlib.measure.systems import restore
 from srlib.restore.pipeline import RestorationPipeline
 
@@ -45,7 +46,7 @@ class Clips:
             edge_hz = cast(float, degradation.stopband_hz(SAMPLE_RATE))  # every condition has a filter
             restored = self._restored(pipeline, reference, degradation, "gain")
             row = {
-                "val/lsd": lsd(reference, restored, convention="plain", f_high=HEADLINE_HZ),
+                "val/lsd": lsd(reference, restored, convention=PLAIN),
                 "val/texture_high": texture_high(reference, restored, edge_hz),
             }
             heard = perceptual.measure(reference, restored, ("zimtohrli",))

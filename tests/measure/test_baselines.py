@@ -8,7 +8,8 @@ import pytest
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
 from srlib.measure import baselines, limits
-from srlib.measure.lsd import Spectra, distance, lsd
+from srlib.measure.conditions import Case, draw
+from srlib.measure.lsd import PLAIN, Spectra, lsd
 from srlib.measure.metrics import si_sdr_db, snr_db, snr_low_db, tone_suppression_db
 
 WHITE = {"noise_type": "white", "noise_amplitude": 0.02}
@@ -55,14 +56,15 @@ def test_notch_removes_a_tone_and_leaves_audio_without_one(tone_hz, music):
 
 @pytest.mark.parametrize(("noise", "bound"), [({}, 0.35), (WHITE, 0.6)], ids=["clean", "white"])
 def test_ridge_learns_the_missing_band_and_takes_noise_away(coloured, noise, bound):
-    degradation = Degradation(4000, **noise)
-    pairs = [(degradation.apply(wav, SAMPLE_RATE), wav) for wav in (coloured(3.0, seed) / 3 for seed in range(6))]
-    degraded, reference = pairs.pop()
-    restored = baselines.ridge(baselines.fit_ridge(pairs), degraded, degradation)
-    assert distance(reference, restored) < bound * distance(reference, degraded)
+    clips = {str(seed): coloured(3.0, seed) / 3 for seed in range(6)}
+    recipe, reference = {"cutoff_hz": 4000, **noise}, clips.pop("5")
+    case = Case("5", "it", reference, draw(recipe, "5"))
+    restored = baselines.ridge({"it": baselines.fit_ridge(recipe, clips)}, case)
+    limit = limits.oracle(reference, case.degraded, case.degradation)
+    found, before, best = (lsd(reference, wav, convention=PLAIN) for wav in (restored, case.degraded, limit))
+    assert found < bound * before
     if not noise:
-        limit = distance(reference, limits.oracle(reference, degraded, degradation))
-        assert distance(reference, restored) < 1.2 * limit and snr_low_db(degraded, restored, 3900) > 50
+        assert found < 1.2 * best and snr_low_db(case.degraded, restored, 3900) > 50
 
 
 @pytest.mark.parametrize("fill", [baselines.repetition, baselines.interpolation])

@@ -18,7 +18,8 @@ UNPROCESSED = systems.TABLE["unprocessed"]
 @pytest.fixture
 def trial(music):
     def make(degradation, system=lambda case, seed: 0.5 * case.reference, name="it"):
-        return measures.Trial(Case("a", "c", music, degradation), name, system, 0)
+        case = Case("a", "c", music, degradation)
+        return measures.Trial(case, name, system(case, 0))
 
     return make
 
@@ -62,9 +63,9 @@ def test_edges_stand_beside_what_detectors_say(trial):
     assert measures.edges(trial(Degradation()), {})["low_hz"] is None
 
 
-def test_samples_have_a_diversity_and_means_have_none(trial):
-    found = systems.named({"mean": {"num_inference_steps": 0}, "some": {"num_inference_steps": 3}}, profile("smoke"))
-    mean, some = (measures.samples(trial(Degradation(8000), system)) for system in found.values())
-    assert set(mean) == {"real", "restored"} and some["diversity"] > 0
-    assert some["real"].shape == some["restored"].shape
-    assert measures.noise_found(trial(Degradation(8000), found["mean"])) == {"noise_found": False}
+def test_of_a_restoration_the_upper_band_and_the_noise_found_are_kept(trial):
+    mean = trial(Degradation(8000), systems.named(["prior"], profile("smoke"))["prior"])
+    bands = measures.upper_bands(mean)
+    assert bands["real"].shape == bands["restored"].shape and not np.array_equal(bands["real"], bands["restored"])
+    assert measures.noise_found(mean) == {"noise_found": False}
+    assert measures.noise_found(trial(Degradation(8000), UNPROCESSED)) == {"noise_found": None}

@@ -14,7 +14,8 @@ from srlib.audio import files as audio
 from srlib.data.tracks import load_dataset
 from srlib.degrade import Degradation
 from srlib.errors import IncompleteWarning
-from srlib.measure.metrics import lsd, snr_db
+from srlib.measure.lsd import lsd, plain
+from srlib.measure.metrics import snr_db
 from srlib.restore import chunks
 from srlib.restore.pipeline import RestorationPipeline
 
@@ -161,7 +162,7 @@ def test_hiss_on_a_full_band_goes_in_the_channel_that_has_it(fitted_pipeline, sa
     np.testing.assert_array_equal(output.audio[0], given[0])
     assert snr_db(wanted[1], output.audio[1]) > snr_db(wanted[1], given[1]) + 2
     high_hz = min(19_000, 0.45 * sample_rate)
-    distance = [lsd(wanted[1], wav[1], convention="plain", f_high=high_hz) for wav in (given, output.audio)]
+    distance = [lsd(wanted[1], wav[1], convention=plain(f_high=high_hz)) for wav in (given, output.audio)]
     assert distance[1] < 0.75 * distance[0]
 
 
@@ -248,8 +249,8 @@ def test_what_is_below_the_edge_of_clean_music_is_not_harmed(two_tracks, compact
         edge_hz, reference = low_pass.passband_hz(SAMPLE_RATE), two_tracks[0]
         degraded = low_pass.apply(reference, SAMPLE_RATE)
         made = [compact_pipeline(degraded, SAMPLE_RATE, merge=merge).audio for merge in ("gain", "replace")]
-        low.append([lsd(reference, wav, convention="plain", f_high=edge_hz) for wav in (degraded, made[0])])
-        whole.append([lsd(reference, wav, convention="plain", f_high=19_000) for wav in made])
+        low.append([lsd(reference, wav, convention=plain(f_high=edge_hz)) for wav in (degraded, made[0])])
+        whole.append([lsd(reference, wav, convention=plain(f_high=19_000)) for wav in made])
     (before, after), (ours, replacement) = np.mean(low, axis=0), np.mean(whole, axis=0)
     assert after < before + 0.015 and ours < replacement + 0.005
 
@@ -262,7 +263,5 @@ def test_blend_and_the_lowest_generated_frequency(two_tracks, compact_pipeline):
     )
     np.testing.assert_allclose(half, (dry + wet) / 2, atol=1e-5)
     assert (
-        lsd(dry, high, convention="plain", f_low=9000, f_high=11_800)
-        < 0.1
-        < lsd(dry, wet, convention="plain", f_low=9000)
+        lsd(dry, high, convention=plain(f_low=9000, f_high=11_800)) < 0.1 < lsd(dry, wet, convention=plain(f_low=9000))
     )
