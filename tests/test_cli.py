@@ -172,6 +172,7 @@ def test_a_record_replays_to_the_same_bits(tmp_path, clip, options):
         (["--random", *CUT_4K], "--random decides --cutoff-hz"),
         (["--random", "--replay", "x.json"], "--random decides --replay"),
         (["--replay", "x.json", "--seed", "1"], "--replay decides --seed"),
+        (["--replay", "no.json"], "no.json cannot be read (No such file or directory): give a record"),
     ],
 )
 def test_degrade_refuses(capsys, tmp_path, clip, options, words):
@@ -208,6 +209,7 @@ def test_a_record_that_is_none(capsys, tmp_path, clip):
         bad.write_bytes(text)
         assert "bad.json" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", "--replay", bad)
     assert "bad.json: the record is not JSON" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", bad)
+    assert "no.json cannot be read" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", "no.json")
 
 
 def test_what_clips_in_a_flac_is_told_in_a_line(tmp_path, music, tiny, capsys):
@@ -295,6 +297,7 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
     ("options", "words"),
     [
         (["--cutoff-hz", "high"], "--cutoff-hz"),
+        (["--cutoff-hz", "99"], "cutoff_hz is 99.0: it should be greater than or equal to 100"),
         (["--gap", "2.9:3.1"], "not inside the audio"),
         (["--gap", "auto", "--gap", "1:2"], "leave out the others"),
         (["--gap", "2"], "START:END"),
@@ -303,6 +306,7 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
         (["--device", "abacus"], "no device"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--suffix", "_new"], "end it with one of"),
+        (["--suffix", "/../x.wav"], "without a slash"),
         (["--report", "report.wav"], "one of .json"),
         (["--show", "-"], "give files instead of pipes"),
     ],

@@ -160,6 +160,15 @@ def test_pictures_texts_and_hidden_files_are_no_audio(tmp_path, plain):
         assert is_audio_file(tmp_path / name) == expected
 
 
+@pytest.mark.parametrize("content", [b"", b"no audio", "zero", "cut"])
+def test_messages_call_standard_input_so(tmp_path, monkeypatch, plain, content):
+    soundfile.write(tmp_path / "zero", np.zeros((0, 2)), SAMPLE_RATE, format="WAV")
+    files = {"zero": (tmp_path / "zero").read_bytes(), "cut": plain["wav"][:-5000]}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(files.get(content, content))))
+    with pytest.raises(SrlibError, match=r"^standard input (is empty|is not|holds no|is truncated)[^/]*$"):
+        audio.read("-")
+
+
 def test_standard_input_is_copied_and_a_full_temporary_folder_is_what_is_named(monkeypatch, plain):
     def full(*_):
         raise OSError(28, "No space left on device")
