@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from srlib.audio import files, folders
-from srlib.audio.decoding import is_pipe
+from srlib.audio.decoding import info, is_pipe
 from srlib.config import SAMPLE_RATE
 from srlib.errors import IncompleteWarning, SrlibError, input_name, one_line
 
@@ -96,7 +96,7 @@ def _promised_seconds(
             if inputs_of[out] > 1:
                 raise SrlibError(f"{path}: another input would be written to {out} too; restore it elsewhere.")
             folders.check_output(out, outputs, overwrite)
-            header = None if is_pipe(path) else files.info(path)
+            header = None if is_pipe(path) else info(path)
             promised[path] = (header.samples or 0) / header.sample_rate if header else 0.0
     return promised
 
@@ -208,7 +208,7 @@ def _draw(path: Path, out: Path) -> None:
 
     clips = {}
     for name, file in {"input": path, "restored": out}.items():
-        header = files.info(file)
+        header = info(file)
         wanted = _SHOWN_SECONDS * header.sample_rate
         wav, sample_rate = files.read(file, max(0, ((header.samples or 0) - wanted) // 2), wanted)
         clips[name] = files.resample(files.to_mono(wav), sample_rate, SAMPLE_RATE)

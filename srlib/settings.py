@@ -48,7 +48,7 @@ Gap = Annotated[tuple[Number, Number], AfterValidator(_apart)]  # (start, end), 
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[C]) -> type[C]:
-    """Make a class a frozen dataclass that refuses a wrong value with SrlibError, see `as_srlib_error`."""
+    """Make a class a frozen dataclass that refuses the first wrong setting with SrlibError, by name, value and rule."""
     checked: Any = dataclass(cls, frozen=True, config=_CONFIG)
     init = checked.__init__
 
@@ -57,27 +57,19 @@ def settings(cls: type[C]) -> type[C]:
         try:
             init(self, *args, **kwargs)
         except ValidationError as error:
-            raise as_srlib_error(error) from None
+            raise SrlibError(_sentence(error.errors(include_url=False))) from None
 
     checked.__init__ = refusing
     return checked
 
 
-def as_srlib_error(error: ValidationError) -> SrlibError:
-    """The first wrong setting in one sentence: its name, its value and the rule."""
-    name, allowed = next(iter(faults(error).items()))
-    if not name:
-        return SrlibError(allowed)
-    if allowed == "unknown":
-        return SrlibError(f"There is no setting {name}: check its name.")
-    return SrlibError(f"{name} is {reprlib.repr(error.errors()[0]['input'])}: it should {allowed}.")
-
-
-def faults(error: ValidationError) -> dict[str, str]:
-    """{wrong setting: what it should be}, "unknown" for an unknown name; "" stands for a rule on several."""
-    found: dict[str, dict[str, None]] = {}  # a dict keeps the rules in order and each of them once
-    for fault in error.errors(include_url=False):
-        rule = re.sub(r"^(Input should|Tuple should|Value error,) ", "", fault["msg"])
-        rule = "unknown" if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden") else rule
-        found.setdefault(str(fault["loc"][0]) if fault["loc"] else "", {})[rule] = None
-    return {name: " or ".join(rules) for name, rules in found.items()}
+def _sentence(faults: list[Any]) -> str:
+    """The first wrong setting, with its rule; several if it may be of several kinds."""
+    name, value = faults[0]["loc"][:1], faults[0]["input"]
+    own = [fault["msg"] for fault in faults if fault["loc"][:1] == name]
+    rules = [re.sub(r"^(Input|Tuple) should |^Value error, ", "", message) for message in own]
+    if not name:  # a rule on several settings
+        return rules[0]
+    if faults[0]["type"] == "unexpected_keyword_argument":
+        return f"There is no setting {name[0]}: check its name."
+    return f"{name[0]} is {reprlib.repr(value)}: it should {' or '.join(dict.fromkeys(rules))}."

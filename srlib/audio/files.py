@@ -16,7 +16,6 @@ import soundfile
 from mutagen import MutagenError
 
 from srlib.audio.decoding import BLOCK, decoders, find_ffmpeg, limited, native_name
-from srlib.audio.decoding import info as info
 from srlib.audio.recording import Recording, Resampler, as_channels, check_finite, open_recording
 from srlib.audio.tags import Metadata, set_speakers, write_metadata
 from srlib.config import SAMPLE_RATE

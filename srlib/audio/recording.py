@@ -116,8 +116,7 @@ def open_recording(path: str | PathLike, strict: bool = False) -> Iterator[Recor
     """
     name = input_name(path)
     with local_file(path) as readable:
-        notes: list[str] = []
-        decoder, samples = _longest(readable, name, notes)
+        decoder, samples, note = _longest(readable, name)
         if samples == 0:
             raise SrlibError(f"{name} holds no samples: nothing to process.")
         rate, promised, incomplete = decoder.sample_rate, decoder.samples or samples, None
@@ -132,21 +131,21 @@ def open_recording(path: str | PathLike, strict: bool = False) -> Iterator[Recor
             raise SrlibError(f"{incomplete}; get a complete copy.")
         if incomplete:
             warnings.warn(incomplete, IncompleteWarning, stacklevel=3)
-        for note in notes:
-            warnings.warn(f"{name}: {note}", SrlibWarning, stacklevel=3)
-        yield Recording(
+        recording = Recording(
             sample_rate=rate,
             channels=decoder.channels,
             samples=samples,
             blocks=lambda: limited(decoder.blocks(), samples),
             metadata=read_metadata(readable),
-            warnings=notes,
             incomplete=incomplete,
         )
+        if note:
+            recording.warn(name, note)
+        yield recording
 
 
-def _longest(path: Path, name: str, notes: list[str]) -> tuple[Decoder, int]:
-    """The decoder that gives the most samples, and their number; a note if it is not the first.
+def _longest(path: Path, name: str) -> tuple[Decoder, int, str | None]:
+    """The decoder that gives the most samples, their number, and a note if it is not the first.
 
     A second one is tried if the first gives less than the header promises.
     """
@@ -160,6 +159,7 @@ def _longest(path: Path, name: str, notes: list[str]) -> tuple[Decoder, int]:
         if samples >= max(1, decoder.samples or 0):
             break
     samples, best = max(counted, key=lambda pair: pair[0])
-    if samples - counted[0][0] > counted[0][1].slack:
-        notes.append(f"one reader finds {counted[0][0]} samples and another {samples}: the longer is taken")
-    return best, samples
+    first, decoder = counted[0]
+    disagree = samples - first > decoder.slack
+    note = f"one reader finds {first} samples and another {samples}: the longer is taken" if disagree else None
+    return best, samples, note

@@ -58,13 +58,6 @@ def band_edges_hz() -> np.ndarray:
     return np.where(mels < 15, mels * 1000 / 15, 1000 * 6.4 ** ((mels - 15) / 27))
 
 
-@cache
-def band_widths_hz() -> np.ndarray:
-    """Width of each mel triangle from edge to edge, Hz, `[256]`; neighbours overlap by half."""
-    edges = band_edges_hz()
-    return edges[2:] - edges[:-2]
-
-
 def band_of_hz(frequency_hz: float) -> int:
     """Index of the first mel band whose centre lies at or above a frequency in Hz."""
     return int(np.searchsorted(band_edges_hz()[1:-1], frequency_hz))

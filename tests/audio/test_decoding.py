@@ -136,6 +136,7 @@ def test_files_that_are_no_audio(tmp_path):
     (tmp_path / "photo.raw").write_text("Not a sound. " * 100)  # ffprobe stops within its report
     (tmp_path / "noise.flac").write_bytes(np.random.default_rng(0).bytes(5000))
     soundfile.write(tmp_path / "zero.wav", np.zeros((0, 2)), SAMPLE_RATE)
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0] * 200_000 + [np.nan]), SAMPLE_RATE, subtype="FLOAT")
     for name, reason in {
         "absent.wav": "No such file",
         ".": "Is a directory",
@@ -145,6 +146,7 @@ def test_files_that_are_no_audio(tmp_path):
         "photo.raw": "not an audio file",
         "noise.flac": "not an audio file",
         "zero.wav": "no samples",
+        "nan.wav": "holds NaN, Inf",
     }.items():
         with pytest.raises(SrlibError, match=reason) as caught:
             audio.read(tmp_path / name)
