@@ -133,11 +133,9 @@ class Degradation:
     def from_json(cls, record: str | Mapping) -> Degradation:
         """From the text of a record or from its dict; the measured values in it are not needed."""
         try:
-            record = json.loads(record) if isinstance(record, str) else dict(record)
-        except (ValueError, RecursionError) as error:
-            raise SrlibError(f"the record is not JSON ({error}): give the one written beside the audio") from error
-        if not isinstance(record, dict):
-            raise SrlibError("the record is not a JSON object: give the one written beside the audio")
+            record = dict(json.loads(record) if isinstance(record, str) else record)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise SrlibError(f"the record is no JSON object ({error}): give the one beside the audio") from error
         return cls(**{name: value for name, value in record.items() if name not in _MEASURED})
 
 

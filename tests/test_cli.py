@@ -187,7 +187,7 @@ def test_a_record_that_is_none(capsys, tmp_path, clip):
     for text in (b"{}", b"\xff\xfe"):
         bad.write_bytes(text)
         assert "bad.json" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", "--replay", bad)
-    assert "bad.json: the record is not JSON" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", bad)
+    assert "bad.json: the record is no JSON" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", bad)
     assert "no.json cannot be read" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", "no.json")
 
 

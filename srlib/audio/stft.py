@@ -126,9 +126,3 @@ def frames_of(wav: torch.Tensor) -> int:
 def aligned_stft(wav: torch.Tensor, frames: int) -> torch.Tensor:
     """STFT `[frames, 1025]` framed as the log-mel, zero-padded at the ends."""
     return stft(F.pad(wav, (FRAME_PAD, frames * HOP_LENGTH + FRAME_PAD - wav.shape[-1])))
-
-
-def fit_frames(values: torch.Tensor, frames: int) -> torch.Tensor:
-    """Cut or repeat the last frame so that `[n, 256]` has `frames` frames."""
-    index = torch.arange(frames, device=values.device).clamp(max=len(values) - 1)
-    return values[index]
