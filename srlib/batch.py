@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from srlib.audio import files, folders
-from srlib.audio.decoding import is_pipe
+from srlib.audio.decoding import info, is_pipe
 from srlib.config import SAMPLE_RATE
-from srlib.errors import IncompleteWarning, SrlibError
+from srlib.errors import IncompleteWarning, SrlibError, input_name, one_line
 
 FAULT, INCOMPLETE = 2, 3  # exit codes: a file failed; all were restored, but an input was truncated or damaged
 _SHOWN_SECONDS = 30  # of the spectrograms, from the middle of the file
@@ -96,7 +96,7 @@ def _promised_seconds(
             if inputs_of[out] > 1:
                 raise SrlibError(f"{path}: another input would be written to {out} too; restore it elsewhere.")
             folders.check_output(out, outputs, overwrite)
-            header = None if is_pipe(path) else files.info(path)
+            header = None if is_pipe(path) else info(path)
             promised[path] = (header.samples or 0) / header.sample_rate if header else 0.0
     return promised
 
@@ -126,19 +126,21 @@ def load(model: str, device: str | None, asked: dict[str, Any]) -> Any:
     device = device or ("cuda" if cuda else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?" if cuda else "cpu", device):
         raise SrlibError(f"There is no device {device!r} here: use cpu, or cuda where torch sees one.")
+    options = Options(**{name: value for name, value in asked.items() if name not in ("sample_rate", "subtype")})
     pipe = RestorationPipeline.from_pretrained(model).to(device)
-    Options(**{name: value for name, value in asked.items() if name not in ("sample_rate", "subtype")}).sampling(pipe)
+    options.sampling(pipe)
     return pipe
 
 
 @contextmanager
 def naming(path: Path, failed: list[dict[str, Any]] | None = None) -> Iterator[None]:
     """Add the file's name to an error and raise it; with `failed`, print it, append its row, and continue."""
+    name = input_name(path)
     try:
         yield
     except (SrlibError, OSError) as error:
-        sentence = " ".join(str(error).split())
-        named = sentence if path.name in sentence else f"{path}: {sentence}"
+        sentence = one_line(error)
+        named = sentence if Path(name).name in sentence else f"{name}: {sentence}"
         if failed is None:
             raise SrlibError(named) from error
         print("srlib:", named, file=sys.stderr)
@@ -150,7 +152,11 @@ def read_record(path: Path) -> Any:
     from srlib.degrade import Degradation
 
     with naming(path):
-        return Degradation.from_json(path.read_text(encoding="utf-8", errors="replace"))
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise SrlibError(f"{path} cannot be read ({error.strerror}): give a record of `srlib degrade`.") from error
+        return Degradation.from_json(text)
 
 
 def compare(pairs: dict[str, list[Path]], cutoff_hz: float | None, record: Path | None) -> list[dict[str, Any]]:
@@ -202,7 +208,7 @@ def _draw(path: Path, out: Path) -> None:
 
     clips = {}
     for name, file in {"input": path, "restored": out}.items():
-        header = files.info(file)
+        header = info(file)
         wanted = _SHOWN_SECONDS * header.sample_rate
         wav, sample_rate = files.read(file, max(0, ((header.samples or 0) - wanted) // 2), wanted)
         clips[name] = files.resample(files.to_mono(wav), sample_rate, SAMPLE_RATE)

@@ -22,7 +22,7 @@ from typer.exceptions import TyperException
 from srlib import __version__, batch, config
 from srlib.audio import files, folders
 from srlib.audio.decoding import is_pipe
-from srlib.errors import SrlibError
+from srlib.errors import SrlibError, one_line
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "context_settings": _HELP}
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"srlib: {error.name} is not installed: pip install 'srlib[report]', or 'srlib[train]' to train."
     except OSError as error:  # disk full, no permission, a folder where a file was expected
         message = f"srlib: {error.filename}: {error.strerror}" if error.filename else f"srlib: {error}"
-    print(" ".join(message.split()), file=sys.stderr)
+    print(one_line(message), file=sys.stderr)
     return 2
 
 
@@ -103,17 +103,17 @@ def restore(
     skip_existing: Annotated[bool, Option("--skip-existing", help="go on where a stopped batch ended")] = False,
     overwrite: Overwrite = False,
     model: Annotated[str, Option(metavar="compact|PATH|HUB_ID")] = "compact",
-    num_inference_steps: Annotated[int | None, Option("--steps", min=0, metavar="N", help="diffusion steps")] = None,
-    num_samples: Annotated[int, Option("--samples", min=1, metavar="K", help="draws to average")] = 1,
+    num_inference_steps: Annotated[int | None, Option("--steps", metavar="N", help="diffusion steps")] = None,
+    num_samples: Annotated[int, Option("--samples", metavar="K", help="draws to average")] = 1,
     scheduler: Annotated[config.Scheduler | None, Option(help="default: the model's")] = None,
     eta: Annotated[float, Option(metavar="E", help="0 is deterministic DDIM, 1 like DDPM")] = 0.0,
     guidance_scale: Annotated[float | None, Option("--guidance", metavar="G", help="default: the model's")] = None,
-    generator: Annotated[int, Option("--seed", min=0, metavar="S")] = 0,
+    generator: Annotated[int, Option("--seed", metavar="S")] = 0,
     cutoff_hz: Annotated[Any, Option(parser=_hz_or_auto, metavar="auto|HZ", help="end of the input's band")] = "auto",
-    band_from_hz: Annotated[float | None, Option("--band-from", metavar="HZ", help="start of the input's band")] = None,
+    band_from_hz: Annotated[float | None, Option("--band-from", metavar="HZ", help="generate nothing below")] = None,
     merge: Annotated[config.Merge, Option(help="how input and generated audio join")] = "gain",
     gaps: Annotated[list[Any], Option("--gap", parser=_gap, metavar="START:END|auto", help="seconds to fill")] = _NONE,
-    blend: Annotated[float | None, Option(min=0, max=1, metavar="0..1", help="share of what is generated")] = None,
+    blend: Annotated[float | None, Option(metavar="0..1", help="share of what is generated")] = None,
     denoise: Annotated[Literal["auto", "on", "off"] | None, Option(help="default: auto")] = None,
     keep_tones: Annotated[bool, Option("--keep-tones", help="subtract no constant tone")] = False,
     sample_rate: Annotated[int, Option(min=8000, max=192_000, metavar="HZ", help="of the output")] = config.SAMPLE_RATE,

@@ -1,4 +1,6 @@
-"""Messages to users: one exception and two warnings."""
+"""Messages to users: one exception, two warnings, and the name of an input in them."""
+
+from os import PathLike
 
 
 class SrlibError(ValueError):
@@ -14,3 +16,13 @@ class SrlibWarning(UserWarning):
 
 class IncompleteWarning(SrlibWarning):
     """A file holds less audio than its header says; that part was used."""
+
+
+def one_line(message: object) -> str:
+    """A message, such as another library's, without line breaks."""
+    return " ".join(str(message).split()) or "no reason given"
+
+
+def input_name(path: str | PathLike) -> str:
+    """How messages call an input: its path, or standard input for `-`."""
+    return "standard input" if str(path) == "-" else str(path)

@@ -48,7 +48,7 @@ Gap = Annotated[tuple[Number, Number], AfterValidator(_apart)]  # (start, end), 
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[C]) -> type[C]:
-    """Make a class a frozen dataclass that refuses a wrong value with SrlibError, see `as_srlib_error`."""
+    """Make a class a frozen dataclass that refuses wrong settings with SrlibError, by name, value and rule."""
     checked: Any = dataclass(cls, frozen=True, config=_CONFIG)
     init = checked.__init__
 

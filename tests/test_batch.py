@@ -42,12 +42,6 @@ def test_a_fault_is_named_and_the_rest_goes_on(tmp_path, given, restore, capsys)
     assert rows["a.wav"]["seconds"] == 1.0 and "not an audio file" in rows["b.wav"]["error"]
 
 
-def test_a_single_fault_is_raised(given, restore):
-    bad = list(given)[1]
-    with pytest.raises(SrlibError, match="not an audio file"):
-        restore({bad: given[bad]})
-
-
 def test_a_batch_goes_on_where_it_ended(tmp_path, given, restore, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.wav").write_bytes(b"done")

@@ -80,11 +80,8 @@ def test_help_names_every_choice_of_the_library(capsys):
     ("argv", "words"),
     [
         ([], "srlib: Missing command (see srlib --help)"),
-        (["louder"], "No such command 'louder'"),
-        (["restore", "-o", "x.wav"], "Missing argument 'IN'"),
         (["restore", "a.wav", "-o", "x.wav", "--louder"], "No such option: --louder"),
         (["train", "ldm"], "srlib train ldm: Missing option '--config'"),
-        (["reproduce", "--only", "02", "--from", "03"], "exclude each other"),
         (["reproduce", "--profile", "huge"], "smoke, demo, paper"),
     ],
 )
@@ -110,16 +107,6 @@ def test_what_ends_a_verb_is_a_sentence_at_most(capsys, monkeypatch, clip, error
     assert capsys.readouterr() == ("", words)
 
 
-def test_the_shell_gets_the_same(tmp_path, clip):
-    """Through a real process, for the exit code and the streams."""
-    command = [sys.executable, "-m", "srlib", "degrade", str(clip), "-o", str(tmp_path / "d.wav"), *CUT_4K]
-    done = [subprocess.run(command, capture_output=True, text=True) for _ in range(2)]
-    assert [one.returncode for one in done] == [0, 2]
-    assert done[0].stderr == done[1].stdout == "" and done[1].stderr.endswith(
-        "d.wav: exists already; add --overwrite to replace it.\n"
-    )
-
-
 # degrade
 
 
@@ -141,8 +128,7 @@ TONE = ["--noise", "tone", "--tone-hz", "1000", "--amplitude", "0.1"]
     "options",
     [
         ["--random", "--seed", "3"],
-        [*TONE, "--noise-first", *CUT_4K],
-        ["--gap", "0.5:0.75", "--gap", "1:1.5"],
+        [*TONE, "--noise-first", *CUT_4K, "--gap", "0.5:0.75", "--gap", "1:1.5"],
         ["--noise", "white", "--amplitude", "0.01", "--seed", "9" * 23],
     ],
 )
@@ -158,20 +144,14 @@ def test_a_record_replays_to_the_same_bits(tmp_path, clip, options):
     ("options", "words"),
     [
         ([], "nothing to do"),
-        (["--cutoff-hz", "0.0001"], "the lowest of a filter"),
-        (["--cutoff-hz", "24000"], "half the sample rate"),
         ([*CUT_4K, "--filter", "bessel"], "bessel"),
-        ([*CUT_4K, "--order", "11"], "order"),
         (["--order", "4"], "--cutoff-hz"),
         (["--amplitude", "0.1"], "--noise"),
-        (["--noise", "white"], "--amplitude"),
-        (["--noise", "tone", "--amplitude", "0.1"], "tone_hz"),
         (["--noise", "white", "--amplitude", "0.1", "--tone-hz", "440"], "--noise tone"),
         (["--gap", "1"], "START:END"),
-        (["--gap", "auto"], "gaps"),
         (["--random", *CUT_4K], "--random decides --cutoff-hz"),
-        (["--random", "--replay", "x.json"], "--random decides --replay"),
         (["--replay", "x.json", "--seed", "1"], "--replay decides --seed"),
+        (["--replay", "no.json"], "no.json cannot be read (No such file or directory): give a record"),
     ],
 )
 def test_degrade_refuses(capsys, tmp_path, clip, options, words):
@@ -207,7 +187,8 @@ def test_a_record_that_is_none(capsys, tmp_path, clip):
     for text in (b"{}", b"\xff\xfe"):
         bad.write_bytes(text)
         assert "bad.json" in refusal(capsys, tmp_path, "degrade", clip, "-o", tmp_path / "d.wav", "--replay", bad)
-    assert "bad.json: the record is not JSON" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", bad)
+    assert "bad.json: the record is no JSON" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", bad)
+    assert "no.json cannot be read" in refusal(capsys, tmp_path, "evaluate", clip, clip, "--record", "no.json")
 
 
 def test_what_clips_in_a_flac_is_told_in_a_line(tmp_path, music, tiny, capsys):
@@ -294,15 +275,13 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--cutoff-hz", "high"], "--cutoff-hz"),
+        (["--cutoff-hz", "99"], "cutoff_hz is 99.0: it should be greater than or equal to 100"),
         (["--gap", "2.9:3.1"], "not inside the audio"),
+        (["--samples", "0"], "num_samples is 0: it should be greater than or equal to 1"),
         (["--gap", "auto", "--gap", "1:2"], "leave out the others"),
-        (["--gap", "2"], "START:END"),
         (["--steps", "1001"], "1001 steps cannot be taken: give a whole number from 0 to 1000"),
-        (["--samples", "0"], "--samples"),
         (["--device", "abacus"], "no device"),
         (["--model", "no-such-model"], "no-such-model"),
-        (["--suffix", "_new"], "end it with one of"),
         (["--report", "report.wav"], "one of .json"),
         (["--show", "-"], "give files instead of pipes"),
     ],
@@ -310,12 +289,6 @@ def test_restore_fills_gaps_and_takes_every_sampling_option(tmp_path, clip, tiny
 def test_restore_refuses(capsys, tmp_path, clip, tiny_folder, options, words):
     options = ["--model", tiny_folder, *options]
     assert words in refusal(capsys, tmp_path, "restore", clip, "-o", tmp_path / "r.wav", *options)
-
-
-def test_a_cutoff_has_to_lie_below_half_the_sample_rate(capsys, tmp_path, tiny):
-    audio.write(tmp_path / "phone.wav", np.zeros(800, np.float32), 8000)
-    words = refusal(capsys, tmp_path, "restore", tmp_path / "phone.wav", "-o", tmp_path / "r.wav", *CUT_4K)
-    assert "half the sample rate" in words and "phone.wav" in words
 
 
 # evaluate
@@ -380,22 +353,6 @@ def test_a_part_is_trained(capsys, tmp_path, music_folder):
     printed = capsys.readouterr()
     assert "run holds no checkpoint" in printed.err
     assert printed.out.splitlines()[-1] == str(tmp_path / "run") and (tmp_path / "run" / "pipeline").is_dir()
-
-
-@pytest.mark.parametrize(
-    ("argv", "replaced", "result", "printed"),
-    [
-        ("train recipe r --data d --out o", "training.curriculum.retrain", "a", ["a"]),
-        ("train publish runs model", "training.curriculum.publish", "a", ["a"]),
-        ("report --readme", "report.pdf.update_readme", ("a", "b"), ["a", "b"]),
-        ("reproduce --status", "report.reproduce.status", [("00_x", "current", ""), ("01_y", "stale", "z changed")],
-         ["00_x current", "01_y stale z changed"]),
-    ],
-)  # fmt: skip
-def test_what_was_written_and_what_is_stale_is_printed(capsys, monkeypatch, argv, replaced, result, printed):
-    monkeypatch.setattr(f"srlib.{replaced}", lambda *_args, **_kwargs: result)
-    assert run(*argv.split()) == 0
-    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == printed
 
 
 def test_profiles_and_a_verdict(monkeypatch, capsys):

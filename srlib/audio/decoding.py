@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
-from srlib.errors import SrlibError
+from srlib.errors import SrlibError, input_name
 
 BLOCK = 2**17  # samples of each channel
 # First bytes of the formats that libsndfile reads first; ffmpeg reads the others first, also chained Ogg and MP3.
@@ -61,30 +61,30 @@ def find_ffmpeg() -> None:
         )
 
 
-def decoders(path: Path) -> Iterator[Decoder]:
-    """The readers of a file, the one that its first bytes ask for first; SrlibError if none can open it."""
+def decoders(path: Path, name: str | None = None) -> Iterator[Decoder]:
+    """The readers of a file, the one that its first bytes ask for first.
+
+    Raises:
+        SrlibError: for an empty or unreadable file, and if no reader can open it; it calls the file `name`.
+    """
+    name = name or str(path)
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+    except OSError as error:
+        raise SrlibError(f"{name} cannot be read ({error.strerror}): give an audio file.") from error
+    if not magic:
+        raise SrlibError(f"{name} is empty (0 bytes): give audio.")
     opened, readers = 0, [_with_ffmpeg, _with_libsndfile]
-    for reader in reversed(readers) if _first_bytes(path) in _LIBSNDFILE else readers:
+    for reader in reversed(readers) if magic in _LIBSNDFILE else readers:
         if decoder := reader(path):
             opened += 1
             yield decoder
     if not opened:
         find_ffmpeg()
         raise SrlibError(
-            f"{path} is not an audio file, or too damaged: neither libsndfile nor ffmpeg reads sound in it."
+            f"{name} is not an audio file, or too damaged: neither libsndfile nor ffmpeg reads sound in it."
         )
-
-
-def _first_bytes(path: Path) -> bytes:
-    """The first four bytes, which identify the format; SrlibError for an empty or unreadable file."""
-    try:
-        with path.open("rb") as stream:
-            magic = stream.read(4)
-    except OSError as error:
-        raise SrlibError(f"{path} cannot be read ({error.strerror}): give an audio file.") from error
-    if not magic:
-        raise SrlibError(f"{path} is empty (0 bytes): give an audio file.")
-    return magic
 
 
 def info(path: str | os.PathLike) -> Decoder:
@@ -240,6 +240,6 @@ def local_file(path: str | os.PathLike) -> Iterator[Path]:
                 shutil.copyfileobj(source, target)
         except OSError as error:
             raise SrlibError(
-                f"The temporary folder {folder} does not take {path} ({error.strerror}); set TMPDIR."
+                f"The temporary folder {folder} does not take {input_name(path)} ({error.strerror}); set TMPDIR."
             ) from error
         yield copy

@@ -16,11 +16,10 @@ import soundfile
 from mutagen import MutagenError
 
 from srlib.audio.decoding import BLOCK, decoders, find_ffmpeg, limited, native_name
-from srlib.audio.decoding import info as info
-from srlib.audio.recording import Recording, Resampler, as_channels, is_finite, open_recording
+from srlib.audio.recording import Recording, Resampler, as_channels, check_finite, open_recording
 from srlib.audio.tags import Metadata, set_speakers, write_metadata
 from srlib.config import SAMPLE_RATE
-from srlib.errors import SrlibError
+from srlib.errors import SrlibError, one_line
 
 _SUBTYPE = {".wav": "FLOAT", ".flac": "PCM_24", ".ogg": "VORBIS"}  # default subtypes of libsndfile's formats
 # Arguments of ffmpeg, near the highest quality of each encoder.
@@ -32,7 +31,8 @@ _ENCODERS = {
 OUTPUT_SUFFIXES = (*_SUBTYPE, *_ENCODERS)
 _BITS = {"PCM_16": 16, "PCM_24": 24}  # bits a sample
 _SET_ADD_PEAK_CHUNK = 0x1050  # command of libsndfile (sndfile.h); the chunk holds the time of day: bytes would differ
-# Tags that libsndfile writes as INFO of WAV, for programs that read no ID3 there: {ffprobe's name: soundfile's}.
+# Tags that libsndfile can write as INFO of WAV, for programs that read no ID3 there: {ffprobe's name: soundfile's}.
+# Beside INFO or bext, ffmpeg before version 8 shows no ID3: a file with further tags and without bext gets no INFO.
 _TEXTS = {"track": "tracknumber"} | {
     name: name for name in ("title", "artist", "album", "genre", "date", "comment", "copyright")
 }
@@ -50,9 +50,10 @@ def read(path: str | os.PathLike, start: int = 0, frames: int | None = None) -> 
             return np.concatenate(list(recording.blocks()), axis=1), recording.sample_rate
     decoder = next(decoders(Path(path)))
     blocks = list(limited(decoder.blocks(start), sys.maxsize if frames is None else frames))
-    if not blocks or not all(map(is_finite, blocks)):
-        fault = "the samples hold NaN or Inf" if blocks else f"there are no samples from sample {start} on"
-        raise SrlibError(f"{path}: {fault}: nothing that can be processed.")
+    if not blocks:
+        raise SrlibError(f"{path} holds no samples from sample {start} on: nothing to process.")
+    for block in blocks:
+        check_finite(block, str(path))
     return np.concatenate(blocks, axis=1), decoder.sample_rate
 
 
@@ -98,8 +99,7 @@ def open_output(
 
             def put(block: np.ndarray) -> None:
                 nonlocal loudest
-                if not is_finite(block):
-                    raise SrlibError(f"{path} was not written: it would hold NaN or Inf; check the model's weights.")
+                check_finite(block, f"{path} was not written: the audio", "check the model's weights")
                 block = resampler.feed(block)
                 loudest = max(loudest, float(np.abs(block).max(initial=0)))
                 sink(block)
@@ -129,7 +129,8 @@ def _sink(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes blocks into a file of libsndfile; `path` is the name in its errors."""
     samples, channels, rng = recording.samples_at(sample_rate), recording.channels, np.random.default_rng(0)
-    wave = "WAVEX" if recording.metadata.mask else "WAV"
+    metadata = recording.metadata
+    wave = "WAVEX" if metadata.mask else "WAV"
     wave = "RF64" if samples * channels * 4 > _WAV_LIMIT else wave  # bytes of float32
     file_format = {".flac": "FLAC", ".ogg": "OGG"}.get(path.suffix.lower(), wave)
     if not soundfile.check_format(file_format, subtype):
@@ -138,9 +139,9 @@ def _sink(
     try:
         with soundfile.SoundFile(name, "w", sample_rate, channels, subtype, format=file_format) as file:
             soundfile._snd.sf_command(file._file, _SET_ADD_PEAK_CHUNK, soundfile._ffi.NULL, 0)
-            for tag, text in recording.metadata.tags.items():
-                if text and tag in _TEXTS:
-                    setattr(file, _TEXTS[tag], text)
+            texts = {_TEXTS[name]: text for name, text in metadata.tags.items() if name in _TEXTS}
+            for tag, text in texts.items() if metadata.bext or len(texts) == len(metadata.tags) else ():
+                setattr(file, tag, text)
 
             def write(block: np.ndarray) -> None:
                 for start in range(0, block.shape[1], BLOCK):  # libsndfile's Vorbis crashes on long ones
@@ -180,12 +181,6 @@ def _quantised(block: np.ndarray, subtype: str, rng: np.random.Generator) -> np.
     if subtype == "PCM_16":
         steps += (steps != np.rint(steps)) * (rng.random(block.shape) - rng.random(block.shape))
     return np.clip(np.rint(steps), -limit, limit - 1).astype(np.int32) << (32 - _BITS[subtype])
-
-
-def one_line(message: object) -> str:
-    """The last line of another library's message."""
-    lines = str(message).strip().splitlines()
-    return lines[-1].strip() if lines else "no reason given"
 
 
 @contextmanager

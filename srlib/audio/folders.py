@@ -42,8 +42,9 @@ def outputs(given: Collection[Path], out: str, suffix: str = ".wav") -> dict[Pat
         SrlibError: for an empty folder, and an output that cannot be written in its format.
     """
     folder = Path(out)
-    if not suffix.lower().endswith(OUTPUT_SUFFIXES):
-        raise SrlibError(f"The suffix of outputs is {suffix!r}: end it with one of {', '.join(OUTPUT_SUFFIXES)}.")
+    if not suffix.lower().endswith(OUTPUT_SUFFIXES) or {"/", "\\"} & set(suffix):
+        known = ", ".join(OUTPUT_SUFFIXES)
+        raise SrlibError(f"The suffix of outputs is {suffix!r}: end it with one of {known}, without a slash.")
     names: dict[Path, str] = {}  # {input: its name below `out`}
     for path in given:
         found = audio_files(path, folder) if path.is_dir() else {"restored" if is_pipe(path) else path.stem: path}

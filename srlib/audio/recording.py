@@ -14,7 +14,7 @@ import soxr
 
 from srlib.audio.decoding import BLOCK, PADDING, Decoder, decoders, ends_within_page, limited, local_file
 from srlib.audio.tags import Metadata, read_metadata
-from srlib.errors import IncompleteWarning, SrlibError, SrlibWarning
+from srlib.errors import IncompleteWarning, SrlibError, SrlibWarning, input_name
 
 _LOUDEST = 1e15  # full scale is 1
 LOWEST_RATE = 1000  # Hz; a telephone has 8000, and a header with less is wrong
@@ -97,14 +97,14 @@ def as_channels(wav: np.ndarray, sample_rate: int) -> np.ndarray:
         raise SrlibError("The audio has no samples: give a file that holds sound.")
     if not sample_rate > 0:
         raise SrlibError(f"The sample rate is {sample_rate}: give a positive number of Hz.")
-    if not is_finite(wav):
-        raise SrlibError(f"The audio holds NaN, Inf or values beyond {_LOUDEST:g}: repair the file first.")
+    check_finite(wav, "The audio")
     return np.atleast_2d(wav)
 
 
-def is_finite(wav: np.ndarray) -> bool:
-    """Whether `wav` holds no NaN, no Inf and nothing whose power overflows float32; NaN shows in both extremes."""
-    return wav.size == 0 or bool(max(-wav.min(), wav.max()) < _LOUDEST)
+def check_finite(wav: np.ndarray, name: str, advice: str = "repair it first") -> None:
+    """Raise SrlibError, a sentence on `name`, for NaN, Inf and values whose power overflows float32."""
+    if wav.size and not max(-wav.min(), wav.max()) < _LOUDEST:  # NaN shows in both extremes
+        raise SrlibError(f"{name} holds NaN, Inf or values beyond {_LOUDEST:g}: {advice}.")
 
 
 @contextmanager
@@ -114,54 +114,52 @@ def open_recording(path: str | PathLike, strict: bool = False) -> Iterator[Recor
     The file is decoded once to learn its true length, so that faults show before any work. If that is shorter than the
     header says, `incomplete` tells by how much; a file without audio, and NaN or Inf, raise `SrlibError`.
     """
+    name = input_name(path)
     with local_file(path) as readable:
-        notes: list[str] = []
-        decoder, samples = _longest(readable, notes)
+        decoder, samples, note = _longest(readable, name)
         if samples == 0:
-            raise SrlibError(f"{path} holds no samples: nothing to process.")
+            raise SrlibError(f"{name} holds no samples: nothing to process.")
         rate, promised, incomplete = decoder.sample_rate, decoder.samples or samples, None
         if 0 < samples - promised < PADDING and decoder.trims:
             samples = promised
         if samples < promised - decoder.slack:
             lost = f"{(promised - samples) / rate:.3f} s of the {promised / rate:.3f} s that its header promises"
-            incomplete = f"{path} is truncated or damaged: {lost} are missing"
+            incomplete = f"{name} is truncated or damaged: {lost} are missing"
         elif ends_within_page(readable):
-            incomplete = f"{path} is truncated or damaged: it ends within a page of Ogg"
+            incomplete = f"{name} is truncated or damaged: it ends within a page of Ogg"
         if incomplete and strict:
             raise SrlibError(f"{incomplete}; get a complete copy.")
         if incomplete:
             warnings.warn(incomplete, IncompleteWarning, stacklevel=3)
-        for note in notes:
-            warnings.warn(f"{path}: {note}", SrlibWarning, stacklevel=3)
-        yield Recording(
+        recording = Recording(
             sample_rate=rate,
             channels=decoder.channels,
             samples=samples,
             blocks=lambda: limited(decoder.blocks(), samples),
             metadata=read_metadata(readable),
-            warnings=notes,
             incomplete=incomplete,
         )
+        if note:
+            recording.warn(name, note)
+        yield recording
 
 
-def _longest(path: Path, notes: list[str]) -> tuple[Decoder, int]:
-    """The decoder that gives the most samples, and their number; a note if it is not the first.
+def _longest(path: Path, name: str) -> tuple[Decoder, int, str | None]:
+    """The decoder that gives the most samples, their number, and a note if it is not the first.
 
     A second one is tried if the first gives less than the header promises.
     """
     counted: list[tuple[int, Decoder]] = []
-    for decoder in decoders(path):
+    for decoder in decoders(path, name):
         samples = 0
         for block in decoder.blocks():
             samples += block.shape[1]
-            if not is_finite(block):
-                raise SrlibError(
-                    f"{path}: the samples hold NaN, Inf or values beyond {_LOUDEST:g}: repair the audio first."
-                )
+            check_finite(block, name)
         counted.append((samples, decoder))
         if samples >= max(1, decoder.samples or 0):
             break
     samples, best = max(counted, key=lambda pair: pair[0])
-    if samples - counted[0][0] > counted[0][1].slack:
-        notes.append(f"one reader finds {counted[0][0]} samples and another {samples}: the longer is taken")
-    return best, samples
+    first, decoder = counted[0]
+    disagree = samples - first > decoder.slack
+    note = f"one reader finds {first} samples and another {samples}: the longer is taken" if disagree else None
+    return best, samples, note

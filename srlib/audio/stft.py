@@ -58,13 +58,6 @@ def band_edges_hz() -> np.ndarray:
     return np.where(mels < 15, mels * 1000 / 15, 1000 * 6.4 ** ((mels - 15) / 27))
 
 
-@cache
-def band_widths_hz() -> np.ndarray:
-    """Width of each mel triangle from edge to edge, Hz, `[256]`; neighbours overlap by half."""
-    edges = band_edges_hz()
-    return edges[2:] - edges[:-2]
-
-
 def band_of_hz(frequency_hz: float) -> int:
     """Index of the first mel band whose centre lies at or above a frequency in Hz."""
     return int(np.searchsorted(band_edges_hz()[1:-1], frequency_hz))
@@ -133,9 +126,3 @@ def frames_of(wav: torch.Tensor) -> int:
 def aligned_stft(wav: torch.Tensor, frames: int) -> torch.Tensor:
     """STFT `[frames, 1025]` framed as the log-mel, zero-padded at the ends."""
     return stft(F.pad(wav, (FRAME_PAD, frames * HOP_LENGTH + FRAME_PAD - wav.shape[-1])))
-
-
-def fit_frames(values: torch.Tensor, frames: int) -> torch.Tensor:
-    """Cut or repeat the last frame so that `[n, 256]` has `frames` frames."""
-    index = torch.arange(frames, device=values.device).clamp(max=len(values) - 1)
-    return values[index]

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import mutagen
-from mutagen import MutagenError, flac, id3, mp4
-from mutagen._riff import RiffFile
+from mutagen import flac, id3, mp4
 
 from srlib.audio.decoding import probe, sound
 
@@ -77,8 +76,21 @@ def _cover(path: Path, index: int) -> bytes | None:
 
 
 def _bext(path: Path) -> bytes | None:
-    with path.open("rb") as file, suppress(MutagenError, KeyError):
-        return RiffFile(file)["bext"].read()
+    """The chunk bext of a WAV file of any size; in RF64 and BW64 the chunk ds64 holds the size of the samples."""
+    with path.open("rb") as stream:
+        if stream.read(12)[:4] not in (b"RIFF", b"RF64", b"BW64"):
+            return None
+        samples_size = 0
+        while len(head := stream.read(8)) == 8:
+            name, size = head[:4], int.from_bytes(head[4:], "little")
+            if name == b"bext":
+                return stream.read(size)
+            if name == b"ds64":
+                samples_size = int.from_bytes(stream.read(16)[8:], "little")
+                size -= 16
+            if name == b"data" and size == 2**32 - 1:
+                size = samples_size
+            stream.seek(size + size % 2, io.SEEK_CUR)
     return None
 
 

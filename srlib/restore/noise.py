@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from scipy.special import exp1
 
-from srlib.audio.stft import BINS_HZ, WINDOW_POWER, aligned_stft, envelope, fit_frames, frames_of
+from srlib.audio.stft import BINS_HZ, WINDOW_POWER, aligned_stft, envelope, frames_of
 from srlib.config import HOP_LENGTH
 from srlib.restore.merge import FULL_BAND, Band
 
@@ -153,7 +153,8 @@ def noise_gain(
         return None
     frames = frames_of(degraded)
     snr = aligned_stft(degraded, frames).abs().square().cpu().double().numpy() / np.maximum(floor, 1e-30)
-    expected = torch.exp(2 * envelope(fit_frames(restored, frames))).cpu().double().numpy()
+    fitted = torch.arange(frames, device=restored.device).clamp(max=len(restored) - 1)  # repeats the last frame
+    expected = torch.exp(2 * envelope(restored[fitted])).cpu().double().numpy()
     expected *= _POWER_OF_LOG * 4 / np.pi / np.maximum(floor, 1e-30)  # 4 / pi: mean square over squared mean magnitude
     expected *= band.response(torch.from_numpy(BINS_HZ)).square().numpy()
     gain = np.ones_like(snr)

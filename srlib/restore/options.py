@@ -21,6 +21,8 @@ from srlib.settings import Flag, Gap, NotNegative, Number, Positive, Whole, sett
 
 F = TypeVar("F", bound=Callable[..., Any])
 MAX_CHANNELS = 8  # 7.1
+# Hz; below, nothing of the music is known, and the copies of the top octave of the band grow in number as 1 / cutoff.
+_LOWEST_CUTOFF = 100
 _MOST_GUIDANCE = 100  # above any useful value, and far below overflow of float32
 
 
@@ -61,7 +63,7 @@ class Options:
     guidance_scale: Annotated[Number, Field(ge=0, le=_MOST_GUIDANCE)] | None = None
     eta: Annotated[Number, Field(ge=0, le=1)] = 0.0
     scheduler: Scheduler | None = None
-    cutoff_hz: Annotated[Positive, Field(lt=SAMPLE_RATE / 2)] | Literal["auto"] | None = "auto"
+    cutoff_hz: Annotated[Number, Field(ge=_LOWEST_CUTOFF, lt=SAMPLE_RATE / 2)] | Literal["auto"] | None = "auto"
     stopband_hz: Positive | None = None
     merge: Merge = "gain"
     gaps: tuple[Gap, ...] | Literal["auto"] = ()

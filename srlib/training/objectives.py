@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from srlib.audio.stft import band_edges_hz, band_widths_hz, log_mel
+from srlib.audio.stft import band_edges_hz, log_mel
 from srlib.config import LATENT_FACTOR, SAMPLE_RATE
 from srlib.errors import SrlibError
 from srlib.models import diffusion, vae
@@ -27,7 +27,7 @@ _FEW = 8  # batches from which principal components and standard deviations are 
 @cache
 def band_weights() -> torch.Tensor:
     """Weight `[256]` of each mel band, mean one: half by its width in Hz, as LSD counts, half uniform."""
-    width = torch.from_numpy(band_widths_hz())
+    width = torch.from_numpy(band_edges_hz()[2:] - band_edges_hz()[:-2])
     return (0.5 + 0.5 * width / width.mean()).float()
 
 

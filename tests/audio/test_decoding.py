@@ -136,6 +136,7 @@ def test_files_that_are_no_audio(tmp_path):
     (tmp_path / "photo.raw").write_text("Not a sound. " * 100)  # ffprobe stops within its report
     (tmp_path / "noise.flac").write_bytes(np.random.default_rng(0).bytes(5000))
     soundfile.write(tmp_path / "zero.wav", np.zeros((0, 2)), SAMPLE_RATE)
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0] * 200_000 + [np.nan]), SAMPLE_RATE, subtype="FLOAT")
     for name, reason in {
         "absent.wav": "No such file",
         ".": "Is a directory",
@@ -145,6 +146,7 @@ def test_files_that_are_no_audio(tmp_path):
         "photo.raw": "not an audio file",
         "noise.flac": "not an audio file",
         "zero.wav": "no samples",
+        "nan.wav": "holds NaN, Inf",
     }.items():
         with pytest.raises(SrlibError, match=reason) as caught:
             audio.read(tmp_path / name)
@@ -158,6 +160,15 @@ def test_pictures_texts_and_hidden_files_are_no_audio(tmp_path, plain):
     for name, expected in {"._a.wav": False, "a.wave": True, "a.m4b": True, "a": True}.items():
         (tmp_path / name).write_bytes(plain["m4a" if name == "a.m4b" else "wav"])
         assert is_audio_file(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"no audio", "zero", "cut"])
+def test_messages_call_standard_input_so(tmp_path, monkeypatch, plain, content):
+    soundfile.write(tmp_path / "zero", np.zeros((0, 2)), SAMPLE_RATE, format="WAV")
+    files = {"zero": (tmp_path / "zero").read_bytes(), "cut": plain["wav"][:-5000]}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(files.get(content, content))))
+    with pytest.raises(SrlibError, match=r"^standard input (is empty|is not|holds no|is truncated)[^/]*$"):
+        audio.read("-")
 
 
 def test_standard_input_is_copied_and_a_full_temporary_folder_is_what_is_named(monkeypatch, plain):

@@ -44,7 +44,8 @@ def test_outputs_keep_their_places(album, tmp_path):
     ("given", "out", "suffix", "words"),
     [
         (["album"], "out.wav", ".wav", "a folder, since"),
-        (["album"], "out", "_new", "end it with one of"),
+        (["album"], "out", "/../x.wav", "without a slash"),
+        (["album"], "out", "..\\x.wav", "without a slash"),
         (["album/side.wav"], "out", ".wav", "holds no audio"),
     ],
 )

@@ -42,13 +42,6 @@ def test_what_is_no_audio_is_refused(wav, sample_rate, words):
         as_channels(wav, sample_rate)
 
 
-@pytest.mark.parametrize(("samples", "words"), [([], "holds no samples"), ([0.0] * 200_000 + [np.nan], "NaN, Inf")])
-def test_a_file_without_sound_is_refused_by_name(tmp_path, samples, words):
-    soundfile.write(tmp_path / "a.wav", np.array(samples), SAMPLE_RATE, subtype="FLOAT")
-    with pytest.raises(SrlibError, match=rf"a\.wav.*{words}"), open_recording(tmp_path / "a.wav") as recording:
-        list(recording.blocks())
-
-
 @pytest.mark.parametrize("rate", [8000, 11_025, 44_100, 48_000, 192_000])
 @pytest.mark.parametrize("samples", [1, 147, 300_001])
 def test_blocks_are_resampled_as_the_whole(rate, samples):

@@ -11,6 +11,7 @@ import soundfile
 
 from srlib.__main__ import main
 from srlib.audio import files as audio
+from srlib.audio.decoding import info
 from srlib.data.tracks import load_dataset
 from srlib.degrade import Degradation
 from srlib.errors import IncompleteWarning
@@ -147,7 +148,7 @@ def test_memory_does_not_grow_with_length(tmp_path, model):
     short, long = int(lines[1]), int(lines[3])  # KiB
     size = 220 * SAMPLE_RATE * 2 * 4 / 1024
     assert long - short < size
-    assert audio.info(tmp_path / "long.wav").samples == 220 * SAMPLE_RATE
+    assert info(tmp_path / "long.wav").samples == 220 * SAMPLE_RATE
 
 
 @pytest.mark.parametrize("sample_rate", [22_050, 44_100, 48_000])
