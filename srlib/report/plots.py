@@ -24,8 +24,8 @@ from scipy import signal
 from srlib.config import HOP_LENGTH, LATENT_FACTOR, N_FFT, SAMPLE_RATE
 from srlib.report import artifacts
 
-COLOURS = (  # Okabe and Ito's, which colour-blind readers can tell apart, and three pale ones
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#222222", "#888888",
+COLOURS = (  # Okabe and Ito's, which colour-blind readers can tell apart, wine for their yellow, and three pale ones
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255", "#222222", "#888888",
     "#a6bddb", "#f4a582", "#bbbbbb",
 )  # fmt: skip
 # The same in all figures.
@@ -33,6 +33,8 @@ OWN_COLOURS = {
     "ours": "#D55E00", "restored": "#D55E00", "unprocessed": "#222222", "degraded": "#222222", "your file": "#222222",
     "oracle": "#888888",
 }  # fmt: skip
+DASHED = {"oracle", "prior"}  # lines over the others: the goal, and what ours may hide
+MOST_MARKERS = 20  # of a line; a panel with a longer one has none
 STYLE: dict[Any, Any] = {
     "figure.dpi": 110, "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
@@ -162,7 +164,8 @@ def log_mels(
             mesh = _image(ax, label, image.T, span, limits, colours)
             ax.set_yticks(ticks, ["500", "2k", "5k", "15k"])
         scope = axes if len(kinds) == 1 else drawn
-        figure.colorbar(mesh, ax=scope, label=f"{kind}, nat", shrink=0.8, aspect=min(35, 12 * rows))
+        beyond = "max" if limits is DEVIATION_RANGE else "neither"  # an arrow where the scale is cut
+        figure.colorbar(mesh, ax=scope, label=f"{kind}, nat", shrink=0.8, aspect=min(35, 12 * rows), extend=beyond)
     for ax in free:
         ax.set_visible(False)
     return figure
@@ -199,7 +202,7 @@ def lines(
         y: {column of the vertical axis: its label}; a panel each.
         by: column whose values are series, in the order of the table.
         panel: column whose values have panels of their own.
-        style: "-" for lines with their points, "" for points alone.
+        style: "-" for lines, with their points if these are few; "" for points alone.
         columns: panels beside each other.
         levels: dashed horizontal lines.
         axes_options: of `Axes.set`, e.g. xlabel, xscale or ylim.
@@ -211,10 +214,16 @@ def lines(
     figure, axes = panels(2.4 * count + 0.4, count, columns, sharex=True, sharey=len(y) == 1)
     names = list(table[by].unique()) if by else [None]
     for ax, (title, rows, column) in zip(axes, shown, strict=False):
-        for name, colour in zip(names, _colours(names), strict=True):
-            series = (rows[rows[by] == name] if by else rows).dropna(subset=[column])
-            every = max(1, len(series) // 16) if style else None
-            ax.plot(series[x], series[column], linestyle=style or "none", label=name, color=colour, markevery=every)
+        series = [(rows[rows[by] == name] if by else rows).dropna(subset=[column]) for name in names]
+        marked = max(map(len, series)) <= MOST_MARKERS
+        for name, colour, one in zip(names, _colours(names), series, strict=True):
+            look: dict[str, Any] = {"label": name, "color": colour, "linestyle": style or "none"}
+            look |= {"linestyle": "--", "zorder": 3} if style and name in DASHED else {}
+            if not style:
+                look |= {"markerfacecolor": "none", "markersize": 3, "markeredgewidth": 0.8}
+            elif not marked:
+                look |= {"marker": ""}
+            ax.plot(one[x], one[column], **look)
         for level in levels:
             ax.axhline(level, color="#888888", linewidth=0.8, linestyle="--", marker="")
         ax.set(title=_named([title])[0], ylabel=y[column], **{"xlabel": x} | axes_options)
@@ -224,7 +233,7 @@ def lines(
             ax.label_outer()
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
-    return _with_legend(figure) if by else figure
+    return _with_legend(figure, by if table[by].dtype.kind in "if" else None) if by else figure
 
 
 @styled
@@ -263,12 +272,13 @@ def bars(
     return _with_legend(figure)
 
 
-def _with_legend(figure: Figure) -> Figure:
-    """One legend under all panels, with the labels of the panel with most series."""
-    handles, labels = max((ax.get_legend_handles_labels() for ax in figure.axes), key=lambda pair: len(pair[1]))
+def _with_legend(figure: Figure, title: str | None = None) -> Figure:
+    """One legend under all panels, with the labels of the last panel with most series; numbers need a `title`."""
+    shown = (ax.get_legend_handles_labels() for ax in reversed(figure.axes))
+    handles, labels = max(shown, key=lambda pair: len(pair[1]))
     names = _named(labels)
     most = 4 if len(max(names, key=len)) > 12 else 6  # what fits beside each other
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), most))
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), most), title=title)
     return figure
 
 

@@ -74,6 +74,13 @@ def test_lines_stand_where_the_table_says():
     assert [ax.get_ylabel() for ax in FIGURES["by_measure"]().axes] == ["LSD", "SNR"]
 
 
+def test_points_are_marked_where_they_are_few_and_a_legend_of_numbers_has_a_title():
+    table = pd.DataFrame({"step": [*range(3), *range(50)], "order": [2] * 3 + [4] * 50, "loss": 1.0})
+    few, many = (plots.lines(one, "step", {"loss": "loss"}, "order") for one in (table[:3], table))
+    assert few.axes[0].lines[0].get_marker() and not any(line.get_marker() for line in many.axes[0].lines)
+    assert [figure.legends[0].get_title().get_text() for figure in (few, many)] == ["order", "order"]
+
+
 def test_bars_are_the_values_and_a_system_keeps_its_colour():
     for ax, noise in zip(FIGURES["bars"]().axes, ("clean", "white"), strict=True):
         for one in ax.containers:
