@@ -160,6 +160,6 @@ def _longest(path: Path, name: str) -> tuple[Decoder, int, str | None]:
             break
     samples, best = max(counted, key=lambda pair: pair[0])
     first, decoder = counted[0]
-    disagree = samples - first > decoder.slack
+    disagree = first > 0 and samples - first > decoder.slack  # a reader that finds nothing is no opinion
     note = f"one reader finds {first} samples and another {samples}: the longer is taken" if disagree else None
     return best, samples, note

@@ -24,7 +24,7 @@ SAMPLE_RATE = 48000
         ({"merge": "paste"}, "merge is 'paste'.*'gain', 'replace' or 'none'"),
         ({"excitation": "voice"}, "excitation is 'voice'.*'copied', 'noise' or 'vocoder'"),
         ({"cutoff_hz": 24000}, "cutoff_hz is 24000.*less than 24000 or be 'auto'"),
-        ({"cutoff_hz": 0}, "cutoff_hz is 0.*greater than 0 or be 'auto'"),
+        ({"cutoff_hz": 0}, "cutoff_hz is 0.*greater than or equal to 100 or be 'auto'"),
         ({"cutoff_hz": float("nan")}, "cutoff_hz is nan.*finite"),
         ({"cutoff_hz": "low"}, "cutoff_hz is 'low'"),
         ({"cutoff_hz": 4000, "stopband_hz": 3000}, "stopband_hz is 3000 and lies below"),
