@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,15 @@ def draw(recipe: Recipe, track: str, seed: int = 0, seconds: float = 0.0, turn: 
     """
     if isinstance(recipe, str):
         return Command(recipe)
-    fields = dict(recipe)
-    gaps, noise = fields.pop("gap_seconds", ()), fields.get("noise_type", "clean")
-    cutoff_khz = (fields.get("cutoff_hz") or SAMPLE_RATE / 2) / 1000
+    chosen = dict(recipe)
+    gaps, noise = chosen.pop("gap_seconds", ()), chosen.get("noise_type", "clean")
+    cutoff_khz = (chosen.get("cutoff_hz") or SAMPLE_RATE / 2) / 1000
     rng = np.random.default_rng([seed, zlib.crc32(f"{track} {noise}_{cutoff_khz:g}k".encode())])
     share = rng.uniform()
-    if isinstance(fields.get("tone_hz"), Sequence):
-        low, high = fields["tone_hz"]
-        fields["tone_hz"] = low + share * (high - low)
-    return Degradation(**{"seed": int(rng.integers(2**32)), "gaps": lay_gaps(gaps, seconds, turn), **fields})
+    if isinstance(chosen.get("tone_hz"), Sequence):
+        low, high = chosen["tone_hz"]
+        chosen["tone_hz"] = low + share * (high - low)
+    return Degradation(**{"seed": int(rng.integers(2**32)), "gaps": lay_gaps(gaps, seconds, turn), **chosen})
 
 
 def lay_gaps(lengths: Sequence[float], seconds: float, turn: int = 0) -> tuple[tuple[float, float], ...]:
@@ -109,6 +109,10 @@ class Case:
     condition: str
     reference: np.ndarray
     degradation: Any
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what is cached goes to no other process, and is no part of a stored row's key."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @cached_property
     def degraded(self) -> np.ndarray:

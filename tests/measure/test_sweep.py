@@ -69,7 +69,8 @@ class Counting:
 
 def test_a_sweep_that_was_stopped_goes_on_at_the_row(clips, tmp_path, monkeypatch):
     counting = Counting(tmp_path / "counted")
-    run = partial(sweep.sweep, {"it": counting}, CONDITIONS, clips, [measures.scores])
+    both = {"oracle": NAMED["oracle"], "it": counting}  # a stored row does not depend on what ran before it
+    run = partial(sweep.sweep, both, CONDITIONS, clips, [measures.scores])
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     with monkeypatch.context() as stopping, pytest.raises(KeyboardInterrupt):
         stopping.setenv("STOP", "1")
