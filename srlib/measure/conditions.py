@@ -23,7 +23,7 @@ from srlib.audio import files
 from srlib.audio.decoding import find_ffmpeg
 from srlib.config import SAMPLE_RATE
 from srlib.degrade import Degradation
-from srlib.errors import SrlibError
+from srlib.errors import SrlibError, one_line
 from srlib.measure.lsd import Spectra
 
 
@@ -46,7 +46,7 @@ class Command:
             words = [word.format(**paths) for word in shlex.split(self.template)]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode or not Path(paths["out"]).is_file():
-                said = files.one_line(done.stderr)
+                said = one_line(done.stderr.strip().rpartition("\n")[2])
                 raise SrlibError(f"{self.template}: ended with code {done.returncode} and no output; it said: {said}")
             returned = files.resample(*files.read(paths["out"]), sample_rate).mean(axis=0)
         return np.pad(returned, (0, max(0, len(wav) - len(returned))))[: len(wav)]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlib.audio.files import write_atomically, write_text
-from srlib.errors import SrlibError
+from srlib.errors import SrlibError, one_line
 from srlib.report import artifacts
 
 if TYPE_CHECKING:
@@ -213,8 +213,8 @@ def _pandoc(source: Path, target: Path, profile: str, draft: bool) -> None:
     try:
         pypandoc.convert_file(source, "typst", "markdown+smart", extra_args=options, outputfile=target)
     except RuntimeError as error:
-        reasons = " ".join(str(error).split())
-        raise SrlibError(f"pandoc cannot convert {source}: {reasons} Mend the text or references.bib.") from error
+        why = one_line(error)
+        raise SrlibError(f"pandoc cannot convert {source}: {why} Mend the text or references.bib.") from error
 
 
 def _typeset(source: Path, target: Path) -> Path:

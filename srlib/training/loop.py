@@ -32,7 +32,7 @@ from tqdm import tqdm
 from srlib.audio.files import write_atomically, write_text
 from srlib.data.batches import POOL_STEPS, Corpus, Examples, ahead, pooled
 from srlib.data.tracks import load_dataset, noted, refuse
-from srlib.errors import SrlibError
+from srlib.errors import SrlibError, one_line
 from srlib.restore.pipeline import RestorationPipeline, build
 from srlib.training.config import TrainConfig, check_same
 from srlib.training.objectives import OBJECTIVES, Objective
@@ -308,6 +308,6 @@ class Run:
                 part.load_state_dict(state[name])
             self.step, self.best, self.spent = state["step"], state["best"], state["elapsed"]
         except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, UnpicklingError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+            what = f"lacks {error}" if isinstance(error, KeyError) else one_line(error)[:200]
             raise SrlibError(f"{checkpoint} is damaged ({what}): begin the run again in a new folder.") from error
         self.ema.to(self.accelerator.device)

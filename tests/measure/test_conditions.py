@@ -63,5 +63,5 @@ def test_programs_keep_the_length_and_what_lies_below_their_edge(music, template
 def test_a_program_may_shorten_a_clip_or_fail(music):
     half = conditions.Command("ffmpeg -i {in} -t 1.5 -c:a pcm_f32le {out}").apply(music, SAMPLE_RATE)
     np.testing.assert_array_equal(half, np.where(np.arange(len(music)) < len(music) // 2, music, 0))
-    with pytest.raises(SrlibError, match=r"false {in} {out}: ended with code 1"):
-        conditions.Command("false {in} {out}").apply(music, SAMPLE_RATE)
+    with pytest.raises(SrlibError, match=r"sh .* {in} {out}: ended with code 1 and .* it said: last$"):
+        conditions.Command("sh -c 'echo first >&2; echo last >&2; exit 1' {in} {out}").apply(music, SAMPLE_RATE)
