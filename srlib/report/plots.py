@@ -41,6 +41,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
     "axes.axisbelow": True, "lines.linewidth": 1.5, "lines.markersize": 4, "legend.frameon": False,
     "legend.fontsize": 9.5, "xtick.labelsize": 9.5, "ytick.labelsize": 9.5,
+    "path.simplify": False,  # which points simplification drops depends on the last bit of a coordinate
     "axes.prop_cycle": cycler(color=COLOURS, marker=list("osD^vP*Xhp<>")),
 }  # fmt: skip
 WIDTH = 7.2  # inches, of every figure

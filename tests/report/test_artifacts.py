@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from srlib.errors import SrlibError
-from srlib.report import artifacts
+from srlib.report import artifacts, plots
 
 NOTEBOOK = "07_lsd_tables"
 
@@ -17,10 +17,16 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def drawn(last: float = 2.0) -> Figure:
+def drawn(last: float = 2.0, left: float = 0.1) -> Figure:
     figure = Figure(figsize=(3, 2))
+    figure.subplots_adjust(left)
     figure.subplots().plot([1.0, 3.0, last])
     return figure
+
+
+def curve(error: float = 0.0) -> Figure:
+    x = np.linspace(0, 1, 1000)
+    return plots.lines(pd.DataFrame({"x": x, "y": np.cos(3 * x) + error * np.sin(1e4 * x)}), "x", {"y": "y"})
 
 
 def picture(level: float = 1.0) -> Figure:
@@ -77,7 +83,12 @@ def test_figures_repeat_to_the_byte_as_png_if_they_hold_images(project, draw, ot
         (table(), table().fillna(1.0), "lsd moved by inf .*nan became 1"),
         (table(), table().replace("ours", "theirs"), "system has other text"),
         (table(), table().iloc[:1], "had 3 rows of 4 columns, has 1 of 4"),
+        (table(snr_db=-71.0), table(snr_db=-69.9), None),
+        (table().assign(lsd=4.6e-5), table().assign(lsd=4.61e-5), None),
+        (table().assign(lsd_ssr_eval=3.30), table().assign(lsd_ssr_eval=3.28), None),
         (drawn(), drawn(2.00002), None),
+        (drawn(), drawn(left=0.100003), None),  # other names of clips
+        (curve(), curve(1e-6), None),
         (drawn(), drawn(2.2), r"figures/one\.svg is drawn differently"),
         (picture(), picture(0.99999), None),
         (picture(), picture(0.3), r"figures/one\.png is drawn differently"),
