@@ -305,7 +305,7 @@ def reproduce(
 def report(
     profile: Profile = None,
     draft: Annotated[bool, Option("--draft", help="mark it as a draft; the smoke profile makes nothing else")] = False,
-    readme: Annotated[bool, Option("--readme", help="fill the table of README.md instead")] = False,
+    readme: Annotated[bool, Option("--readme", help="fill the tables of README.md and of the model card")] = False,
 ) -> None:
     """Typeset the PDF, and write a page to listen, a gallery of the notebooks and the record of the archive."""
     from srlib.report import listen, pdf
