@@ -83,10 +83,10 @@ def _promised_seconds(
     outputs: dict[Path, Path], overwrite: bool, skip_existing: bool, failed: list[dict[str, Any]] | None
 ) -> dict[Path, float]:
     """Inputs that can be restored, and their seconds by the header; the others are named before any work."""
-    wanted = {path: out for path, out in outputs.items() if not (skip_existing and out.is_file())}
+    wanted = {path: out for path, out in outputs.items() if not (skip_existing and os.path.isfile(out))}
     if kept := len(outputs) - len(wanted):
         print(f"srlib: {kept} of {len(outputs)} outputs exist already and are kept.", file=sys.stderr)
-    there = [out for out in wanted.values() if out.is_file()]
+    there = [out for out in wanted.values() if os.path.isfile(out)]  # False for a name that is too long
     if len(wanted) > 1 and there and not overwrite:
         several = f"{len(there)} of {len(wanted)} outputs exist already, such as {there[0]}"
         raise SrlibError(f"{several}: add --skip-existing to keep them, or --overwrite to replace them.")

@@ -29,8 +29,12 @@ _CHAINABLE = b"OggS"
 _CERTAIN = frozenset((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".aac", ".wma"))
 _NEVER = ("image/", "text/", "font/", "application/json", "application/pdf", "application/zip")  # types by name
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # ffprobe's name
-_STREAMED_SIZE = 0x7FFF_F000  # bytes; sizes from here up are placeholders of programs that wrote to a pipe
+_STREAMED_SIZE = 0x7F00_0000  # bytes; sizes from here up are placeholders of programs that wrote to a pipe
 _SLACK_SECONDS = 0.25  # containers round durations, and coders pad: AAC 0.04 s, Opus 0.08 s, MP3 0.05 s
+# Channels of Vorbis by their places in WAV, by number; libsndfile leaves them so, also of Opus (Vorbis I, 4.3.9).
+VORBIS_ORDER = {
+    3: [0, 2, 1], 5: [0, 2, 1, 3, 4], 6: [0, 2, 1, 4, 5, 3], 7: [0, 2, 1, 5, 6, 4, 3], 8: [0, 2, 1, 6, 7, 4, 5, 3]
+}  # fmt: skip
 PADDING = 4096  # samples that a coder may add after the length in the header of MP4 or Ogg
 
 
@@ -135,6 +139,7 @@ def _with_libsndfile(path: Path) -> Decoder | None:
             if file.subtype.startswith("MPEG") or file.frames >= 2**62:
                 return None
             promised, rate, channels = file.frames, file.samplerate, file.channels
+            order = VORBIS_ORDER.get(channels) if file.subtype in ("VORBIS", "OPUS") else None
             # libsndfile's log. A wrong "RIFF" size alone is a common and harmless slip of other programs.
             log = r"\b(?:data|SSND|riff|Riff size|Data Size) +: (\d+) \(should be (\d+)\)"
             for size, actual in re.findall(log, file.extra_info):
@@ -148,7 +153,7 @@ def _with_libsndfile(path: Path) -> Decoder | None:
             try:
                 file.seek(min(start, file.frames))
                 while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                    yield block.T
+                    yield block.T[np.argsort(order)] if order else block.T
             except soundfile.LibsndfileError:
                 return  # damaged here: the caller compares the length
 
@@ -170,7 +175,7 @@ def _with_ffmpeg(path: Path) -> Decoder | None:
 
 def _promised_seconds(report: dict[str, Any], stream: dict[str, Any]) -> float | None:
     tags = {name.upper(): value for name, value in stream.get("tags", {}).items()}
-    if report["format"]["format_name"] == "caf" and stream["codec_name"].startswith("pcm"):
+    if report["format"]["format_name"] == "caf" and stream["codec_name"].startswith("pcm") and "nb_frames" in stream:
         return int(stream["nb_frames"]) / int(stream["sample_rate"])  # `duration` is that of the samples in the file
     if report["estimated"]:
         return None

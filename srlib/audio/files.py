@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 from mutagen import MutagenError
 
-from srlib.audio.decoding import BLOCK, decoders, find_ffmpeg, limited, native_name
+from srlib.audio.decoding import BLOCK, VORBIS_ORDER, decoders, find_ffmpeg, limited, native_name
 from srlib.audio.recording import Recording, Resampler, as_channels, check_finite, open_recording
 from srlib.audio.tags import Metadata, set_speakers, write_metadata
 from srlib.config import SAMPLE_RATE
@@ -106,8 +106,9 @@ def open_output(
 
             yield put
             sink(resampler.end())
-        if recording.metadata.mask and suffix not in (".flac", ".ogg"):
-            set_speakers(temporary, recording.metadata.mask)
+        if (mask := recording.metadata.mask) and suffix not in (".flac", ".ogg"):
+            sides = mask & 0x600 if suffix == ".opus" and not mask & 0x130 else 0  # its side speakers are the back ones
+            set_speakers(temporary, mask - sides + (sides >> 5))
         if suffix in _ENCODERS:
             _encode(temporary, path, recording.metadata)
             encoded = next(decoders(temporary))
@@ -144,6 +145,7 @@ def _sink(
                 setattr(file, tag, text)
 
             def write(block: np.ndarray) -> None:
+                block = block[VORBIS_ORDER.get(channels, slice(None))] if file_format == "OGG" else block
                 for start in range(0, block.shape[1], BLOCK):  # libsndfile's Vorbis crashes on long ones
                     file.write(_quantised(block[:, start : start + BLOCK], subtype, rng).T)
 

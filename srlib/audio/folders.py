@@ -23,9 +23,9 @@ def audio_files(folder: Path, written: Path | None = None) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and left_out not in path.resolve().parents and is_audio_file(path):
+        if not hidden and is_audio_file(path) and left_out not in path.resolve().parents:  # a loop of links is no file
             found[name] = path
-    stems = Counter(name.with_suffix("") for name in found)
+    stems = Counter((*found, *(name.with_suffix("") for name in found)))  # `01.mp3.flac` has the name of `01.mp3`
     unique = {name: name.with_suffix("") if stems[name.with_suffix("")] == 1 else name for name in found}
     return {unique[name].as_posix(): path for name, path in found.items()}
 

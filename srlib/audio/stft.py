@@ -124,5 +124,11 @@ def frames_of(wav: torch.Tensor) -> int:
 
 
 def aligned_stft(wav: torch.Tensor, frames: int) -> torch.Tensor:
-    """STFT `[frames, 1025]` framed as the log-mel, zero-padded at the ends."""
-    return stft(F.pad(wav, (FRAME_PAD, frames * HOP_LENGTH + FRAME_PAD - wav.shape[-1])))
+    """STFT `[frames, 1025]` framed as the log-mel; the ends are reflected, since zeros would be an edge."""
+    return stft(wav[reflected(len(wav), -FRAME_PAD, frames * HOP_LENGTH + FRAME_PAD).to(wav.device)])
+
+
+def reflected(samples: int, start: int, stop: int) -> torch.Tensor:
+    """Indices from `start` to `stop` into a signal of some samples, reflected at its ends as often as needed."""
+    last = max(samples - 1, 1)
+    return (last - (torch.arange(start, stop) % (2 * last) - last).abs()).clamp(max=samples - 1)

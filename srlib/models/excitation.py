@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from srlib.audio.stft import envelope, istft_same, log_mel, stft
+from srlib.audio.stft import envelope, istft_same, log_mel, reflected, stft
 from srlib.config import FRAME_PAD, HOP_LENGTH, SAMPLE_RATE
 from srlib.machine import stage
 
@@ -21,6 +21,7 @@ _LOOP_SAMPLES = 1024 * HOP_LENGTH  # 10.24 s, after which the noise repeats
 # Standard deviation of the noise under the copies, -100 dB of full scale; it excites where the known band is silent.
 _FLOOR_AMPLITUDE = 1e-5
 _OVERLAP = 0.1  # largest overlap of neighbouring copies, over their width
+_MARGIN = 16 * HOP_LENGTH  # samples, reflected at both ends: the DFT is periodic, and a step from end to start a click
 
 
 def noise(samples: int, first_sample: int = 0) -> torch.Tensor:
@@ -43,11 +44,13 @@ def copied(
         first_sample: position in the recording; the phase of the modulation counts from its start, so chunks agree.
         delays_s: delay of each row, s `[...]`, by which its modulation is delayed too.
     """
-    samples, width_hz = known.shape[-1], edge_hz / 2
+    length, width_hz = known.shape[-1], edge_hz / 2
+    known = known[..., reflected(length, -_MARGIN, length + _MARGIN).to(known.device)]
+    samples = known.shape[-1]
     freqs_hz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE, device=known.device)
     octave = torch.fft.rfft(known) * ((freqs_hz >= edge_hz - width_hz) & (freqs_hz < edge_hz))
     analytic = torch.fft.ifft(2 * octave, samples)  # negative frequencies are zero
-    seconds = (torch.arange(samples, dtype=torch.float64) + first_sample) / SAMPLE_RATE
+    seconds = (torch.arange(samples, dtype=torch.float64) + first_sample - _MARGIN) / SAMPLE_RATE
     seconds = seconds - torch.as_tensor(delays_s, dtype=torch.float64)[..., None]
     total = torch.zeros_like(analytic)
     for shift_hz in shifts_hz(edge_hz):
@@ -55,7 +58,8 @@ def copied(
         total = total + analytic * carrier.to(analytic)
     # What passes 24 kHz aliases to negative frequencies, which are dropped.
     above = torch.fft.fft(total)[..., : len(freqs_hz)] * (freqs_hz >= edge_hz) / 2
-    return torch.fft.irfft(above, samples) + _FLOOR_AMPLITUDE * noise(samples, first_sample).to(known)
+    copies = torch.fft.irfft(above, samples)[..., _MARGIN : _MARGIN + length]
+    return copies + _FLOOR_AMPLITUDE * noise(length, first_sample).to(known)
 
 
 def shifts_hz(edge_hz: float) -> list[float]:

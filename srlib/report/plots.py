@@ -117,7 +117,7 @@ def spectrograms(clips: Mapping[str, np.ndarray], title: str = "", row_height: f
         mesh = _image(ax, label, mel_axis_power_db(wav), (0.0, len(wav) / SAMPLE_RATE, lowest, highest), DB_RANGE)
         ax.set_yticks(mel(*FREQUENCY_TICKS_HZ), [f"{hz:,}" for hz in FREQUENCY_TICKS_HZ])
     figure.colorbar(mesh, ax=axes, label="power, dB", shrink=0.8, aspect=35)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # names of files have dollar signs
     return figure
 
 

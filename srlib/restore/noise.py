@@ -25,6 +25,7 @@ _FEWEST_BINS = 40  # from which a level is measured
 _SMOOTHED_FRAMES, QUIET = 9, 0.1
 _QUIET_BIAS, _LOWEST_BIAS = 2.05, 2.29
 _QUIET_CHUNKS = 0.25  # quantile over the chunks: the quieter ones count
+_SHORTEST = 3 * _SMOOTHED_FRAMES  # frames that sound; of fewer, the quietest moment is the music itself
 _SILENT = 1e-14  # power up to which a frame is digital silence
 _CLEAR = 1.05  # above this multiple of the stopband edge only noise is left
 
@@ -77,7 +78,7 @@ class NoiseFloor:
     def add(self, wav: torch.Tensor) -> None:
         """Take the next chunk of the recording, `[samples]` at 48 kHz."""
         power = smoothed_power(wav)
-        if len(power):
+        if len(power) >= _SHORTEST:
             self._quiet.append(np.quantile(power, (QUIET, _QUIETEST), axis=0).astype(np.float32))
             self._judged += self._quiet[-1:] if len(power) >= FEWEST_FRAMES else []
 

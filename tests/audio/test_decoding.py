@@ -62,6 +62,12 @@ def header_of_a_crash(wav: bytes) -> bytes:
     return wav[:4] + bytes(4) + wav[8 : data + 4] + bytes(4) + wav[data + 8 :]
 
 
+def resized(data: bytes, name: bytes, size: int) -> bytes:
+    """A file with another size in the header of a chunk."""
+    place = data.index(name) + 4
+    return data[:place] + size.to_bytes(4, "big") + data[place + 4 :]
+
+
 WHOLE = {
     "chained Vorbis": (lambda f: f["ogg"] + f["ogg"], 2 * LENGTH),
     "chained Opus": (lambda f: f["opus"] + f["opus"], 2 * LENGTH),
@@ -70,6 +76,7 @@ WHOLE = {
     "MP3 and a page": (lambda f: f["mp3"] + b"<html><body>from a server</body></html>\n" * 10, LENGTH),
     "MP3 and an APE tag": (lambda f: f["mp3"] + b"APETAGEX" + bytes(24) + noise(5000).tobytes(), LENGTH),
     "ID3 and FLAC": (lambda f: b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10) + f["flac"], LENGTH),
+    "AIFF of sox through a pipe": (lambda f: resized(f["aiff"], b"SSND", 0x7F00_0008), LENGTH),
     "a crashed recorder": (lambda f: header_of_a_crash(f["wav"]), LENGTH),
 }
 
@@ -83,7 +90,7 @@ def test_what_is_whole_is_not_called_damaged(tmp_path, plain, kind):
         assert np.std(list(recording.blocks())[-1][:, -1000:]) > (0.01 if length > LENGTH else 0)
 
 
-@pytest.mark.parametrize("form", ["flac", "wav"])
+@pytest.mark.parametrize("form", ["flac", "wav", "caf"])
 def test_streams_without_a_length_are_whole(tmp_path, encode, form):
     done = subprocess.run(
         ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "sine=duration=1", "-f", form, "pipe:"], capture_output=True

@@ -13,6 +13,7 @@ def album(tmp_path) -> Path:
     """Two discs, and beside them what is no audio: hidden files, a folder with the name of a file, a text."""
     folder = tmp_path / "album"
     (folder / "side.wav").mkdir(parents=True)
+    (folder / "loop.wav").symlink_to("loop.wav")
     for name in ("disc 1/song.flac", "disc 2/song.flac", "talk.1.wav", ".trash/old.wav", "._song.wav", "notes.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -21,8 +22,10 @@ def album(tmp_path) -> Path:
 
 def test_audio_is_found_by_its_place_in_a_folder(album):
     assert list(audio_files(album)) == ["disc 1/song", "disc 2/song", "talk.1"]
-    (album / "talk.1.mp3").touch()
-    assert list(audio_files(album)) == ["disc 1/song", "disc 2/song", "talk.1.mp3", "talk.1.wav"]
+    names = ["talk.1.mp3", "talk.1.mp3.flac", "talk.1.wav"]
+    for name in names:
+        (album / name).touch()
+    assert list(audio_files(album)) == ["disc 1/song", "disc 2/song", *names]
 
 
 def test_outputs_keep_their_places(album, tmp_path):

@@ -95,6 +95,19 @@ def test_speakers_keep_their_places(tmp_path, layout, suffix):
     assert sound(probe(tmp_path / f"b.{suffix}"))["channel_layout"] == layout
 
 
+@pytest.mark.parametrize(("layout", "channels"), [("3.0", 3), ("5.0", 5), ("5.1(side)", 6), ("6.1", 7), ("7.1", 8)])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus"])
+def test_each_speaker_keeps_its_sound(tmp_path, encode, layout, channels, suffix):
+    if suffix == "opus" and channels in (5, 7):
+        pytest.skip("ffmpeg's encoder swaps them")
+    wav = np.outer(0.5 / np.arange(1, channels + 1), np.sin(np.arange(24_000) / 100)).astype(np.float32)
+    order = "|".join(map(str, range(channels)))
+    encode(wav, tmp_path / "a.wav", "-af", f"channelmap={order}:{layout}")
+    copied(tmp_path / "a.wav", tmp_path / f"b.{suffix}")
+    written, _ = audio.read(tmp_path / f"b.{suffix}")
+    np.testing.assert_array_equal(np.argsort(-written.std(1)), range(channels))
+
+
 def test_the_same_samples_give_the_same_bytes(tmp_path):
     """The chunk PEAK of libsndfile would hold the time of day."""
     audio.write(tmp_path / "a.wav", np.zeros((2, 100), np.float32), 48_000)

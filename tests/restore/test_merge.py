@@ -61,6 +61,13 @@ def test_a_gain_scales_the_known_band_and_nothing_else(degraded):
 
 
 @pytest.mark.parametrize("mode", ["gain", "replace"])
+@pytest.mark.parametrize("samples", [1, 500, SAMPLES])
+def test_a_cut_makes_no_click(mode, samples):
+    degraded = 0.5 * torch.cos(2 * torch.pi * 1000.3 / SAMPLE_RATE * torch.arange(samples))
+    assert (merge(white(1e-3, 0, samples), degraded, BAND, mode) - degraded).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("mode", ["gain", "replace"])
 def test_low_band_is_the_degraded_one_and_high_band_the_generated_one(degraded, mode):
     generated = white(0.1, 0)
     restored = merge(generated, degraded, BAND, mode)

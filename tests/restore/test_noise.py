@@ -68,6 +68,8 @@ def test_where_there_is_no_noise_nothing_is_found(music):
     assert not floor_of(CLEAN.apply(music, SAMPLE_RATE)).any()
     assert not floor_of(CLEAN.apply(0.1 * music, SAMPLE_RATE)).any()
     assert not floor_of(music, band=FULL_BAND).any()
+    for samples in (100, 1000, 6000):  # a sound of a game
+        assert not floor_of(CLEAN.apply(music, SAMPLE_RATE)[24_000 : 24_000 + samples]).any()
     wav = torch.from_numpy(music)
     assert noise_gain(wav, log_mel(wav)[0, 0], np.zeros(1025)) is None
     assert not NoiseFloor().result(BAND).any()
