@@ -73,6 +73,22 @@ def tiny_pipeline():
     return build("tiny", seed=0)
 
 
+@pytest.fixture
+def tiny(monkeypatch, tiny_pipeline):
+    """Restoration with the tiny random model instead of the shipped one."""
+    from srlib.restore.pipeline import RestorationPipeline
+
+    monkeypatch.setattr(RestorationPipeline, "from_pretrained", classmethod(lambda *_args, **_kwargs: tiny_pipeline))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tiny_pipeline) -> Path:
+    """That model as a folder."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def fitted_pipeline(train_log_mels):
     """A model of the shipped size of which all that has a closed form is fitted; what is trained still says nothing."""

@@ -26,21 +26,6 @@ def clip(tmp_path, music) -> Path:
     return path
 
 
-@pytest.fixture
-def tiny(monkeypatch, tiny_pipeline):
-    """Restoration with the tiny random model instead of the shipped one."""
-    from srlib.restore.pipeline import RestorationPipeline
-
-    monkeypatch.setattr(RestorationPipeline, "from_pretrained", classmethod(lambda *_args, **_kwargs: tiny_pipeline))
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory, tiny_pipeline) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline.save_pretrained(folder)
-    return folder
-
-
 def run(*argv: str | Path) -> int:
     return main([str(arg) for arg in argv])
 

@@ -131,14 +131,8 @@ def open_recording(path: str | PathLike, strict: bool = False) -> Iterator[Recor
             raise SrlibError(f"{incomplete}; get a complete copy.")
         if incomplete:
             warnings.warn(incomplete, IncompleteWarning, stacklevel=3)
-        recording = Recording(
-            sample_rate=rate,
-            channels=decoder.channels,
-            samples=samples,
-            blocks=lambda: limited(decoder.blocks(), samples),
-            metadata=read_metadata(readable),
-            incomplete=incomplete,
-        )
+        blocks, metadata = lambda: limited(decoder.blocks(), samples), read_metadata(readable)
+        recording = Recording(rate, decoder.channels, samples, blocks, metadata, incomplete=incomplete)
         if note:
             recording.warn(name, note)
         yield recording

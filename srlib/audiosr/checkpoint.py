@@ -169,10 +169,7 @@ def _listed(keys: list[str]) -> str:
 def import_audiosr(checkpoint: str | Path, out: str | Path, dtype: str = "fp32") -> Path:
     """Write AudioSR's checkpoint (`pytorch_model.bin`, or a .safetensors of it) as the pipeline folder `out`.
 
-    The folder appears when it is complete.
-
-    Args:
-        dtype: of the stored weights: `fp32`, `bf16` or `fp16`.
+    The folder appears when it is complete. Its weights are stored as `fp32`, `bf16` or `fp16`.
 
     Raises:
         SrlibError: for a file that is no such checkpoint or would run code, or a folder that exists.

@@ -115,10 +115,8 @@ def fit_ridge(recipe: Recipe, clips: Mapping[str, np.ndarray], seed: int = 0) ->
 def ridge(models: Mapping[str, Any], case: Case, seed: int = 0) -> np.ndarray:
     """Noise with the predicted envelope in the stop band, the input below passband_hz.
 
-    If the degradation added noise, the input is scaled by the predicted mel ratio, clipped to 0..1.
-
-    Args:
-        models: {condition: what `fit_ridge` gives}.
+    If the degradation added noise, the input is scaled by the predicted mel ratio, clipped to 0..1. `models` are those
+    of `fit_ridge`, by condition.
     """
     degraded, done = case.degraded, case.degradation
     spectrum, before = spectrum_of(degraded), _log_mel(degraded)

@@ -45,10 +45,7 @@ def restore(
 ) -> RestorationOutput:
     """Restore `degraded` [samples] at 48 kHz with the edges of the band from the record.
 
-    With `cutoff_hz="auto"` among the options the pipeline detects them.
-
-    Args:
-        options: of the pipeline's call, e.g. `merge` or `num_inference_steps`.
+    Options are those of the pipeline's call; with `cutoff_hz="auto"` among them it detects the edges.
     """
     known = {"cutoff_hz": degradation.passband_hz(SAMPLE_RATE), "stopband_hz": degradation.stopband_hz(SAMPLE_RATE)}
     options = options if "cutoff_hz" in options else known | options
@@ -99,8 +96,7 @@ TABLE: dict[str, System] = {
 def named(names: Mapping[str, Any] | tuple | list, profile: Profile, device: str = "cpu") -> dict[str, System]:
     """{name: system} from names in `TABLE` or `MODELS`, `gt_mel`, commands, model folders and options of our model.
 
-    Args:
-        names: such names, or {row: name, command, folder, options of the pipeline's call, or a system}.
+    A mapping {row: name, command, folder, options of the pipeline's call, or a system} names the rows otherwise.
     """
     rows = names if isinstance(names, Mapping) else {name: name for name in names}
     return {row: _system(given, profile, device) for row, given in rows.items()}

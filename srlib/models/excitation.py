@@ -45,8 +45,8 @@ def copied(
         delays_s: delay of each row, s `[...]`, by which its modulation is delayed too.
     """
     length, width_hz = known.shape[-1], edge_hz / 2
+    samples = length + 2 * _MARGIN
     known = known[..., reflected(length, -_MARGIN, length + _MARGIN).to(known.device)]
-    samples = known.shape[-1]
     freqs_hz = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE, device=known.device)
     octave = torch.fft.rfft(known) * ((freqs_hz >= edge_hz - width_hz) & (freqs_hz < edge_hz))
     analytic = torch.fft.ifft(2 * octave, samples)  # negative frequencies are zero
@@ -58,7 +58,7 @@ def copied(
         total = total + analytic * carrier.to(analytic)
     # What passes 24 kHz aliases to negative frequencies, which are dropped.
     above = torch.fft.fft(total)[..., : len(freqs_hz)] * (freqs_hz >= edge_hz) / 2
-    copies = torch.fft.irfft(above, samples)[..., _MARGIN : _MARGIN + length]
+    copies = torch.fft.irfft(above, samples)[..., _MARGIN:-_MARGIN]
     return copies + _FLOOR_AMPLITUDE * noise(length, first_sample).to(known)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import nn
 
-from srlib.audio.stft import log_mel
+from srlib.audio.stft import log_mel, reflected
 from srlib.config import HOP_LENGTH, LATENT_FACTOR, SIZES, UNIT_FRAMES
 from srlib.errors import SrlibError
 from srlib.models import diffusion, vae
@@ -204,6 +204,5 @@ class LogMelPipeline(DiffusionPipeline):
 
 def pad_to_units(wav: np.ndarray) -> np.ndarray:
     """Reflect the end of `[..., samples]` up to whole units of frames; zeros would be an edge to restore."""
-    missing = -wav.shape[-1] % (UNIT_FRAMES * HOP_LENGTH)
-    width = [(0, 0)] * (wav.ndim - 1) + [(0, missing)]
-    return np.pad(wav, width, mode="reflect" if wav.shape[-1] > 1 else "edge")
+    samples = wav.shape[-1]
+    return wav[..., reflected(samples, 0, samples + -samples % (UNIT_FRAMES * HOP_LENGTH))]

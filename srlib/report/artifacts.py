@@ -32,8 +32,7 @@ SIGNIFICANT_DIGITS = 6  # of every stored float
 FIGURE_DPI = 160  # pixels per inch of the png figures
 
 # Tolerated change of a value, as a share of itself plus the same share of its column's median magnitude, by patterns of
-# the column's name, of which the first match counts; None: not compared. Another CPU changes results by 1e-5, and the
-# LSD of ssr_eval by more: its constant of 1e-12 lets the rounding of float32 in empty bands count.
+# the column's name (the first match counts); None: not compared. In empty bands ssr_eval shows the rounding of float32.
 TOLERANCES = {"*seconds": None, "*_s": None, "*minutes": None, "c2st": 0.02, "lsd_ssr_eval*": 0.01, "*": 1e-3}
 LEAST_MOVE = 1e-6  # a smaller change of a value is none
 MOST_DB = 60.0  # dB; a larger ratio is rounding of float32, or tells that two signals have nothing in common
@@ -162,8 +161,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def publish(notebook: str, profile: str, rewrite: bool = True) -> list[str]:
     """Compare the fresh artefacts of a notebook with the committed ones; returns a sentence for each difference.
 
-    Args:
-        rewrite: replace the committed artefacts that differ, and delete those that the notebook no longer makes.
+    `rewrite` replaces committed artefacts that differ, and deletes those that are no longer made.
     """
     if profile == DRAFT_PROFILE:
         return []

@@ -31,11 +31,10 @@ def evaluate_system(name: str, given: Any, profile: Profile, chosen: Collection[
     asked = {key: recipe for key, recipe in known.items() if not chosen or key in chosen}
     system, store = systems.named({name: given}, profile), artifacts.build_dir(profile.name) / TABLE
     clips = {track.name: tracks.excerpt(track, profile) for track in tracks.for_profile(profile, "test")}
-    rows = sweep.sweep(system, asked, clips, [measures.scores, measures.judged], store=store)
-    rows = rows.drop(columns="amplitude")
+    rows = sweep.sweep(system, asked, clips, [measures.scores, measures.judged], store=store).drop(columns="amplitude")
     table, commands = artifacts.committed_table(TABLE) or (rows.head(0), {})
+    commands[name] = str(given)
     others = table[(table["system"] != name) | ~table["condition"].isin(list(asked))]
-    commands = commands | {name: str(given)}
     artifacts.save_table(pd.concat([others, rows]), TABLE, profile.name, "evaluate-system", commands)
     artifacts.publish("evaluate-system", profile.name)
     return rows

@@ -39,8 +39,7 @@ NO_BREAK_SPACE, DASH, MINUS, INFINITY = "\u00a0", "\u2013", "\u2212", "\u221e"
 def build(profile: str = "demo", draft: bool = False) -> Path:
     """Typeset the report from the artefacts of `profile`; returns the path of the PDF.
 
-    Args:
-        draft: mark the title page as a draft, which the smoke profile with its untrained model requires.
+    A draft is marked on its title page; the smoke profile with its untrained model requires that.
     """
     if profile == artifacts.DRAFT_PROFILE and not draft:
         how = "ask for a draft (`srlib report --draft`) or run `srlib reproduce --profile demo`"

@@ -158,6 +158,9 @@ def _inputs(one: str, profile: str) -> dict[str, str]:
     found = {f"notebooks/{one}.ipynb": hashlib.sha256(repr(sources).encode()).hexdigest()}
     found |= {f"srlib/{path.relative_to(_PACKAGE).as_posix()}": digest for path, digest in reached(code).items()}
     found |= _assets() | {"labels": hashlib.sha256(repr(artifacts.labels()).encode()).hexdigest()}
+    rows = artifacts.root() / "report/tables/systems.csv"  # by `srlib evaluate-system`
+    if f'"{rows.stem}"' in code and rows.is_file():
+        found[rows.name] = artifacts.sha256(rows)
     if config.profile(profile).dataset == "musdb":
         found["MUSDB_ROOT"] = os.environ.get("MUSDB_ROOT", "")
     return found

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -62,12 +63,6 @@ def header_of_a_crash(wav: bytes) -> bytes:
     return wav[:4] + bytes(4) + wav[8 : data + 4] + bytes(4) + wav[data + 8 :]
 
 
-def resized(data: bytes, name: bytes, size: int) -> bytes:
-    """A file with another size in the header of a chunk."""
-    place = data.index(name) + 4
-    return data[:place] + size.to_bytes(4, "big") + data[place + 4 :]
-
-
 WHOLE = {
     "chained Vorbis": (lambda f: f["ogg"] + f["ogg"], 2 * LENGTH),
     "chained Opus": (lambda f: f["opus"] + f["opus"], 2 * LENGTH),
@@ -76,7 +71,7 @@ WHOLE = {
     "MP3 and a page": (lambda f: f["mp3"] + b"<html><body>from a server</body></html>\n" * 10, LENGTH),
     "MP3 and an APE tag": (lambda f: f["mp3"] + b"APETAGEX" + bytes(24) + noise(5000).tobytes(), LENGTH),
     "ID3 and FLAC": (lambda f: b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10) + f["flac"], LENGTH),
-    "AIFF of sox through a pipe": (lambda f: resized(f["aiff"], b"SSND", 0x7F00_0008), LENGTH),
+    "AIFF of sox through a pipe": (lambda f: re.sub(b"(?s)SSND....", b"SSND\x7f\0\0\x08", f["aiff"]), LENGTH),
     "a crashed recorder": (lambda f: header_of_a_crash(f["wav"]), LENGTH),
 }
 

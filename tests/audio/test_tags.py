@@ -86,26 +86,17 @@ def test_start_cues_and_old_texts_of_a_wav_file(tmp_path, monkeypatch, source, o
         assert found.tags["time_reference"] == "960000"  # samples since midnight, at the new rate
 
 
-@pytest.mark.parametrize("layout", ["5.1", "5.1(side)", "2.1", "quad", "7.1"])
-@pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_speakers_keep_their_places(tmp_path, layout, suffix):
-    source = ["-f", "lavfi", "-i", f"anullsrc=channel_layout={layout}:sample_rate=48000", "-t", "0.1"]
-    subprocess.run(["ffmpeg", "-v", "error", *source, tmp_path / "a.wav"], check=True)
-    copied(tmp_path / "a.wav", tmp_path / f"b.{suffix}")
-    assert sound(probe(tmp_path / f"b.{suffix}"))["channel_layout"] == layout
-
-
-@pytest.mark.parametrize(("layout", "channels"), [("3.0", 3), ("5.0", 5), ("5.1(side)", 6), ("6.1", 7), ("7.1", 8)])
+@pytest.mark.parametrize(("layout", "channels"), {"2.1": 3, "quad": 4, "5.1": 6, "5.1(side)": 6, "7.1": 8}.items())
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus"])
-def test_each_speaker_keeps_its_sound(tmp_path, encode, layout, channels, suffix):
-    if suffix == "opus" and channels in (5, 7):
-        pytest.skip("ffmpeg's encoder swaps them")
-    wav = np.outer(0.5 / np.arange(1, channels + 1), np.sin(np.arange(24_000) / 100)).astype(np.float32)
-    order = "|".join(map(str, range(channels)))
-    encode(wav, tmp_path / "a.wav", "-af", f"channelmap={order}:{layout}")
+def test_speakers_keep_their_places_and_sounds(tmp_path, encode, layout, channels, suffix):
+    if (layout, suffix) == ("2.1", "opus"):
+        pytest.skip("Opus has no 2.1")
+    wav = np.outer(0.5 / np.arange(1, channels + 1), np.sin(np.arange(24_000) / 100))  # the first is the loudest
+    encode(wav, tmp_path / "a.wav", "-af", f"channelmap={'|'.join(map(str, range(channels)))}:{layout}")
     copied(tmp_path / "a.wav", tmp_path / f"b.{suffix}")
-    written, _ = audio.read(tmp_path / f"b.{suffix}")
-    np.testing.assert_array_equal(np.argsort(-written.std(1)), range(channels))
+    np.testing.assert_array_equal(np.argsort(-audio.read(tmp_path / f"b.{suffix}")[0].std(1)), range(channels))
+    if suffix in ("wav", "flac"):
+        assert sound(probe(tmp_path / f"b.{suffix}"))["channel_layout"] == layout
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path):

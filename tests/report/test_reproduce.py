@@ -124,6 +124,10 @@ def test_what_changed_runs_again_and_the_verdict_says_what_moved(small, ran):
     assert [state for _, state, _ in reproduce.status("demo")] == ["fresh", "fresh"] and ran()[0] == []
     write(small, "01_second", SECOND.replace("[value]", "[value + 1]"))
     assert reproduce.status("demo")[1] == ("01_second", "stale", "notebooks/01_second.ipynb changed")
+    write(small, "00_first", f'{FIRST}\n"systems"')  # the rows of other systems
+    assert ran(only="00")[0] == ["00_first"]
+    (small / "report/tables/systems.csv").write_text("x\n1\n")
+    assert reproduce.status("demo")[0] == ("00_first", "stale", "systems.csv changed") and ran(only="00")[0]
     table, _ = artifacts.find("table", "second", "demo")
     assert ran(verify=True)[0] == ["01_second"] and table.read_text() == "x\n1\n"
     verdict = (small / "build/demo" / reproduce.VERDICT).read_text()

@@ -18,21 +18,8 @@ from srlib.errors import IncompleteWarning
 from srlib.measure.lsd import lsd, plain
 from srlib.measure.metrics import snr_db
 from srlib.restore import chunks
-from srlib.restore.pipeline import RestorationPipeline
 
 SAMPLE_RATE = 48_000
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, tiny_pipeline):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def tiny(monkeypatch, tiny_pipeline):
-    monkeypatch.setattr(RestorationPipeline, "from_pretrained", classmethod(lambda *_args, **_kwargs: tiny_pipeline))
 
 
 def song(seconds: float, channels: int, sample_rate: int, seed: int = 0) -> np.ndarray:
@@ -112,9 +99,9 @@ def test_silence_a_single_sample_and_a_constant(tiny_pipeline, wav):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_process_leaves_nothing(tmp_path, model, stop):
+def test_a_stopped_process_leaves_nothing(tmp_path, tiny_folder, stop):
     audio.write(tmp_path / "a.wav", np.tile(song(10.0, 1, 8000), 12), 8000)
-    asked = ["--model", str(model), "--cutoff-hz", "3500", "--merge", "replace"]
+    asked = ["--model", str(tiny_folder), "--cutoff-hz", "3500", "--merge", "replace"]
     command = [sys.executable, "-m", "srlib", "restore", str(tmp_path / "a.wav"), "-o", f"{tmp_path}/new/", *asked]
     process = subprocess.Popen(
         command,
@@ -131,7 +118,7 @@ def test_a_stopped_process_leaves_nothing(tmp_path, model, stop):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_memory_does_not_grow_with_length(tmp_path, model):
+def test_memory_does_not_grow_with_length(tmp_path, tiny_folder):
     """What the allocator keeps is less than the samples; input, output and what was generated would be thrice that."""
     swelling = song(20.0, 2, 16_000) * np.hanning(320_000).astype(np.float32)  # noise that is found would take time
     for name, seconds in (("short.flac", 60), ("long.flac", 220)):
@@ -143,7 +130,7 @@ def test_memory_does_not_grow_with_length(tmp_path, model):
         "          '--model', sys.argv[2], '--cutoff-hz', '7000', '--merge', 'replace'])\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
-    arguments = [sys.executable, "-c", program, str(tmp_path), str(model)]
+    arguments = [sys.executable, "-c", program, str(tmp_path), str(tiny_folder)]
     lines = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()
     short, long = int(lines[1]), int(lines[3])  # KiB
     size = 220 * SAMPLE_RATE * 2 * 4 / 1024
