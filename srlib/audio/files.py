@@ -76,7 +76,7 @@ def open_output(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes the next `[channels, n]` of a file; the file gets its name when it is complete.
 
-    A .flac has no float format: samples beyond full scale clip, with a warning unless a subtype was asked for.
+    Integers have no samples beyond full scale: they clip, with a warning.
 
     Args:
         path: its suffix, one of OUTPUT_SUFFIXES, selects the format.
@@ -85,8 +85,7 @@ def open_output(
         subtype: of libsndfile; by default float32 for .wav and 24 bit for .flac. 16 bit is dithered.
         put_rate: sample rate of the blocks, Hz.
     """
-    path, loudest = Path(path), 0.0
-    suffix = path.suffix.lower()
+    path, suffix, loudest = Path(path), Path(path).suffix.lower(), 0.0
     formats = (".wav", ".flac") if subtype else OUTPUT_SUFFIXES
     if suffix not in formats:
         wanted = f"audio {'with a subtype ' if subtype else ''}is written as {' or '.join(formats)}"
@@ -94,8 +93,9 @@ def open_output(
     if suffix in _ENCODERS:
         find_ffmpeg()
     resampler = Resampler(put_rate, sample_rate, recording.channels, recording.samples_at(sample_rate))
+    subtype = subtype or _SUBTYPE.get(suffix, "FLOAT")
     with atomic_path(path) as temporary:
-        with _sink(temporary, path, recording, sample_rate, subtype or _SUBTYPE.get(suffix, "FLOAT")) as sink:
+        with _sink(temporary, path, recording, sample_rate, subtype) as sink:
 
             def put(block: np.ndarray) -> None:
                 nonlocal loudest
@@ -120,8 +120,8 @@ def open_output(
             write_metadata(temporary, suffix, recording.metadata, recording.sample_rate, sample_rate)
         except (MutagenError, ValueError, OverflowError) as error:  # no reason to lose the audio
             recording.warn(path, f"not all tags were kept ({one_line(error)})")
-    if loudest > 1 and suffix == ".flac" and not subtype:
-        recording.warn(path, f"samples up to {loudest:.2f} clip at full scale, 1; a .wav file keeps them")
+    if loudest > 1 and subtype in _BITS:
+        recording.warn(path, f"samples up to {loudest:.2f} clip at full scale, 1; a .wav of floats keeps them")
 
 
 @contextmanager
