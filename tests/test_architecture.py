@@ -20,7 +20,7 @@ ORDER = [
 ]
 GROUND = ("config", "errors", "machine", "settings")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
-MOST_LINES_OF_ALL = {"srlib": 9811, "tests": 7476}  # goals: 6,500 and 5,500; only the test of a mended fault raises it
+MOST_LINES_OF_ALL = {"srlib": 9811, "tests": 7492}  # goals: 6,500 and 5,500; only the test of a mended fault raises it
 # Names that have a better word in the field, or belong to what is gone; as whole words of an identifier.
 GONE = (
     "lift", "hiss", "motion", "deficit", "evidence", "f_3db", "f_20db", "known_hz", "missing_hz", "nvsr", "exemplars",

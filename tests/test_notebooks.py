@@ -1,12 +1,16 @@
-"""Notebooks: one anatomy, no logic, clean in git, with the outputs committed."""
+"""Notebooks: one anatomy, no logic, clean in git, with the compared outputs alone."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
+from nbformat.v4 import new_output
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
+HOOKS = FOLDER.parent / ".pre-commit-config.yaml"
 HEADER_ROWS = ["Inputs", "Outputs", "Runtime", "Depends on", "Report"]
 FORBIDDEN_MODULES = {"os", "sys", "pathlib", "shutil", "subprocess", "matplotlib", "json"}
 LOGIC = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.While)
@@ -57,8 +61,20 @@ def test_clean_in_git(notebook):
     assert len(ids) == len(set(ids)) and all(id.replace("-", "").isalnum() and not id.isdigit() for id in ids)
     compared = {cell.id for cell in notebook.code if cell.source.startswith("# NBVAL_CHECK_OUTPUT\n")}
     assert compared
-    for number, cell in enumerate(notebook.code, 1):
+    for cell in notebook.code:
         checked = cell.id in compared
-        assert cell.execution_count == (number if checked else None)
+        assert cell.execution_count is None
         assert [output.output_type for output in cell.outputs] == (["stream"] if checked else [])
         assert ("keep_output" in tags(cell)) == checked
+
+
+def test_the_hook_of_git_strips_a_run(tmp_path):
+    (hook,) = (one for one in yaml.safe_load(HOOKS.read_text())["repos"][0]["hooks"] if one["id"] == "nbstripout")
+    source, run = FOLDER / "00_overview.ipynb", tmp_path / "run.ipynb"
+    notebook = nbformat.read(source, as_version=4)
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+        cell.execution_count = number
+        cell.outputs = cell.outputs or [new_output("stream", text="seen")]
+    nbformat.write(notebook, run)
+    subprocess.run([*hook["entry"].split(), run], check=True)
+    assert nbformat.read(run, as_version=4) == nbformat.read(source, as_version=4)
