@@ -72,9 +72,8 @@ def test_the_hook_of_git_strips_a_run(tmp_path):
     (hook,) = (one for one in yaml.safe_load(HOOKS.read_text())["repos"][0]["hooks"] if one["id"] == "nbstripout")
     source, run = FOLDER / "00_overview.ipynb", tmp_path / "run.ipynb"
     notebook = nbformat.read(source, as_version=4)
-    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
-        cell.execution_count = number
-        cell.outputs = cell.outputs or [new_output("stream", text="seen")]
+    for cell in (one for one in notebook.cells if one.cell_type == "code"):
+        cell.execution_count, cell.outputs = 1, cell.outputs or [new_output("stream", text="seen")]
     nbformat.write(notebook, run)
     subprocess.run([*hook["entry"].split(), run], check=True)
     assert nbformat.read(run, as_version=4) == nbformat.read(source, as_version=4)

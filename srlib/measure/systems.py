@@ -96,7 +96,7 @@ TABLE: dict[str, System] = {
 def named(names: Mapping[str, Any] | tuple | list, profile: Profile, device: str = "cpu") -> dict[str, System]:
     """{name: system} from names in `TABLE` or `MODELS`, `gt_mel`, commands, model folders and options of our model.
 
-    A mapping {row: name, command, folder, options of the pipeline's call, or a system} names the rows otherwise.
+    A mapping gives each row a name of its own: {row: one of those, options of the pipeline's call, or a system}.
     """
     rows = names if isinstance(names, Mapping) else {name: name for name in names}
     return {row: _system(given, profile, device) for row, given in rows.items()}

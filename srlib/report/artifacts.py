@@ -35,9 +35,9 @@ FIGURE_DPI = 160  # pixels per inch of the png figures
 # the column's name (the first match counts); None: not compared. In empty bands ssr_eval shows the rounding of float32.
 TOLERANCES = {"*seconds": None, "*_s": None, "*minutes": None, "c2st": 0.02, "lsd_ssr_eval*": 0.01, "*": 1e-3}
 LEAST_MOVE = 1e-6  # a smaller change of a value is none
-MOST_DB = 60.0  # dB; a larger ratio is rounding of float32, or tells that two signals have nothing in common
+LEAST_DB, MOST_DB = -60.0, 100.0  # dB; below, two signals have nothing in common; above is rounding of float32
 SAME_LEVEL, SAME_SHARE = 16, 2e-5  # a png is the same if fewer pixels than this share differ by more than this level
-SAME_POINTS = 0.2  # a svg is the same if no coordinate differs by more, in points: a thousandth of an axis
+SAME_POINTS = 0.05  # a svg is the same if no coordinate differs by more, in points
 
 
 def root() -> Path:
@@ -214,7 +214,7 @@ def compare_tables(before: Path, now: Path) -> str:
         if not (is_numeric_dtype(old[name]) and is_numeric_dtype(new[name])):
             moves.append(f"{name} has other text")
             continue
-        a, b = (table[name].clip(-MOST_DB, MOST_DB) if "_db" in name else table[name] for table in (old, new))
+        a, b = (table[name].clip(LEAST_DB, MOST_DB) if "_db" in name else table[name] for table in (old, new))
         same = (a == b) | ((a - b).abs() < LEAST_MOVE) | (a.isna() & b.isna())
         moved = ((b - a).abs() / (a.abs() + a.abs().median())).fillna(float("inf")).mask(same, 0.0)
         if count := int((moved > share).sum()):

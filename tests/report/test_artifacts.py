@@ -83,6 +83,7 @@ def test_figures_repeat_to_the_byte_as_png_if_they_hold_images(project, draw, ot
         (table(), table().fillna(1.0), "lsd moved by inf .*nan became 1"),
         (table(), table().replace("ours", "theirs"), "system has other text"),
         (table(), table().iloc[:1], "had 3 rows of 4 columns, has 1 of 4"),
+        (table(snr_db=80.0), table(snr_db=65.0), "snr_db moved by 0.094 "),
         (table(snr_db=-71.0), table(snr_db=-69.9), None),
         (table().assign(lsd=4.6e-5), table().assign(lsd=4.61e-5), None),
         (table().assign(lsd_ssr_eval=3.30), table().assign(lsd_ssr_eval=3.28), None),
